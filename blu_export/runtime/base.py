@@ -1,0 +1,53 @@
+"""Runner: the one thing that differs between runtimes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.spec import ModelSpec
+
+
+class Runner(ABC):
+    """A loaded model that turns canvases into raw detections.
+
+    ``run`` may be called from several threads.
+    """
+
+    spec: ModelSpec
+    runtime: str
+    """Short name of the runtime: ``keras``, ``onnxruntime``, ``openvino``, ``tensorrt``."""
+    device: str
+    """What it runs on, as shown to people: ``CPU``, ``CUDA: Tesla T4``."""
+    precision: str
+    """``float32``, ``fp16``, ``bf16`` or ``int8``: of the learned parts."""
+
+    @abstractmethod
+    def run(
+        self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Detect on a batch of canvases.
+
+        Args:
+            canvas: uint8 [B, H, W, 3], RGB, as ``image.mold`` makes it.
+            window: float32 [B, 4], (y1, x1, y2, x2) of the photo on its canvas, pixels.
+
+        Returns:
+            detections: float32 [B, N, 6], rows (y1, x1, y2, x2, class id, score); boxes in
+                normalised coordinates of the canvas, best score first, unused rows zero.
+            masks: float32 [B, N, h, w] in 0..1, the detected class only; unused rows zero.
+        """
+
+    def close(self) -> None:
+        """Give back the device memory; the runner is not usable afterwards."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

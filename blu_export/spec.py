@@ -1,0 +1,225 @@
+"""ModelSpec: everything that a runtime must know about a Mask R-CNN, in one JSON value.
+
+The spec travels inside every artefact (ONNX metadata, engine sidecar, saved weights), so class
+names and thresholds cannot get lost between training and serving. Field names are those of the
+original program's ``Config`` in lower case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from blu_export.errors import ModelFileError, UsageError
+
+SPEC_VERSION = 1
+BACKBONES = ("resnet50", "resnet101", "efficientnet_lite0")
+RESIZE_MODES = ("square", "pad64", "none")
+SIZE_MULTIPLE = 64
+"""Canvas sides are multiples of this: the pyramid halves the canvas six times."""
+MAX_CANVAS = 8192
+MAX_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A Mask R-CNN: its classes, its input canvas, its architecture and its thresholds.
+
+    Lengths are pixels of the canvas unless said otherwise. Defaults are the original's
+    ``Config`` (Matterport Mask_RCNN, commit 3deaec5), which its COCO weights were trained with.
+    """
+
+    class_names: tuple[str, ...]
+    """Names by class id; index 0 is the background."""
+    backbone: str = "resnet101"
+    """One of BACKBONES."""
+
+    # Input
+    image_resize_mode: str = "square"
+    """``square`` (scale, then pad to image_max_dim), ``pad64`` (pad to a multiple of 64), ``none``."""
+    image_min_dim: int = 800
+    """The short side is scaled up to this, unless the long side would pass image_max_dim."""
+    image_max_dim: int = 1024
+    """Side of the square canvas."""
+    image_min_scale: float = 0.0
+    """Scale by at least this factor (0: no such rule)."""
+    mean_pixel: tuple[float, float, float] = (123.7, 116.8, 103.9)
+    """RGB mean that is subtracted; padding becomes minus the mean."""
+
+    # Anchors and proposals
+    backbone_strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    rpn_anchor_scales: tuple[float, ...] = (32, 64, 128, 256, 512)
+    rpn_anchor_ratios: tuple[float, ...] = (0.5, 1, 2)
+    """Width over height."""
+    rpn_anchor_stride: int = 1
+    rpn_bbox_std_dev: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    pre_nms_limit: int = 6000
+    rpn_nms_threshold: float = 0.7
+    post_nms_rois_inference: int = 1000
+
+    # Detection
+    bbox_std_dev: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    detection_min_confidence: float = 0.7
+    detection_nms_threshold: float = 0.3
+    detection_max_instances: int = 100
+
+    # Pyramid and heads
+    top_down_pyramid_size: int = 256
+    """Channels of P2..P6."""
+    rpn_channels: int = 512
+    pool_size: int = 7
+    mask_pool_size: int = 14
+    mask_shape: tuple[int, int] = (28, 28)
+    fpn_classif_fc_layers_size: int = 1024
+    mask_channels: int = 256
+
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Where the weights came from: ``weights_sha256``, ``weights_file``, ``blu_version``, …"""
+    version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if isinstance(value := getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(value))
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        self._validate()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the background included."""
+        return len(self.class_names)
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """(height, width) of the canvas, or None where it follows the image (``pad64``, ``none``)."""
+        if self.image_resize_mode == "square":
+            return self.image_max_dim, self.image_max_dim
+        return None
+
+    def replace(self, **changes: Any) -> ModelSpec:
+        """A copy with some fields changed; raises UsageError for a field that does not exist."""
+        known = {f.name for f in dataclasses.fields(self)}
+        if unknown := sorted(set(changes) - known):
+            raise UsageError(
+                f"There is no spec field {', '.join(unknown)}.", f"Fields are: {', '.join(sorted(known))}."
+            )
+        return dataclasses.replace(self, **changes)
+
+    def with_settings(self, settings: list[str]) -> ModelSpec:
+        """A copy with ``FIELD=VALUE`` settings applied, as ``--set`` takes them.
+
+        VALUE is JSON, a bare word, or numbers separated by commas for a tuple field.
+        """
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            name = name.strip().lower()
+            if not equals:
+                raise UsageError(f"'{setting}' is not FIELD=VALUE.", "Write for example image_max_dim=512.")
+            current = getattr(self, name, None)
+            try:
+                value = json.loads(f"[{text}]" if isinstance(current, tuple) and "[" not in text else text)
+            except json.JSONDecodeError:
+                value = text.split(",") if isinstance(current, tuple) else text
+            changes[name] = value
+        return self.replace(**changes)
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return json.dumps(values | {"provenance": dict(self.provenance)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "spec") -> ModelSpec:
+        """Read a spec; ``source`` names the file in errors.
+
+        Raises:
+            ModelFileError: the text is not a valid spec.
+        """
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict):
+                raise TypeError("not a JSON object")
+            if values.get("version", SPEC_VERSION) > SPEC_VERSION:
+                raise ModelFileError(
+                    f"{source} was written by a newer blu (spec version {values['version']}).", "Upgrade blu-export."
+                )
+            return cls(**values)
+        except (TypeError, ValueError, UsageError, RecursionError) as error:
+            raise ModelFileError(f"{source} holds no valid model spec: {error}.", "Export the model again.") from error
+
+    def _validate(self) -> None:
+        _check_types(self)
+        _check(2 <= self.num_classes <= MAX_CLASSES, "class_names", "needs the background and at least one class")
+        _check(self.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
+        _check(self.image_resize_mode in RESIZE_MODES, "image_resize_mode", f"must be one of {', '.join(RESIZE_MODES)}")
+        _check(0 < self.image_min_dim <= MAX_CANVAS, "image_min_dim", f"must be 1 to {MAX_CANVAS}")
+        _check(0 < self.image_max_dim <= MAX_CANVAS, "image_max_dim", f"must be 1 to {MAX_CANVAS}")
+        if self.image_resize_mode == "square":
+            _check(
+                self.image_max_dim % SIZE_MULTIPLE == 0,
+                "image_max_dim",
+                f"must be a multiple of {SIZE_MULTIPLE}: the pyramid halves the canvas six times",
+            )
+            _check(self.image_min_dim <= self.image_max_dim, "image_min_dim", "must not exceed image_max_dim")
+        _check(0 <= self.image_min_scale <= 64, "image_min_scale", "must be 0 to 64")
+        _check(
+            len(self.rpn_anchor_scales) == len(self.backbone_strides) == 5,
+            "rpn_anchor_scales",
+            "needs one scale for each of the five strides",
+        )
+        for name in ("rpn_anchor_scales", "rpn_anchor_ratios", "backbone_strides", "rpn_bbox_std_dev", "bbox_std_dev"):
+            _check(all(v > 0 for v in getattr(self, name)), name, "must be positive")
+        _check(0 < len(self.rpn_anchor_ratios) <= 16, "rpn_anchor_ratios", "needs 1 to 16 ratios")
+        for name in ("rpn_nms_threshold", "detection_nms_threshold", "detection_min_confidence"):
+            _check(0 <= getattr(self, name) <= 1, name, "must be 0 to 1")
+        for name, top in _LIMITS.items():
+            _check(1 <= getattr(self, name) <= top, name, f"must be 1 to {top}")
+        _check(
+            self.mask_shape == (2 * self.mask_pool_size,) * 2,
+            "mask_shape",
+            "must be twice mask_pool_size on both sides",
+        )
+
+
+_LIMITS = {
+    "rpn_anchor_stride": 64,
+    "pre_nms_limit": 100_000,
+    "post_nms_rois_inference": 20_000,
+    "detection_max_instances": 2000,
+    "top_down_pyramid_size": 2048,
+    "rpn_channels": 4096,
+    "pool_size": 64,
+    "mask_pool_size": 64,
+    "fpn_classif_fc_layers_size": 8192,
+    "mask_channels": 2048,
+}
+
+
+def _check(holds: bool, name: str, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"The spec field {name} {rule}.")
+
+
+def _check_types(spec: ModelSpec) -> None:
+    """Every field has the type and length of its annotation; bool never passes for a number."""
+    number = (int, float)
+    for f in dataclasses.fields(spec):
+        value, kind = getattr(spec, f.name), str(f.type)
+        if kind == "str":
+            good = isinstance(value, str)
+        elif kind == "int":
+            good = isinstance(value, int) and not isinstance(value, bool)
+        elif kind == "float":
+            good = isinstance(value, number) and not isinstance(value, bool)
+        elif kind.startswith("tuple"):
+            element: Any = str if "str" in kind else number
+            good = isinstance(value, tuple) and all(isinstance(v, element) and not isinstance(v, bool) for v in value)
+            good = good and ("..." in kind or len(value) == kind.count(",") + 1)
+        else:
+            good = all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+        _check(good, f.name, f"must be {kind}, not {value!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,6 +22,7 @@ BACKBONES = ("resnet50", "resnet101", "efficientnet_lite0")
 RESIZE_MODES = ("square", "pad64", "none")
 SIZE_MULTIPLE = 64
 """Canvas sides are multiples of this: the pyramid halves the canvas six times."""
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 MAX_CANVAS = 8192
 MAX_CLASSES = 10_000
 
@@ -51,7 +53,8 @@ class ModelSpec:
     """RGB mean that is subtracted; padding becomes minus the mean."""
 
     # Anchors and proposals
-    backbone_strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    backbone_strides: tuple[int, ...] = PYRAMID_STRIDES
+    """Pixels per cell of P2..P6; the backbones here have no others."""
     rpn_anchor_scales: tuple[float, ...] = (32, 64, 128, 256, 512)
     rpn_anchor_ratios: tuple[float, ...] = (0.5, 1, 2)
     """Width over height."""
@@ -85,6 +88,7 @@ class ModelSpec:
         for f in dataclasses.fields(self):
             if isinstance(value := getattr(self, f.name), list):
                 object.__setattr__(self, f.name, tuple(value))
+        _check_types(self)
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
         self._validate()
 
@@ -153,7 +157,6 @@ class ModelSpec:
             raise ModelFileError(f"{source} holds no valid model spec: {error}.", "Export the model again.") from error
 
     def _validate(self) -> None:
-        _check_types(self)
         _check(2 <= self.num_classes <= MAX_CLASSES, "class_names", "needs the background and at least one class")
         _check(self.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
         _check(self.image_resize_mode in RESIZE_MODES, "image_resize_mode", f"must be one of {', '.join(RESIZE_MODES)}")
@@ -167,13 +170,15 @@ class ModelSpec:
             )
             _check(self.image_min_dim <= self.image_max_dim, "image_min_dim", "must not exceed image_max_dim")
         _check(0 <= self.image_min_scale <= 64, "image_min_scale", "must be 0 to 64")
+        _check(self.backbone_strides == PYRAMID_STRIDES, "backbone_strides", f"must be {PYRAMID_STRIDES}")
         _check(
-            len(self.rpn_anchor_scales) == len(self.backbone_strides) == 5,
+            len(self.rpn_anchor_scales) == len(PYRAMID_STRIDES),
             "rpn_anchor_scales",
             "needs one scale for each of the five strides",
         )
-        for name in ("rpn_anchor_scales", "rpn_anchor_ratios", "backbone_strides", "rpn_bbox_std_dev", "bbox_std_dev"):
-            _check(all(v > 0 for v in getattr(self, name)), name, "must be positive")
+        for name in ("rpn_anchor_scales", "rpn_anchor_ratios", "rpn_bbox_std_dev", "bbox_std_dev"):
+            _check(all(0 < v < math.inf for v in getattr(self, name)), name, "must be positive and finite")
+        _check(all(0 <= v <= 255 for v in self.mean_pixel), "mean_pixel", "must be 0 to 255")
         _check(0 < len(self.rpn_anchor_ratios) <= 16, "rpn_anchor_ratios", "needs 1 to 16 ratios")
         for name in ("rpn_nms_threshold", "detection_nms_threshold", "detection_min_confidence"):
             _check(0 <= getattr(self, name) <= 1, name, "must be 0 to 1")
@@ -221,5 +226,5 @@ def _check_types(spec: ModelSpec) -> None:
             good = isinstance(value, tuple) and all(isinstance(v, element) and not isinstance(v, bool) for v in value)
             good = good and ("..." in kind or len(value) == kind.count(",") + 1)
         else:
-            good = all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+            good = isinstance(value, Mapping) and all(isinstance(v, str) for pair in value.items() for v in pair)
         _check(good, f.name, f"must be {kind}, not {value!r}")

@@ -1,0 +1,111 @@
+"""ModelSpec: JSON round trip, settings, and refusals that name the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blu_export.errors import ModelFileError, UsageError
+from blu_export.spec import SPEC_VERSION, ModelSpec
+
+SPEC = ModelSpec(class_names=("BG", "top", "skirt"), backbone="resnet50", provenance={"weights_sha256": "ab"})
+
+
+def test_json_round_trip() -> None:
+    again = ModelSpec.from_json(SPEC.to_json())
+    assert again == SPEC
+    assert again.rpn_anchor_scales == (32, 64, 128, 256, 512)
+    assert again.to_json() == SPEC.to_json()
+
+
+def test_defaults_are_the_originals() -> None:
+    assert (SPEC.canvas, SPEC.pre_nms_limit, SPEC.post_nms_rois_inference) == ((1024, 1024), 6000, 1000)
+    assert SPEC.replace(image_resize_mode="pad64").canvas is None
+
+
+def test_a_spec_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SPEC.backbone = "resnet101"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        SPEC.provenance["weights_sha256"] = "cd"  # type: ignore[index]
+
+
+def test_settings_take_numbers_words_and_tuples() -> None:
+    changed = SPEC.with_settings(
+        ["image_min_dim=512", "IMAGE_MAX_DIM=512", "image_resize_mode=pad64", "mean_pixel=1,2,3.5",
+         "rpn_anchor_ratios=[0.5, 1]", "class_names=BG,hat", "mask_shape=28,28"]
+    )  # fmt: skip
+    assert (changed.image_min_dim, changed.image_max_dim) == (512, 512)
+    assert changed.image_resize_mode == "pad64"
+    assert changed.mean_pixel == (1, 2, 3.5)
+    assert changed.rpn_anchor_ratios == (0.5, 1)
+    assert changed.class_names == ("BG", "hat")
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("image_max_dim", "FIELD=VALUE"),
+        ("image_maxdim=512", "image_maxdim"),
+        ("image_max_dim=500", "image_max_dim"),
+        ("image_max_dim=wide", "image_max_dim"),
+        ("image_max_dim=true", "image_max_dim"),
+        ("image_max_dim=1e9", "image_max_dim"),
+        ("image_min_dim=2048", "image_min_dim"),
+        ("backbone=vgg", "backbone"),
+        ("detection_min_confidence=1.5", "detection_min_confidence"),
+        ("detection_min_confidence=NaN", "detection_min_confidence"),
+        ("rpn_anchor_scales=1,2", "rpn_anchor_scales"),
+        ("rpn_anchor_scales=1,2,3,4,Infinity", "rpn_anchor_scales"),
+        ("mean_pixel=1,2", "mean_pixel"),
+        ("mask_shape=20,20", "mask_shape"),
+        ("class_names=BG", "class_names"),
+        ("backbone_strides=4,8,16,32,100", "backbone_strides"),
+    ],
+)
+def test_bad_settings_are_usage_errors_that_name_the_field(setting: str, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        SPEC.with_settings([setting])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{}", "{", '{"class_names": 3}', '{"no_such_field": 1}', "[" * 100_000]
+)
+def test_foreign_json_is_a_model_file_error(text: str) -> None:
+    with pytest.raises(ModelFileError, match="my.onnx"):
+        ModelSpec.from_json(text, "my.onnx")
+
+
+def test_a_newer_spec_asks_for_an_upgrade() -> None:
+    newer = json.loads(SPEC.to_json()) | {"version": SPEC_VERSION + 1, "something_new": 1}
+    with pytest.raises(ModelFileError, match="newer"):
+        ModelSpec.from_json(json.dumps(newer))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    )
+)
+def test_any_json_is_a_spec_or_a_model_file_error(value: object) -> None:
+    with pytest.raises(ModelFileError):
+        ModelSpec.from_json(json.dumps(value))
+
+
+@given(
+    st.sampled_from([f.name for f in dataclasses.fields(ModelSpec)]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.floats() | st.text(), max_size=6)
+    | st.dictionaries(st.text(), st.integers()),
+)  # fmt: skip
+def test_any_value_of_any_field_is_taken_or_refused_by_name(name: str, value: object) -> None:
+    values = json.loads(SPEC.to_json()) | {name: value}
+    try:
+        spec = ModelSpec.from_json(json.dumps(values))
+    except ModelFileError as error:
+        assert name in str(error) or "image_" in str(error) or "mask_shape" in str(error) or name == "version"
+    else:
+        assert ModelSpec.from_json(spec.to_json()) == spec

@@ -1,0 +1,117 @@
+"""Models for speed alone: full-size networks whose weights are made in place, the same every time.
+
+Random convolutions would let activations grow or vanish and detect nothing. So each batch norm
+takes the statistics of one photo, and the class scores are scaled until about as many objects are
+found as on an ordinary photo. Such a model costs what a trained one costs and says nothing about
+accuracy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blu_export.spec import ModelSpec
+
+SPECS = {
+    "resnet50-512": ModelSpec(
+        class_names=("BG", *(f"class {i}" for i in range(1, 14))),
+        backbone="resnet50",
+        image_min_dim=512,
+        image_max_dim=512,
+    ),
+    "resnet101-1024": ModelSpec(
+        class_names=("BG", *(f"class {i}" for i in range(1, 81))),
+        backbone="resnet101",
+        image_min_dim=800,
+        image_max_dim=1024,
+    ),
+}
+DETECTIONS = 24
+"""Objects that the scores are scaled to find on the photo that the statistics come from."""
+
+
+def make_model(spec: ModelSpec, photo: Any, seed: int = 1) -> Any:
+    """A MaskRCNN with deterministic weights that finds about DETECTIONS objects on ``photo`` (uint8 RGB)."""
+    import keras
+
+    from blu_export.image import mold
+    from blu_export.model.mask_rcnn import MaskRCNN
+
+    keras.utils.set_random_seed(seed)
+    model = MaskRCNN(spec)
+    for layer in model.learned_layers().values():
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Conv2DTranspose)):
+            shape = layer.kernel.shape
+            fan_in = shape[3] if isinstance(layer, keras.layers.Conv2DTranspose) else np.prod(shape[:3])
+            layer.kernel.assign(keras.random.normal(shape, stddev=float(np.sqrt(2.0 / fan_in))))
+    molded = mold(photo, spec)
+    canvas, window = molded.canvas[None], molded.window[None]
+    with _statistics_from_one_batch(model):
+        *pyramid, logits, _, deltas = model.trunk(model.preprocess(canvas), training=True)
+    _scale(model, "rpn_class_raw", 1.0 / float(np.std(logits)))
+    _scale(model, "rpn_bbox_pred", 0.5 / float(np.std(deltas)))
+    stages = model.detect(canvas, window)[2]
+    pooled = _pool(model, stages["rois"], pyramid, spec.pool_size, canvas)
+    with _statistics_from_one_batch(model):
+        logits, _, deltas = model.box_head(pooled, training=True)
+    _scale(model, "mrcnn_bbox_fc", 0.2 / float(np.std(deltas)))
+    pooled = _pool(model, stages["rois"][:, :100], pyramid, spec.mask_pool_size, canvas)
+    with _statistics_from_one_batch(model):
+        model.mask_head(pooled, training=True)
+    _find_about(model, canvas, window, DETECTIONS)
+    return model
+
+
+def write_weights(name: str, photo: Any, folder: Path) -> Path:
+    """The weights file of one of SPECS; made once, then found again."""
+    from blu_export.model.weights import save_weights
+
+    path = folder / f"{name}.h5"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(make_model(SPECS[name], photo), path)
+    return path
+
+
+def _pool(model: Any, rois: Any, pyramid: Any, size: int, canvas: Any) -> Any:
+    from blu_export.model.roi_align import pyramid_roi_align
+
+    return pyramid_roi_align(rois, pyramid, size, canvas.shape[1:3])
+
+
+def _scale(model: Any, layer: str, factor: float) -> None:
+    kernel = model.learned_layers()[layer].kernel
+    kernel.assign(kernel * factor)
+
+
+class _statistics_from_one_batch:
+    """Inside, a forward pass in training mode sets each batch norm's moving statistics outright."""
+
+    def __init__(self, model: Any) -> None:
+        self.layers = [layer for layer in model.learned_layers().values() if hasattr(layer, "moving_mean")]
+
+    def __enter__(self) -> None:
+        self.momenta = [layer.momentum for layer in self.layers]
+        for layer in self.layers:
+            layer.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for layer, momentum in zip(self.layers, self.momenta, strict=True):
+            layer.momentum = momentum
+
+
+def _find_about(model: Any, canvas: Any, window: Any, wanted: int) -> None:
+    """Bisect the scale of the class scores: sharper scores let more ROIs pass the confidence threshold."""
+    kernel = model.learned_layers()["mrcnn_class_logits"].kernel
+    base = kernel.numpy()
+    low, high = 0.0, 8.0
+    for _ in range(10):
+        factor = (low + high) / 2
+        kernel.assign(base * factor)
+        found = int((model.detect(canvas, window)[0][0, :, 4] > 0).sum())
+        if found == wanted:
+            return
+        low, high = (factor, high) if found < wanted else (low, factor)

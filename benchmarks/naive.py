@@ -1,0 +1,84 @@
+"""The peer: what a user gets from tf2onnx's own handlers for the same Keras graph.
+
+``tf2onnx.convert`` on the whole forward pass. The one change is in the detection layer: tf2onnx has
+no handler for the NMS on an overlap matrix, so classes are kept apart by shifting their boxes, as
+many ports do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blu_export.runtime.base import Runner
+
+
+def export_naive(model: Any, output: Path, opset: int = 17) -> None:
+    """Convert ``model.forward`` with tf2onnx's defaults; the canvas is float32, as Keras users feed it."""
+    import tensorflow as tf
+    import tf2onnx
+
+    spec = model.spec
+    height, width = spec.canvas
+
+    def forward(canvas: Any, window: Any) -> Any:
+        return _forward(model, canvas, window)
+
+    signature = [tf.TensorSpec([1, height, width, 3], tf.float32), tf.TensorSpec([1, 4], tf.float32)]
+    tf2onnx.convert.from_function(tf.function(forward), input_signature=signature, opset=opset, output_path=str(output))
+
+
+def _forward(model: Any, canvas: Any, window: Any) -> Any:
+    import tensorflow as tf
+
+    from blu_export.model.boxes import apply_deltas, clip, normalize_window
+    from blu_export.model.proposals import propose
+    from blu_export.model.roi_align import pyramid_roi_align
+
+    spec = model.spec
+    shape = tf.constant(spec.canvas)
+    anchors = tf.constant(model.anchors(spec.canvas))
+    *pyramid, _, rpn_class, rpn_bbox = model.trunk(model.preprocess(canvas), training=False)
+    rois = propose(rpn_class[..., 1], rpn_bbox, anchors, spec)
+    _, probabilities, deltas = model.box_head(pyramid_roi_align(rois, pyramid, spec.pool_size, shape), training=False)
+    class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
+    scores = tf.gather(probabilities, class_ids, batch_dims=1)
+    deltas = tf.gather(deltas, class_ids, batch_dims=1) * tf.constant(spec.bbox_std_dev, tf.float32)
+    boxes = clip(apply_deltas(rois[0], deltas), normalize_window(window, shape))
+    scores = tf.where((class_ids > 0) & (scores >= spec.detection_min_confidence), scores, -1.0)
+    shifted = boxes + 2.0 * tf.cast(class_ids, tf.float32)[:, None]
+    keep = tf.image.non_max_suppression(
+        shifted, scores, spec.detection_max_instances, spec.detection_nms_threshold, score_threshold=0.0
+    )
+    rows = tf.concat([boxes, tf.cast(class_ids, tf.float32)[:, None], scores[:, None]], axis=1)
+    rows = tf.gather(rows, keep)
+    rows = tf.pad(rows, [[0, spec.detection_max_instances - tf.shape(rows)[0]], [0, 0]])[None]
+    pooled = pyramid_roi_align(rows[..., :4], pyramid, spec.mask_pool_size, shape)
+    return rows, model.mask_head(pooled, training=False)
+
+
+class NaiveRunner(Runner):
+    """Runs the naive file in ONNX Runtime: float canvas in, masks of every class out."""
+
+    runtime = "onnxruntime, naive conversion"
+    device = "CPU"
+    precision = "float32"
+
+    def __init__(self, path: Path, spec: Any, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.spec = spec
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.names = [i.name for i in self.session.get_inputs()]
+
+    def run(self, canvas: Any, window: Any) -> Any:
+        """See ``Runner.run``; batch 1 only."""
+        detections, masks = self.session.run(
+            None, dict(zip(self.names, (canvas.astype(np.float32), window), strict=True))
+        )
+        class_ids = detections[0, :, 4].astype(np.int64)
+        return detections, masks[np.arange(len(class_ids)), :, :, class_ids][None]

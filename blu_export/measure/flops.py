@@ -1,0 +1,86 @@
+"""Floating-point work of an exported model, counted from its graph."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Multiply and add each count as one operation; only convolutions and matrix products count."""
+
+    by_stage: dict[str, float]
+    """Stage (the first part of a node's name) to FLOPs, for one canvas."""
+
+    @property
+    def total(self) -> float:
+        """FLOPs of the whole graph."""
+        return sum(self.by_stage.values())
+
+
+def count_flops(model: onnx.ModelProto, canvas: tuple[int, int], detections: int) -> Flops:
+    """Count the work of one canvas.
+
+    Args:
+        model: a file that ``blu export onnx`` wrote, loaded.
+        canvas: (height, width) in pixels.
+        detections: rows that the mask head sees where their number depends on the image.
+    """
+    shapes = _shapes(model, canvas)
+    by_stage: dict[str, float] = defaultdict(float)
+    for node in model.graph.node:
+        if node.op_type in _COUNTED and (work := _node_flops(node, shapes, detections)):
+            by_stage[node.name.split("/")[0]] += work
+    return Flops(dict(by_stage))
+
+
+_Shape = tuple[int | None, ...]
+
+
+def _shapes(model: onnx.ModelProto, canvas: tuple[int, int]) -> dict[str, _Shape]:
+    """Static shapes for batch 1; a size that depends on the data is None."""
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    sizes = {"canvas": (1, *canvas, 3), "window": (1, 4)}
+    for value in fixed.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
+            dim.dim_value = size
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    shapes: dict[str, _Shape] = {t.name: tuple(t.dims) for t in inferred.graph.initializer}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    return shapes
+
+
+def _node_flops(node: onnx.NodeProto, shapes: dict[str, _Shape], detections: int) -> float:
+    inputs = [shapes.get(name) for name in node.input]
+    output = shapes.get(node.output[0])
+    weights = inputs[1] if len(inputs) > 1 else None
+    if not output or not weights:
+        raise ValueError(f"the shapes of node {node.name} ({node.op_type}) are not known")
+    cells = math.prod(size if size is not None else detections for size in output)
+    if any(size is None for size in weights):
+        weights = tuple(size if size is not None else detections for size in weights)
+    known = [size for size in weights if size is not None]
+    if node.op_type == "Conv":
+        return 2.0 * cells * math.prod(known[1:])
+    if node.op_type == "ConvTranspose":
+        # Each input position makes one product with the whole kernel.
+        data = inputs[0] or ()
+        return 2.0 * math.prod(s if s is not None else detections for s in data) * math.prod(known[1:])
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 2.0 * cells * (known[-1] if transposed else known[-2])

@@ -1,0 +1,87 @@
+"""Honest timings: candidates take turns, so that a drift of the machine's speed falls on all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+NOISY_SPREAD = 1.15
+"""p90 over p10 of a fixed piece of work above which the machine was too busy for exact numbers."""
+_YARDSTICK_SIZE = 768
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Distribution of one candidate's times, in seconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    fastest: float
+    samples: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        """Summarise at least one measured time."""
+        p50, p90, p99 = (float(np.percentile(seconds, p)) for p in (50, 90, 99))
+        return cls(p50, p90, p99, min(seconds), len(seconds))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Times of all candidates, and how steady the machine was meanwhile."""
+
+    seconds: dict[str, list[float]]
+    spread: float
+    """p90 over p10 of the yardstick, a matrix product run once a round."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the machine was too unsteady for small differences to mean anything."""
+        return self.spread > NOISY_SPREAD
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 2,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> Rounds:
+    """Run every candidate once a round, ``repeats`` rounds after ``warmup`` that do not count.
+
+    The order turns by one each round, so that no candidate always follows the same other.
+    """
+    names = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    yardstick: list[float] = []
+    for done in range(-warmup, repeats):
+        turn = done % len(names)
+        for name in names[turn:] + names[:turn]:
+            elapsed = _seconds(candidates[name])
+            if done >= 0:
+                seconds[name].append(elapsed)
+        if done >= 0:
+            yardstick.append(_yardstick())
+        on_round(done + warmup + 1)
+    low, high = np.percentile(yardstick, (10, 90))
+    return Rounds(seconds, float(high / low))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _yardstick() -> float:
+    """Seconds of a fixed matrix product (the best of three, so that only a busy machine slows it)."""
+    a = np.ones((_YARDSTICK_SIZE, _YARDSTICK_SIZE), np.float32)
+    return min(_seconds(lambda: a @ a) for _ in range(3))

@@ -1,0 +1,69 @@
+"""Train a Mask R-CNN in Keras; get the same detections from ONNX Runtime, OpenVINO and TensorRT.
+
+    import blu_export
+
+    detector = blu_export.load("model.onnx")
+    found = detector("street.jpg")
+
+The public names are imported on first use, so that ``import blu_export`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from blu_export.detections import Detections
+    from blu_export.detector import Detector, load
+    from blu_export.errors import (
+        BluError,
+        CheckFailedError,
+        DatasetError,
+        ImageError,
+        MissingDependencyError,
+        ModelFileError,
+        UsageError,
+    )
+    from blu_export.spec import ModelSpec
+
+_HOMES = {
+    "load": "detector",
+    "Detector": "detector",
+    "Detections": "detections",
+    "ModelSpec": "spec",
+    "BluError": "errors",
+    "CheckFailedError": "errors",
+    "DatasetError": "errors",
+    "ImageError": "errors",
+    "MissingDependencyError": "errors",
+    "ModelFileError": "errors",
+    "UsageError": "errors",
+}
+
+__all__ = [
+    "load",
+    "Detector",
+    "Detections",
+    "ModelSpec",
+    "BluError",
+    "CheckFailedError",
+    "DatasetError",
+    "ImageError",
+    "MissingDependencyError",
+    "ModelFileError",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

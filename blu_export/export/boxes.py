@@ -9,9 +9,7 @@ import numpy as np
 from blu_export.export.graph import Graph, Value
 
 
-def apply_deltas(
-    graph: Graph, boxes: Value, deltas: Value, std_dev: Sequence[float]
-) -> tuple[Value, Value]:
+def apply_deltas(graph: Graph, boxes: Value, deltas: Value, std_dev: Sequence[float]) -> tuple[Value, Value]:
     """Move and scale boxes [..., 4] by raw deltas [..., 4] (dy, dx, log dh, log dw) × std_dev.
 
     Returns:

@@ -20,9 +20,7 @@ from blu_export.spec import ModelSpec
 TARGETS = ("portable", "tensorrt")
 
 
-def compose(
-    parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str = "portable"
-) -> onnx.ModelProto:
+def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str = "portable") -> onnx.ModelProto:
     """Join ``learned_parts`` into the model that runners load.
 
     Parts may be float32, float16 or quantised inside; where a part's input or output is float16, the
@@ -41,9 +39,7 @@ def compose(
         UsageError: the target cannot hold this spec.
     """
     if target not in TARGETS:
-        raise UsageError(
-            f"There is no target '{target}'.", f"Targets are: {', '.join(TARGETS)}."
-        )
+        raise UsageError(f"There is no target '{target}'.", f"Targets are: {', '.join(TARGETS)}.")
     if target == "tensorrt" and spec.canvas is None:
         raise UsageError(
             f"A TensorRT graph needs a canvas of one size, and image_resize_mode is '{spec.image_resize_mode}'.",
@@ -62,41 +58,24 @@ def compose(
 
     with graph.stage("roi_align"):
         flat = rois.reshape(-1, 4)
-        image_of = (
-            graph.op("Range", 0, graph.op("Size", flat) // 4, 1)
-            // spec.post_nms_rois_inference
-        )
+        image_of = graph.op("Range", 0, graph.op("Size", flat) // 4, 1) // spec.post_nms_rois_inference
         pooled = pool(flat, image_of, spec.pool_size).reshape(
             -1, spec.pool_size**2 * spec.top_down_pyramid_size, name="pooled"
         )
     logits, deltas = _run(graph, parts["box_head"], pooled)
-    logits, deltas = (
-        _float(graph, v, parts["box_head"], i) for i, v in enumerate((logits, deltas))
-    )
+    logits, deltas = (_float(graph, v, parts["box_head"], i) for i, v in enumerate((logits, deltas)))
     detections, used = detect(graph, rois, logits, deltas, window, canvas, spec, target)
 
     def mask_logits(boxes: Value, image_of: Value) -> Value:
         side, channels = spec.mask_pool_size, spec.top_down_pyramid_size
         with graph.stage("mask_roi_align"):
-            pooled = (
-                pool(boxes, image_of, side)
-                .reshape(-1, side * side, channels)
-                .transpose(0, 2, 1)
-            )
+            pooled = pool(boxes, image_of, side).reshape(-1, side * side, channels).transpose(0, 2, 1)
             pooled = pooled.reshape(-1, channels, side, side, name="pooled")
-        return _float(
-            graph, _run(graph, parts["mask_head"], pooled)[0], parts["mask_head"], 0
-        )
+        return _float(graph, _run(graph, parts["mask_head"], pooled)[0], parts["mask_head"], 0)
 
     found = masks(graph, detections, used, mask_logits, spec, target)
-    graph.nodes.append(
-        helper.make_node(
-            "Identity", [detections.name], ["detections"], "outputs/detections"
-        )
-    )
-    graph.nodes.append(
-        helper.make_node("Identity", [found.name], ["masks"], "outputs/masks")
-    )
+    graph.nodes.append(helper.make_node("Identity", [detections.name], ["detections"], "outputs/detections"))
+    graph.nodes.append(helper.make_node("Identity", [found.name], ["masks"], "outputs/masks"))
     count = graph.reduce("Sum", used, 1, 2, keepdims=False)
     graph.nodes.append(
         helper.make_node(
@@ -113,12 +92,8 @@ def compose(
         helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4]),
     ]
     outputs = [
-        helper.make_tensor_value_info(
-            "detections", TensorProto.FLOAT, ["batch", rows, 6]
-        ),
-        helper.make_tensor_value_info(
-            "masks", TensorProto.FLOAT, ["batch", rows, *spec.mask_shape]
-        ),
+        helper.make_tensor_value_info("detections", TensorProto.FLOAT, ["batch", rows, 6]),
+        helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["batch", rows, *spec.mask_shape]),
         helper.make_tensor_value_info("num_detections", TensorProto.INT32, ["batch"]),
     ]
     return graph.model("mask_rcnn", inputs, outputs)

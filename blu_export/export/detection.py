@@ -44,15 +44,10 @@ def detect(
         class_ids = graph.op("ArgMax", probabilities, axis=1, keepdims=0)
         scores = graph.reduce("Max", probabilities, 1, keepdims=False)
         first_class = graph.op("Range", 0, graph.op("Size", class_ids), 1) * classes
-        own_deltas = (
-            deltas.reshape(-1, 4).rows(first_class + class_ids).reshape(-1, count, 4)
-        )
+        own_deltas = deltas.reshape(-1, 4).rows(first_class + class_ids).reshape(-1, count, 4)
         near, far = apply_deltas(graph, rois, own_deltas, spec.bbox_std_dev)
         low, high = canvas.normalise(window).unsqueeze(1).split(2, 2)
-        corners = [
-            graph.op("Max", graph.op("Min", corner, high), low)
-            for corner in (near, far)
-        ]
+        corners = [graph.op("Max", graph.op("Min", corner, high), low) for corner in (near, far)]
         confident = (class_ids > 0) & (scores >= spec.detection_min_confidence)
         ranked = graph.where(confident, scores, DROPPED).reshape(-1, count)
         ranked, index = top_k(graph, ranked, count, limit)
@@ -85,6 +80,4 @@ def detect(
                 (sorted_ids.cast(np.int64), candidate, classes),
             )
         enough = count >= spec.detection_max_instances
-        return first_kept(
-            graph, keep, rows, count, spec.detection_max_instances, enough, limit
-        )
+        return first_kept(graph, keep, rows, count, spec.detection_max_instances, enough, limit)

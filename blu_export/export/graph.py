@@ -76,9 +76,7 @@ class Value:
 
     def cast(self, dtype: DTypeLike, name: str | None = None) -> Value:
         """The same numbers as ``dtype``."""
-        return self.graph.op(
-            "Cast", self, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), name=name
-        )
+        return self.graph.op("Cast", self, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), name=name)
 
     def reshape(self, *shape: int, name: str | None = None) -> Value:
         """ONNX Reshape: 0 keeps the dimension at that place, -1 is inferred."""
@@ -99,9 +97,7 @@ class Value:
 
     def split(self, *sizes: int, axis: int = -1) -> list[Value]:
         """Consecutive pieces of one axis."""
-        return self.graph.ops(
-            "Split", self, np.array(sizes, np.int64), axis=axis, outputs=len(sizes)
-        )
+        return self.graph.ops("Split", self, np.array(sizes, np.int64), axis=axis, outputs=len(sizes))
 
     def rows(self, index: Value) -> Value:
         """Gather along the first axis."""
@@ -122,12 +118,8 @@ class Graph:
     def __init__(self, opset: int, parent: Graph | None = None) -> None:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = (
-            parent.initializers if parent else {}
-        )
-        self._constants: dict[tuple[Any, ...], str] = (
-            parent._constants if parent else {}
-        )
+        self.initializers: dict[str, onnx.TensorProto] = parent.initializers if parent else {}
+        self._constants: dict[tuple[Any, ...], str] = parent._constants if parent else {}
         self._used: set[str] = parent._used if parent else set()
         self._stage = parent._stage if parent else ""
 
@@ -144,9 +136,7 @@ class Graph:
         """The tensor of this name."""
         return Value(self, name)
 
-    def op(
-        self, op_type: str, *inputs: Operand, name: str | None = None, **attributes: Any
-    ) -> Value:
+    def op(self, op_type: str, *inputs: Operand, name: str | None = None, **attributes: Any) -> Value:
         """Add a node with one output; ``name`` names node and output (within the stage)."""
         return self.ops(op_type, *inputs, name=name, **attributes)[0]
 
@@ -160,11 +150,7 @@ class Graph:
     ) -> list[Value]:
         """Add a node with several outputs."""
         node_name = self.unique(self._stage + (name or op_type))
-        names = (
-            [node_name]
-            if outputs == 1
-            else [f"{node_name}:{i}" for i in range(outputs)]
-        )
+        names = [node_name] if outputs == 1 else [f"{node_name}:{i}" for i in range(outputs)]
         node = helper.make_node(
             op_type,
             [self._input(v) for v in inputs],
@@ -179,19 +165,11 @@ class Graph:
         """``kind`` (Max, Sum, …) over ``axes``; Reduce operators took their axes as attribute before opset 18."""
         if self.opset < 18 and kind != "Sum":
             return self.op(f"Reduce{kind}", x, axes=list(axes), keepdims=int(keepdims))
-        return self.op(
-            f"Reduce{kind}", x, np.array(axes, np.int64), keepdims=int(keepdims)
-        )
+        return self.op(f"Reduce{kind}", x, np.array(axes, np.int64), keepdims=int(keepdims))
 
-    def concat(
-        self, values: Sequence[Value], axis: int, name: str | None = None
-    ) -> Value:
+    def concat(self, values: Sequence[Value], axis: int, name: str | None = None) -> Value:
         """Join along an axis; a single value is returned as it is."""
-        return (
-            values[0]
-            if len(values) == 1 and name is None
-            else self.op("Concat", *values, axis=axis, name=name)
-        )
+        return values[0] if len(values) == 1 and name is None else self.op("Concat", *values, axis=axis, name=name)
 
     def where(self, condition: Value, yes: Operand, no: Operand) -> Value:
         """``yes`` where the condition holds, else ``no``."""
@@ -207,14 +185,8 @@ class Graph:
         part = self._stage.partition("/")[0] or "outputs"
         key = (part, name, array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            shown = (
-                f"{array.item()}"
-                if array.size == 1
-                else "x".join(map(str, array.shape))
-            )
-            tensor_name = self.unique(
-                f"{part}/{name or f'const_{array.dtype}_{shown}'}"
-            )
+            shown = f"{array.item()}" if array.size == 1 else "x".join(map(str, array.shape))
+            tensor_name = self.unique(f"{part}/{name or f'const_{array.dtype}_{shown}'}")
             self.initializers[tensor_name] = numpy_helper.from_array(array, tensor_name)
             self._constants[key] = tensor_name
         return Value(self, self._constants[key])
@@ -232,9 +204,7 @@ class Graph:
         """
         inner = Graph(self.opset, self)
         with inner.stage("loop"):
-            trip, going, before = (
-                inner.unique(inner._stage + n) for n in ("trip", "going", "state")
-            )
+            trip, going, before = (inner.unique(inner._stage + n) for n in ("trip", "going", "state"))
             go_on, after = body(inner, Value(inner, before))
         body_graph = helper.make_graph(
             inner.nodes,
@@ -246,9 +216,7 @@ class Graph:
             ],
             [
                 helper.make_tensor_value_info(go_on.name, onnx.TensorProto.BOOL, []),
-                helper.make_tensor_value_info(
-                    after.name, onnx.TensorProto.FLOAT, shape
-                ),
+                helper.make_tensor_value_info(after.name, onnx.TensorProto.FLOAT, shape),
             ],
         )
         return self.op("Loop", trips, np.array(True), state, body=body_graph)

@@ -56,19 +56,12 @@ def learned_parts(model: MaskRCNN, opset: int) -> dict[str, onnx.ModelProto]:
 def _trunk(model: MaskRCNN, opset: int) -> onnx.ModelProto:
     trunk, spec = model.trunk, model.spec
     logits, deltas = (
-        [_layer_of(flat).input for flat in trunk.get_layer(name).input]
-        for name in ("rpn_class_logits", "rpn_bbox")
+        [_layer_of(flat).input for flat in trunk.get_layer(name).input] for name in ("rpn_class_logits", "rpn_bbox")
     )
-    convolutions = Model(
-        trunk.input, [*trunk.outputs[: len(PYRAMID)], *logits, *deltas]
-    )
+    convolutions = Model(trunk.input, [*trunk.outputs[: len(PYRAMID)], *logits, *deltas])
     names = [
         *PYRAMID,
-        *(
-            f"{head}_{level}"
-            for head in ("logits", "deltas")
-            for level in range(2, 2 + len(logits))
-        ),
+        *(f"{head}_{level}" for head in ("logits", "deltas") for level in range(2, 2 + len(logits))),
     ]
     traced = _convert(convolutions, "trunk", "image", names, opset)
     graph = Graph(opset)
@@ -81,16 +74,10 @@ def _trunk(model: MaskRCNN, opset: int) -> onnx.ModelProto:
     anchors = len(model.anchors(spec.canvas)) if spec.canvas else None
     with graph.stage("trunk"):
         for (name, levels), width in zip(heads.items(), (2, 4), strict=True):
-            rows = [
-                level.transpose(0, 2, 3, 1).reshape(0, -1, width) for level in levels
-            ]
+            rows = [level.transpose(0, 2, 3, 1).reshape(0, -1, width) for level in levels]
             joined = graph.concat(rows, axis=1, name=name)
             shape = ["batch", anchors, width]
-            outputs.append(
-                onnx.helper.make_tensor_value_info(
-                    joined.name, onnx.TensorProto.FLOAT, shape
-                )
-            )
+            outputs.append(onnx.helper.make_tensor_value_info(joined.name, onnx.TensorProto.FLOAT, shape))
     return graph.model("trunk", list(traced.graph.input), outputs)
 
 
@@ -131,16 +118,9 @@ def _convert(
     import tf2onnx
 
     plain, weights = _inference_form(model, flat)
-    shape = (
-        plain.input_shape
-        if flat
-        else [None, plain.input_shape[3], *plain.input_shape[1:3]]
-    )
+    shape = plain.input_shape if flat else [None, plain.input_shape[3], *plain.input_shape[1:3]]
     signature = [tf.TensorSpec(shape, tf.float32, name="x")]
-    signature += [
-        tf.TensorSpec(w.shape, tf.float32, name=f"w{i}")
-        for i, w in enumerate(weights.values())
-    ]
+    signature += [tf.TensorSpec(w.shape, tf.float32, name=f"w{i}") for i, w in enumerate(weights.values())]
 
     def forward(x: Any, *kernels: Any) -> list[Any]:
         x = x if flat else tf.transpose(x, [0, 2, 3, 1])
@@ -150,15 +130,9 @@ def _convert(
 
     function = tf.function(forward, input_signature=signature, autograph=False)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    traced, _ = tf2onnx.convert.from_function(
-        function, input_signature=signature, opset=TRACE_OPSET
-    )
+    traced, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=TRACE_OPSET)
     named = {f"w{i}": (name, value) for i, (name, value) in enumerate(weights.items())}
-    shapes = (
-        plain.output_shape
-        if isinstance(plain.output_shape, list)
-        else [plain.output_shape]
-    )
+    shapes = plain.output_shape if isinstance(plain.output_shape, list) else [plain.output_shape]
     shapes = [s if flat else (s[0], s[3], s[1], s[2]) for s in shapes]
     return tidy(
         traced,
@@ -170,17 +144,13 @@ def _convert(
     )
 
 
-def _inference_form(
-    model: Model, flat: bool
-) -> tuple[Model, dict[str, NDArray[np.float32]]]:
+def _inference_form(model: Model, flat: bool) -> tuple[Model, dict[str, NDArray[np.float32]]]:
     """The same function without batch normalisation, and its weights as ``layer/kernel``, ``layer/bias``.
 
     With ``flat`` the input is a flattened map, and convolutions, which then see one position only, are
     matrix products: ONNX Runtime is seven times slower on such a convolution than on the product.
     """
-    norm_of = {
-        _layer_of(layer.input).name: layer for layer in model.layers if _is_norm(layer)
-    }
+    norm_of = {_layer_of(layer.input).name: layer for layer in model.layers if _is_norm(layer)}
 
     def exchange(layer: layers.Layer) -> layers.Layer:
         if _is_norm(layer) or (flat and isinstance(layer, layers.Flatten)):
@@ -191,9 +161,7 @@ def _inference_form(
         if layer.name in norm_of:
             config["use_bias"] = True
         if flat and isinstance(layer, layers.Conv2D):
-            return layers.Dense(
-                layer.filters, activation=layer.activation, name=layer.name
-            )
+            return layers.Dense(layer.filters, activation=layer.activation, name=layer.name)
         return type(layer).from_config(config)
 
     inputs = layers.Input((int(np.prod(model.input_shape[1:])),)) if flat else None
@@ -204,28 +172,22 @@ def _inference_form(
         if layer.weights:
             folded = _folded(originals[layer.name], norm_of.get(layer.name))
             for variable, value in zip(layer.weights, folded, strict=True):
-                weights[
-                    f"{layer.name}/{'bias' if 'bias' in variable.name else 'kernel'}"
-                ] = value.reshape(variable.shape)
+                weights[f"{layer.name}/{'bias' if 'bias' in variable.name else 'kernel'}"] = value.reshape(
+                    variable.shape
+                )
     return plain, weights
 
 
-def _folded(
-    layer: layers.Layer, norm: layers.BatchNormalization | None
-) -> list[NDArray[np.float32]]:
+def _folded(layer: layers.Layer, norm: layers.BatchNormalization | None) -> list[NDArray[np.float32]]:
     """Kernel and bias of a layer with the normalisation after it folded in (in float64)."""
     kernel, *rest = (np.asarray(w, np.float64) for w in layer.get_weights())
     if norm is not None:
-        mean, variance = (
-            np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance)
-        )
+        mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
         scale = 1 / np.sqrt(variance + norm.epsilon)
         if norm.scale:
             scale = scale * np.asarray(norm.gamma, np.float64)
         bias = (rest[0] if rest else 0.0) - mean
-        bias = bias * scale + (
-            np.asarray(norm.beta, np.float64) if norm.center else 0.0
-        )
+        bias = bias * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
         depthwise = isinstance(layer, layers.DepthwiseConv2D)
         kernel = kernel * (scale.reshape(kernel.shape[2:]) if depthwise else scale)
         rest = [bias]
@@ -255,9 +217,7 @@ class _Nearest(layers.Layer):
         self.factors = factors
 
     def call(self, x: Any) -> Any:
-        return tf.raw_ops.ResizeNearestNeighbor(
-            images=x, size=tf.shape(x)[1:3] * self.factors
-        )
+        return tf.raw_ops.ResizeNearestNeighbor(images=x, size=tf.shape(x)[1:3] * self.factors)
 
     def compute_output_shape(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
         sides = [s and s * f for s, f in zip(shape[1:3], self.factors, strict=True)]

@@ -39,33 +39,20 @@ def masks(
             # Only real detections pay for the mask head; row 0 always comes along, so that the head
             # never sees an empty batch.
             wanted = (used.reshape(-1) > 0.0) | row.equals(0)
-            row = graph.op(
-                "Squeeze", graph.op("NonZero", wanted), np.array([0], np.int64)
-            )
+            row = graph.op("Squeeze", graph.op("NonZero", wanted), np.array([0], np.int64))
             rows, in_use = rows.rows(row), in_use.rows(row)
         boxes, class_column, _ = rows.split(4, 1, 1)
         image_of = row // count
     logits = mask_logits(boxes, image_of)
     with graph.stage("mask_select"):
         # The class is picked before the sigmoid and the pixel shuffle: one map per row, not K.
-        tap = (
-            graph.op("Range", 0, graph.op("Size", row) * TAPS, 1).reshape(-1, TAPS)
-            * spec.num_classes
-        )
+        tap = graph.op("Range", 0, graph.op("Size", row) * TAPS, 1).reshape(-1, TAPS) * spec.num_classes
         pool = spec.mask_pool_size
         own = logits.reshape(-1, pool, pool).rows(tap + class_column.cast(np.int64))
-        shuffled = (
-            graph.op("Sigmoid", own)
-            .reshape(-1, 2, 2, pool, pool)
-            .transpose(0, 3, 1, 4, 2)
-        )
+        shuffled = graph.op("Sigmoid", own).reshape(-1, 2, 2, pool, pool).transpose(0, 3, 1, 4, 2)
         found = shuffled.reshape(-1, height, width) * in_use
         if target == "portable":
             total = graph.op("Shape", every_row)
-            shape = graph.concat(
-                [total, graph.const(np.array([height, width], np.int64))], axis=0
-            )
-            found = graph.op(
-                "ScatterND", graph.op("Expand", 0.0, shape), row.unsqueeze(1), found
-            )
+            shape = graph.concat([total, graph.const(np.array([height, width], np.int64))], axis=0)
+            found = graph.op("ScatterND", graph.op("Expand", 0.0, shape), row.unsqueeze(1), found)
         return found.reshape(-1, count, height, width)

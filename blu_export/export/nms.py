@@ -31,14 +31,9 @@ def keep_by_operator(graph: Graph, boxes: Value, count: int | Value, limit: int,
         float32 [B, k], 1 for kept boxes.
     """
     # The rank as the score: no two are equal, so no runtime has to break a tie in its own way.
-    last = count if isinstance(count, Value) else graph.const(np.array(count, np.int64))
-    order = graph.op("Range", last, np.array(0, np.int64), np.array(-1, np.int64)).cast(
-        np.float32
-    )
+    order = _countdown(graph, count)
     if classes is None:
-        shape = graph.op("Shape", boxes, start=0, end=2)
-        scores = graph.op("Expand", order, shape)
-        scores = scores.unsqueeze(1)
+        scores = graph.op("Expand", order, graph.op("Shape", boxes, start=0, end=2)).unsqueeze(1)
     else:
         class_ids, candidate, number = classes
         every = np.arange(1, number, dtype=np.int64)[:, None]
@@ -82,9 +77,7 @@ def keep_by_tensors(graph: Graph, boxes: Value, count: int, threshold: float,
         stop = min(start + NMS_BLOCK, count)
         size = stop - start
         mine = [v.slice(start, stop, axis=1) for v in features]
-        within = _overlaps(
-            graph, mine, [v.slice(start, stop, axis=2) for v in across], threshold
-        )
+        within = _overlaps(graph, mine, [v.slice(start, stop, axis=2) for v in across], threshold)
         better = np.triu(np.ones((size, size), np.float32), k=1)
         within = within * graph.const(better, f"better_{size}")
         kept = _fixed_point(graph, within, alive.slice(0, size, axis=2), size)
@@ -92,9 +85,7 @@ def keep_by_tensors(graph: Graph, boxes: Value, count: int, threshold: float,
         if stop < count:
             rest = [v.slice(stop, count, axis=2) for v in across]
             hit = _overlaps(graph, mine, rest, threshold) * kept.transpose(0, 2, 1)
-            alive = alive.slice(size, count - start, axis=2) * (
-                1.0 - graph.reduce("Max", hit, 1)
-            )
+            alive = alive.slice(size, count - start, axis=2) * (1.0 - graph.reduce("Max", hit, 1))
     return graph.concat(decided, axis=2).reshape(0, -1)
 
 
@@ -112,17 +103,20 @@ def first_kept(graph: Graph, keep: Value, rows: Value, count: int | Value, wante
     Returns:
         float32 [B, wanted, n], and float32 [B, wanted, 1] that is 1 for rows in use.
     """
-    last = count if isinstance(count, Value) else graph.const(np.array(count, np.int64))
-    order = graph.op("Range", last, np.array(0, np.int64), np.array(-1, np.int64)).cast(
-        np.float32
-    )
-    rank = keep * order
+    rank = keep * _countdown(graph, count)
     if not enough:
         rank = graph.op("Pad", rank, np.array([0, 0, 0, wanted], np.int64), 0.0)
         rows = graph.op("Pad", rows, np.array([0, 0, 0, 0, wanted, 0], np.int64), 0.0)
     best, index = top_k(graph, rank, wanted, limit)
     used = (best > 0.0).cast(np.float32).unsqueeze(2)
     return rows.rows_of_batch(index) * used, used
+
+
+def _countdown(graph: Graph, count: int | Value) -> Value:
+    """float32 [k]: k, k - 1, …, 1."""
+    if isinstance(count, Value):
+        return graph.op("Range", count, 0, -1).cast(np.float32)
+    return graph.const(np.arange(count, 0, -1, dtype=np.float32))
 
 
 def _overlaps(graph: Graph, a: list[Value], b: list[Value], threshold: float) -> Value:
@@ -150,9 +144,7 @@ def _fixed_point(graph: Graph, overlaps: Value, alive: Value, size: int) -> Valu
         )
         hit = inner.reduce("Max", outer_overlaps * kept.transpose(0, 2, 1), 1)
         now = outer_alive * (1.0 - hit)
-        changed = inner.reduce(
-            "Max", inner.op("Abs", now - kept), 0, 1, 2, keepdims=False
-        )
+        changed = inner.reduce("Max", inner.op("Abs", now - kept), 0, 1, 2, keepdims=False)
         return changed > 0.0, now
 
     with graph.stage("nms"):

@@ -32,9 +32,7 @@ def propose(
     with graph.stage("proposals"):
         background, foreground = logits.split(1, 1)
         # Softmax over two numbers, without a pass over an axis of length two.
-        scores = graph.op("Sigmoid", foreground - background).reshape(
-            0, -1, name="scores"
-        )
+        scores = graph.op("Sigmoid", foreground - background).reshape(0, -1, name="scores")
         limit = TENSORRT_TOPK_LIMIT if target == "tensorrt" else None
         count: int | Value
         if canvas.anchor_count is not None:
@@ -57,9 +55,7 @@ def propose(
             assert isinstance(count, int)
             keep = keep_by_tensors(graph, boxes, count, spec.rpn_nms_threshold)
         else:
-            keep = keep_by_operator(
-                graph, boxes, count, wanted_rows, spec.rpn_nms_threshold
-            )
+            keep = keep_by_operator(graph, boxes, count, wanted_rows, spec.rpn_nms_threshold)
         enough = min(spec.pre_nms_limit, canvas.fewest_anchors) >= wanted_rows
         rois, _ = first_kept(graph, keep, boxes, count, wanted_rows, enough, limit)
         return graph.op("Identity", rois, name="rois")

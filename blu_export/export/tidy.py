@@ -54,9 +54,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto, weights: Weights) -> None:
         self.source = model
         self.nodes = list(model.graph.node)
-        self.constants: dict[str, NDArray[Any]] = {
-            t.name: numpy_helper.to_array(t) for t in model.graph.initializer
-        }
+        self.constants: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self.labels: dict[str, str] = {}
         for name, (label, value) in weights.items():
             self.constants[name], self.labels[name] = value, label
@@ -83,12 +81,7 @@ class _Graph:
             constant = next((n for n in add.input if n in self.constants), None)
             other = next((n for n in add.input if n not in self.constants), None)
             source = maker.get(other or "")
-            if (
-                constant is None
-                or source is None
-                or uses[source.output[0]] != 1
-                or len(source.input) > 2
-            ):
+            if constant is None or source is None or uses[source.output[0]] != 1 or len(source.input) > 2:
                 continue
             if source.op_type not in ("Conv", "MatMul"):
                 continue
@@ -122,9 +115,7 @@ class _Graph:
     ) -> onnx.ModelProto:
         """Rename everything and write the model."""
         names = {old: f"{part}/{new}" for old, new in input_names.items()}
-        names |= {
-            old: f"{part}/{new}" for old, new in zip(self.outputs, outputs, strict=True)
-        }
+        names |= {old: f"{part}/{new}" for old, new in zip(self.outputs, outputs, strict=True)}
         initializers: dict[str, onnx.TensorProto] = {}
         taken: Counter[str] = Counter()
 
@@ -140,9 +131,7 @@ class _Graph:
             ):
                 count += 1
                 candidate = f"{label}_{count}"
-            initializers.setdefault(
-                candidate, numpy_helper.from_array(value, candidate)
-            )
+            initializers.setdefault(candidate, numpy_helper.from_array(value, candidate))
             return candidate
 
         nodes = []
@@ -152,18 +141,12 @@ class _Graph:
                 if name in self.constants and name not in names:
                     names[name] = constant(name)
                 inputs.append(names.get(name, name))
-            layer = (
-                self.labels.get(node.input[1], "").rpartition("/")[0]
-                if len(node.input) > 1
-                else ""
-            )
+            layer = self.labels.get(node.input[1], "").rpartition("/")[0] if len(node.input) > 1 else ""
             base = f"{part}/{layer or node.op_type}"
             taken[base] += 1
             label = base if taken[base] == 1 else f"{base}_{taken[base]}"
             for index, name in enumerate(node.output):
-                names.setdefault(
-                    name, label if len(node.output) == 1 else f"{label}:{index}"
-                )
+                names.setdefault(name, label if len(node.output) == 1 else f"{label}:{index}")
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             nodes.append(
                 helper.make_node(
@@ -175,17 +158,11 @@ class _Graph:
                 )
             )
         shapes: dict[str, Shape] = {
-            i.name: [d.dim_value or None for d in i.type.tensor_type.shape.dim]
-            for i in self.source.graph.input
+            i.name: [d.dim_value or None for d in i.type.tensor_type.shape.dim] for i in self.source.graph.input
         }
         shapes |= dict(zip(self.outputs, outputs.values(), strict=True))
         ends = [
-            [
-                helper.make_tensor_value_info(
-                    names[n], onnx.TensorProto.FLOAT, ["batch", *shapes[n][1:]]
-                )
-                for n in group
-            ]
+            [helper.make_tensor_value_info(names[n], onnx.TensorProto.FLOAT, ["batch", *shapes[n][1:]]) for n in group]
             for group in (input_names, self.outputs)
         ]
         graph = helper.make_graph(nodes, part, *ends, list(initializers.values()))
@@ -208,18 +185,14 @@ def _set(node: onnx.NodeProto, **attributes: Any) -> None:
     kept = [a for a in node.attribute if a.name not in attributes]
     del node.attribute[:]
     node.attribute.extend(kept)
-    node.attribute.extend(
-        helper.make_attribute(k, v) for k, v in attributes.items() if v is not None
-    )
+    node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items() if v is not None)
 
 
 def _explicit_pads(graph: _Graph, node: onnx.NodeProto) -> None:
     """``SAME`` padding as numbers: sides of the canvas are multiples of 64, so every stride divides them."""
     auto = _attribute(node, "auto_pad", b"NOTSET").decode()
     if auto == "SAME_UPPER":
-        kernel = (
-            _attribute(node, "kernel_shape") or graph.constants[node.input[1]].shape[2:]
-        )
+        kernel = _attribute(node, "kernel_shape") or graph.constants[node.input[1]].shape[2:]
         strides = _attribute(node, "strides", [1] * len(kernel))
         total = [max(k - s, 0) for k, s in zip(kernel, strides, strict=True)]
         _set(
@@ -253,14 +226,8 @@ def _sub_pixel(graph: _Graph, node: onnx.NodeProto) -> None:
     kernel = graph.constants[node.input[1]]  # [C, D, 2, 2]
     channels, depth, *taps = kernel.shape
     activation = next(n for n in graph.nodes if node.output[0] in n.input)
-    if (
-        list(_attribute(node, "strides")) != taps
-        or any(_attribute(node, "pads", [0]))
-        or activation.op_type != "Relu"
-    ):
-        raise ValueError(
-            f"{node.name} is no up-sampling by its own kernel's size with a ReLU after it."
-        )
+    if list(_attribute(node, "strides")) != taps or any(_attribute(node, "pads", [0])) or activation.op_type != "Relu":
+        raise ValueError(f"{node.name} is no up-sampling by its own kernel's size with a ReLU after it.")
     count = int(np.prod(taps))
     wide = kernel.transpose(2, 3, 1, 0).reshape(count * depth, channels, 1, 1)
     labels = [graph.labels[n] for n in node.input[1:]]
@@ -277,15 +244,9 @@ def _sub_pixel(graph: _Graph, node: onnx.NodeProto) -> None:
         ],
         list(node.output),
     )
-    size = [
-        d.dim_value for d in graph.source.graph.input[0].type.tensor_type.shape.dim[2:]
-    ]
-    shape = graph.new_constant(
-        node.output[0], "one_row_per_tap", np.array([-1, depth, *size], np.int64)
-    )
-    view = helper.make_node(
-        "Reshape", [f"{node.output[0]}::wide", shape], list(activation.output)
-    )
+    size = [d.dim_value for d in graph.source.graph.input[0].type.tensor_type.shape.dim[2:]]
+    shape = graph.new_constant(node.output[0], "one_row_per_tap", np.array([-1, depth, *size], np.int64))
+    view = helper.make_node("Reshape", [f"{node.output[0]}::wide", shape], list(activation.output))
     activation.output[0] = view.input[0]
     graph.nodes[graph.nodes.index(node)] = convolution
     graph.nodes.insert(graph.nodes.index(activation) + 1, view)

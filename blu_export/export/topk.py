@@ -10,9 +10,7 @@ TENSORRT_TOPK_LIMIT = 3840
 """The largest k that TensorRT's TopK takes."""
 
 
-def top_k(
-    graph: Graph, scores: Value, k: int | Value, limit: int | None
-) -> tuple[Value, Value]:
+def top_k(graph: Graph, scores: Value, k: int | Value, limit: int | None) -> tuple[Value, Value]:
     """The ``k`` best of scores float32 [B, N], best first; of equal scores the lower index first.
 
     Args:
@@ -36,6 +34,4 @@ def top_k(
             scores = graph.op("ScatterElements", scores, found[-1][1], sunk, axis=1)
         found.append(top_k(graph, scores, min(remaining, limit), limit))
         remaining -= limit
-    return graph.concat([v for v, _ in found], axis=1), graph.concat(
-        [i for _, i in found], axis=1
-    )
+    return graph.concat([v for v, _ in found], axis=1), graph.concat([i for _, i in found], axis=1)

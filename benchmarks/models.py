@@ -36,8 +36,8 @@ DETECTIONS = 24
 def make_model(spec: ModelSpec, photo: Any, seed: int = 1) -> Any:
     """A MaskRCNN with deterministic weights that finds about DETECTIONS objects on ``photo`` (uint8 RGB)."""
     import keras
-
     from blu_export.image import mold
+
     from blu_export.model.mask_rcnn import MaskRCNN
 
     keras.utils.set_random_seed(seed)

@@ -1,0 +1,217 @@
+"""The input pipeline: numbered training samples, made in parallel, batched by ``tf.data``.
+
+Sample number k is a function of (seed, k) alone: its photo, its augmentation, its sampled anchors.
+A run that stops after n samples and starts again at n therefore sees what it would have seen, and
+several workers can each make their part of one global batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.data.augment import (
+    AugmentConfig,
+    Canvas,
+    Photo,
+    jitter_colour,
+    mask_box,
+    mini_masks,
+    paste,
+    place,
+    random_affine,
+)
+from blu_export.data.dataset import Dataset
+from blu_export.spec import ModelSpec
+
+Sample = dict[str, NDArray[Any]]
+Encode = Callable[[NDArray[np.float32], NDArray[np.int32], np.random.Generator], Sample]
+"""Turns boxes float32 [N, 4] (pixels of the canvas) and class ids int32 [N] (negative: crowd) into
+more entries of a sample: the targets of the RPN."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What a training sample looks like."""
+
+    canvas: tuple[int, int]
+    """(height, width) in pixels, multiples of 64. A crop: need not be the canvas of inference."""
+    max_gt_instances: int = 100
+    """Objects kept per sample; of more, a random choice."""
+    mini_mask_shape: tuple[int, int] = (56, 56)
+    """Masks are kept cropped to their boxes at this size, as the original does to save memory."""
+    seed: int = 0
+    balance: float = 0.0
+    """Photos with a class that fewer than this share of the photos show are drawn more often, by
+    sqrt(balance / share) (repeat-factor sampling, Gupta et al. 2019); 0: all alike."""
+    cache_bytes: int = 4 << 30
+    """Memory for decoded photos; beyond it they are decoded each time."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+class PhotoStore:
+    """Decoded photos of a data set, cached in memory up to a limit. Thread-safe.
+
+    Photos with a side above ``max_side`` are shrunk to it: no canvas shows more.
+    """
+
+    def __init__(self, dataset: Dataset, max_side: int, cache_bytes: int) -> None:
+        self._dataset, self._max_side, self._room = dataset, max_side, cache_bytes
+        self._photos: dict[int, Photo] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, index: int) -> Photo:
+        photo = self._photos.get(index)
+        if photo is None:
+            photo = self._load(index)
+            with self._lock:
+                if index not in self._photos and photo.nbytes <= self._room:
+                    self._room -= photo.nbytes
+                    self._photos[index] = photo
+        return photo
+
+    def _load(self, index: int) -> Photo:
+        annotations = self._dataset.records[index].annotations
+        image, masks = self._dataset.load_image(index), self._dataset.load_masks(index)
+        shrink = self._max_side / max(image.shape[:2])
+        if shrink < 1:
+            size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            small = [cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_AREA) > 0 for mask in masks]
+            masks = np.stack(small) if small else np.zeros((0, *image.shape[:2]), bool)
+        return Photo.from_masks(
+            image,
+            masks,
+            np.array([a.category for a in annotations], np.int32),
+            np.array([a.iscrowd for a in annotations], bool),
+        )
+
+
+class SampleMaker:
+    """Makes training sample k of a data set.
+
+    Args:
+        dataset: the photos.
+        spec: gives the scale at which inference would see a photo.
+        config: canvas, augmentation, seed.
+        encode: adds targets to the sample.
+    """
+
+    def __init__(self, dataset: Dataset, spec: ModelSpec, config: SampleConfig, encode: Encode) -> None:
+        self.dataset, self.spec, self.config, self.encode = dataset, spec, config, encode
+        self.photos = PhotoStore(dataset, 2 * spec.image_max_dim, config.cache_bytes)
+        self._quota = np.cumsum(repeat_factors(dataset, config.balance))
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __call__(self, number: int) -> Sample:
+        """Sample ``number``: ``image`` uint8 [H, W, 3], ``gt_boxes`` float32 [G, 4] (normalised),
+        ``gt_class_ids`` int32 [G] (negative: crowd; 0: unused row), ``gt_masks`` bool [G, h, w], and
+        what ``encode`` adds.
+        """
+        config = self.config
+        passes, position = divmod(int(number), len(self.dataset))
+        rng = np.random.default_rng([config.seed, int(number)])
+        order = self._order(passes)
+        canvas = self._draw(int(order[position]), rng)
+        if rng.random() < config.augment.copy_paste:
+            other = self._draw(int(order[rng.integers(len(order))]), rng)
+            canvas = paste(canvas, other, (rng.random(len(other.masks)) < 0.5) & ~other.iscrowd)
+        return self._finish(canvas, jitter_colour(canvas.image, config.augment, rng), rng)
+
+    def _shuffled(self, passes: int) -> NDArray[np.int64]:
+        """The photos of one pass: as many as there are, each as often as its share of the quota."""
+        rng = np.random.default_rng([self.config.seed, passes, 1])
+        count = len(self.dataset)
+        marks = (rng.random() + np.arange(count)) * (self._quota[-1] / count)
+        return rng.permutation(np.minimum(np.searchsorted(self._quota, marks, side="right"), count - 1))
+
+    def _draw(self, index: int, rng: np.random.Generator) -> Canvas:
+        photo = self.photos[index]
+        height, width = photo.image.shape[:2]
+        scale = inference_scale(self.spec, height, width)
+        affine = random_affine((height, width), self.config.canvas, scale, self.config.augment, rng)
+        return place(photo, affine, self.config.canvas)
+
+    def _finish(self, canvas: Canvas, image: NDArray[np.uint8], rng: np.random.Generator) -> Sample:
+        config, (height, width) = self.config, self.config.canvas
+        chosen = np.sort(rng.permutation(len(canvas.masks))[: config.max_gt_instances])
+        masks = canvas.masks[chosen]
+        boxes = np.array([mask_box(mask) for mask in masks], np.int32).reshape(-1, 4)
+        class_ids = np.where(canvas.iscrowd, -canvas.class_ids, canvas.class_ids)[chosen].astype(np.int32)
+        used, rows = len(chosen), config.max_gt_instances
+        sample: Sample = {
+            "image": image,
+            "gt_boxes": np.zeros((rows, 4), np.float32),
+            "gt_class_ids": np.zeros(rows, np.int32),
+            "gt_masks": np.zeros((rows, *config.mini_mask_shape), bool),
+        }
+        sample["gt_boxes"][:used] = (boxes - [0, 0, 1, 1]) / [height - 1, width - 1, height - 1, width - 1]
+        sample["gt_class_ids"][:used] = class_ids
+        sample["gt_masks"][:used] = mini_masks(masks, boxes, config.mini_mask_shape)
+        return sample | self.encode(boxes.astype(np.float32), class_ids, rng)
+
+
+def repeat_factors(dataset: Dataset, balance: float) -> NDArray[np.float64]:
+    """How often each photo is drawn, relative to 1: float64 [len(dataset)]; see ``SampleConfig.balance``."""
+    shown = np.zeros((len(dataset), len(dataset.class_names)), bool)
+    for row, record in zip(shown, dataset.records, strict=True):
+        row[[annotation.category for annotation in record.annotations]] = True
+    share = np.maximum(shown.mean(axis=0), 1 / len(dataset))
+    return np.where(shown, np.maximum(1.0, np.sqrt(balance / share)), 1.0).max(axis=1)
+
+
+def inference_scale(spec: ModelSpec, height: int, width: int) -> float:
+    """The factor by which ``image.mold`` scales a photo of this size."""
+    if spec.image_resize_mode == "none":
+        return 1.0
+    scale = max(1.0, spec.image_min_dim / min(height, width), spec.image_min_scale)
+    if spec.image_resize_mode == "square":
+        scale = min(scale, spec.image_max_dim / max(height, width))
+    return scale
+
+
+def batches(
+    make: SampleMaker,
+    global_batch: int,
+    first_step: int,
+    steps: int,
+    *,
+    workers: int = 1,
+    worker: int = 0,
+    parallel: int = 2,
+) -> Any:
+    """A ``tf.data.Dataset`` of ``steps`` batches, from step ``first_step`` of the run.
+
+    Args:
+        make: makes the samples.
+        global_batch: photos per step over all workers; divisible by ``workers``.
+        workers: processes or devices that share each batch.
+        worker: which part of it this data set gives.
+        parallel: samples made at a time (Python threads; OpenCV and NumPy release the lock).
+    """
+    import tensorflow as tf
+
+    local = global_batch // workers
+    example = make(0)
+    names = list(example)
+    types = [tf.as_dtype(example[name].dtype) for name in names]
+
+    def row(position: Any) -> dict[str, Any]:
+        number = (position // local) * global_batch + worker * local + position % local
+        values = tf.numpy_function(lambda n: [make(n)[name] for name in names], [number], types, stateful=False)
+        return {
+            name: tf.ensure_shape(value, example[name].shape) for name, value in zip(names, values, strict=True)
+        }
+
+    positions = tf.data.Dataset.range(first_step * local, (first_step + steps) * local)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    rows = positions.map(row, num_parallel_calls=parallel, deterministic=True)
+    return rows.batch(local, drop_remainder=True).prefetch(2).with_options(options)

@@ -1,0 +1,1 @@
+"""Training: targets, losses, schedule, the loop, checkpoints and the run folder."""

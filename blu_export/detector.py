@@ -1,0 +1,227 @@
+"""Detector: photos in, Detections out; decoding and un-molding overlap with the network."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.detections import Detections
+from blu_export.embedded import embedded
+from blu_export.errors import BluError, UsageError
+from blu_export.image import Molded, decode, mold, unmold
+from blu_export.runtime import Runner, load_runner
+from blu_export.spec import ModelSpec
+
+Source = Any
+"""What image.decode takes: a path, encoded bytes, a PIL image, or uint8 [H, W, 3] RGB."""
+STAGES = ("decode", "mold", "run", "unmold")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+) -> Detector:
+    """Load a model; without a path the one that comes with the package.
+
+    The arguments and errors are those of runtime.load_runner.
+    """
+    return Detector(load_runner(path or embedded(), runtime, precision, device, threads))
+
+
+@dataclass
+class Photo:
+    """One item of a stream: what was asked for, and what came of it."""
+
+    source: Source
+    image: NDArray[np.uint8] | None = None
+    """uint8 [H, W, 3] RGB, as decoded; None where decoding failed."""
+    detections: Detections | None = None
+    error: BluError | None = None
+    """Why there are no detections."""
+    molded: Molded | None = None
+    raw: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def result(self) -> Detections:
+        """The detections; raises the error where there is one."""
+        if self.error is not None:
+            raise self.error
+        assert self.detections is not None
+        return self.detections
+
+
+class Detector:
+    """Runs a model on photos.
+
+    Args:
+        runner: a loaded model; see ``load`` for the usual way to get one.
+        min_score: detections below it are dropped, 0..1. The model itself already drops those below
+            ``spec.detection_min_confidence``.
+
+    Attributes:
+        timings: seconds per stage (decode, mold, run, unmold) of the last call or stream, summed over
+            its photos.
+    """
+
+    def __init__(self, runner: Runner, min_score: float = 0.0) -> None:
+        if not 0 <= min_score <= 1:
+            raise UsageError(f"The minimal score {min_score} is not between 0 and 1.")
+        self.runner = runner
+        self.min_score = min_score
+        self.timings = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is: class names, canvas, thresholds."""
+        return self.runner.spec
+
+    @overload
+    def __call__(self, source: list[Source] | tuple[Source, ...], *, batch: int = 1) -> list[Detections]: ...
+    @overload
+    def __call__(self, source: Source, *, batch: int = 1) -> Detections: ...
+    def __call__(self, source: Source, *, batch: int = 1) -> Detections | list[Detections]:
+        """Detect on one photo, or on a list of them.
+
+        Args:
+            source: a path, bytes, PIL image or uint8 [H, W, 3] RGB array; or a list of those, of any sizes.
+            batch: how many canvases of a list go through the network at once.
+
+        Returns:
+            Detections, or a list of them in the order of the list.
+
+        Raises:
+            ImageError: a photo cannot be read; ``stream`` goes on instead.
+        """
+        if isinstance(source, list | tuple):
+            return [photo.result() for photo in self.stream(source, batch=batch)]
+        self._reset_timings()
+        photo = self._prepare(source)
+        self._run([photo])
+        self._finish(photo)
+        return photo.result()
+
+    def stream(self, sources: Iterable[Source], *, batch: int = 1, workers: int = 2) -> Iterator[Photo]:
+        """Yield a Photo for each source, in order, while the next ones are under way.
+
+        Photos are decoded and un-molded in ``workers`` threads while the network works on others.
+        ``sources`` is read as results are taken, a few batches ahead: it may be endless. A photo that
+        fails carries its error and the stream goes on.
+
+        Args:
+            sources: what ``__call__`` takes, one after another.
+            batch: canvases per call of the network. Canvases of different sizes (resize modes
+                ``pad64`` and ``none``) do not share a batch.
+            workers: threads for decoding and un-molding.
+        """
+        if batch < 1 or workers < 1:
+            raise UsageError("A stream needs batch and workers of at least 1.")
+        self._reset_timings()
+        return self._stream(sources, batch, workers)
+
+    def _stream(self, sources: Iterable[Source], batch: int, workers: int) -> Iterator[Photo]:
+        pool = ThreadPoolExecutor(workers, "blu-photo")
+        network = ThreadPoolExecutor(1, "blu-network")
+
+        def run_then_finish(photos: list[Photo]) -> list[Future[Photo]]:
+            self._run(photos)
+            return [pool.submit(self._finish, photo) for photo in photos]
+
+        try:
+            prepared = _map_ahead(pool, self._prepare, sources, batch + workers)
+            # Two batches: one in the network, one waiting, so that it never pauses.
+            for finishing in _map_ahead(network, run_then_finish, _group(prepared, batch), 2):
+                for photo in finishing:
+                    yield photo.result()
+        finally:
+            network.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, source: Source) -> Photo:
+        photo = Photo(source)
+        try:
+            with self._timed("decode"):
+                photo.image = decode(source)
+            with self._timed("mold"):
+                photo.molded = mold(photo.image, self.spec)
+        except BluError as error:
+            photo.error = error
+        return photo
+
+    def _run(self, photos: list[Photo]) -> None:
+        """Run the network on photos of one canvas size; those with an error have no canvas."""
+        good = [(photo, photo.molded) for photo in photos if photo.molded is not None]
+        if not good:
+            return
+        try:
+            with self._timed("run"):
+                detections, masks = self.runner.run(
+                    np.stack([molded.canvas for _, molded in good]), np.stack([molded.window for _, molded in good])
+                )
+        except BluError as error:
+            for photo, _ in good:
+                photo.error = error
+            return
+        for (photo, _), rows, crops in zip(good, detections, masks, strict=True):
+            photo.raw = rows, crops
+
+    def _finish(self, photo: Photo) -> Photo:
+        if photo.raw is not None and photo.molded is not None:
+            with self._timed("unmold"):
+                found = unmold(*photo.raw, photo.molded, self.spec)
+                photo.detections = found[found.scores >= self.min_score] if self.min_score else found
+        photo.raw = photo.molded = None  # large, and of no use to the caller
+        return photo
+
+    def _reset_timings(self) -> None:
+        self.timings = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.timings[stage] += time.perf_counter() - start
+
+
+def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """``map`` in a pool: in order, lazy, and never more than ``ahead`` items under way."""
+    items = iter(items)
+    waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(items, ahead))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(function, item) for item in islice(items, ahead - len(waiting)))
+
+
+def _group(photos: Iterable[Photo], size: int) -> Iterator[list[Photo]]:
+    """Consecutive photos whose canvases stack, at most ``size`` of them; failed ones ride along."""
+    group: list[Photo] = []
+    shape: tuple[int, ...] | None = None
+    for photo in photos:
+        own = None if photo.molded is None else photo.molded.canvas.shape
+        if group and (len(group) == size or (own is not None and shape is not None and own != shape)):
+            yield group
+            group, shape = [], None
+        group.append(photo)
+        shape = shape or own
+    if group:
+        yield group

@@ -1,0 +1,54 @@
+"""Optional packages: which extra brings each, and a clear error where one is absent."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from blu_export.errors import MissingDependencyError
+
+EXTRAS = {
+    "cpu": ("onnxruntime", "openvino"),
+    "gpu": ("onnxruntime", "tensorrt", "cuda"),
+    "rtx": ("tensorrt_rtx",),
+    "train": ("tensorflow", "keras", "tf2onnx", "onnx", "h5py", "fsspec", "s3fs", "matplotlib", "tensorboard"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
+    "ray": ("ray",),
+}
+"""Importable packages by extra of this project."""
+
+PURPOSES = {
+    "cpu": "fast inference on the processor: ONNX Runtime and OpenVINO",
+    "gpu": "inference on NVIDIA GPUs: TensorRT, and ONNX Runtime's GPU build (instead of the extra cpu)",
+    "rtx": "TensorRT-RTX engines for a named GPU, built on a machine without one",
+    "train": "training, export to ONNX and the Keras reference (train-cpu: with the smaller TensorFlow)",
+    "serve": "the HTTP server",
+    "ray": "batch jobs on a Ray cluster",
+}
+"""What each extra is for."""
+
+
+def import_extra(module: str) -> Any:
+    """Import an optional package, or a module of one.
+
+    Raises:
+        MissingDependencyError: it is not installed; the fix says what to install.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        raise missing from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """The error to show when an optional package is not installed; None for any other module."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            return MissingDependencyError(
+                f"This needs the package {package}, which is not installed.",
+                f"Install it with: pip install 'blu-export[{extra}]'",
+            )
+    return None

@@ -1,0 +1,48 @@
+"""How many threads a network should use here."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def usable_cores(cgroup: Path = _CGROUP, topology: Path = _TOPOLOGY) -> int:
+    """Physical cores that this process may use: its affinity, its container's quota, no hyper-threads.
+
+    Runtimes count the machine's processors instead, and in a container of 2 of 64 their 64 threads
+    mostly wait for each other. A second hyper-thread of a core adds nothing to matrix products.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_siblings(topology, cpu) for cpu in allowed}
+    quota = _quota(cgroup)
+    return max(1, len(cores) if quota is None else min(len(cores), math.ceil(quota)))
+
+
+def _siblings(topology: Path, cpu: int) -> str:
+    """A text that hyper-threads of one core share; the processor's own number where that is unknown."""
+    try:
+        return (topology / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Processors' worth of time that the container may use; None without a limit."""
+    for quota_file, period_file in (
+        ("cpu.max", None),  # cgroup v2: "200000 100000" or "max 100000"
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # v1: -1 means no limit
+    ):
+        try:
+            words = (cgroup / quota_file).read_text().split()
+            if period_file is not None:
+                words += (cgroup / period_file).read_text().split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return None

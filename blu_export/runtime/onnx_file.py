@@ -1,0 +1,271 @@
+"""The parts of an ONNX file that must be known before a runtime may see it.
+
+Read straight from the protobuf wire format (https://protobuf.dev/programming-guides/encoding), so
+that neither the ``onnx`` package is needed nor a native parser is handed a file that was not checked.
+Tensors are skipped, not copied: a file of 200 MB takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blu_export.errors import ModelFileError
+from blu_export.spec import ModelSpec
+
+MAX_FILE_BYTES = 2**31 - 1
+"""Protobuf's own limit for one message."""
+MAX_DEPTH = 32
+"""Nested subgraphs; the exporter writes two levels."""
+
+INPUTS = {"canvas": ("uint8", 4), "window": ("float32", 2)}
+OUTPUTS = {"detections": ("float32", 3), "masks": ("float32", 4), "num_detections": ("int32", 1)}
+"""Name -> element type and rank of an exported Mask R-CNN."""
+
+_ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_EXTERNAL = 1
+"""TensorProto.DataLocation: the tensor lies in another file."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    """Sizes; a name where a dimension is dynamic."""
+
+
+@dataclass
+class OnnxFile:
+    """What an ONNX file says about itself."""
+
+    data: bytes
+    """The whole file."""
+    producer: str = ""
+    opsets: dict[str, int] = field(default_factory=dict)
+    """Version by domain; the ONNX domain is ``ai.onnx``."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    inputs: list[TensorInfo] = field(default_factory=list)
+    outputs: list[TensorInfo] = field(default_factory=list)
+    op_counts: Counter[str] = field(default_factory=Counter)
+    """Nodes by operator, those of subgraphs included."""
+    external_tensors: int = 0
+
+    @property
+    def precision(self) -> str:
+        """Precision of the learned parts, as the exporter noted it."""
+        return self.metadata.get("blu_precision", "float32")
+
+    def json_metadata(self, key: str) -> Any:
+        """A metadata value that is JSON (``blu_parity``, ``blu_versions``); None where absent or broken."""
+        try:
+            return json.loads(self.metadata[key])
+        except (KeyError, ValueError, RecursionError):
+            return None
+
+
+def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+    """Read a file's description; see OnnxFile.
+
+    Raises:
+        ModelFileError: the file is missing, too large, corrupt, or keeps tensors in other files.
+    """
+    source = os.fspath(path)
+    try:
+        size = os.path.getsize(source)
+        if size > MAX_FILE_BYTES:
+            raise ModelFileError(f"{source} is larger than an ONNX file can be ({size} bytes).")
+        data = Path(source).read_bytes()
+    except OSError as error:
+        raise ModelFileError(
+            f"{source} cannot be read: {error.strerror or error}.", "Check the path of the model."
+        ) from error
+    return parse_onnx(data, source)
+
+
+def parse_onnx(data: bytes, source: str = "model") -> OnnxFile:
+    """The same for a file in memory; ``source`` names it in errors."""
+    model = OnnxFile(data)
+    try:
+        _read_model(memoryview(data), model)
+    except (ValueError, IndexError) as error:  # truncated or not protobuf; UnicodeDecodeError is a ValueError
+        raise ModelFileError(
+            f"{source} is not an ONNX file, or is cut short ({error}).", "Export or copy the model again."
+        ) from error
+    if not model.inputs and not model.op_counts:
+        raise ModelFileError(f"{source} is not an ONNX file: it holds no graph.", "Export the model again.")
+    if model.external_tensors:
+        raise ModelFileError(
+            f"{source} keeps {model.external_tensors} tensors in other files, which is refused for safety.",
+            "Export the model again with blu export onnx: it writes one file.",
+        )
+    return model
+
+
+def spec_of(model: OnnxFile, source: str) -> ModelSpec:
+    """The ModelSpec inside a file that ``blu export onnx`` wrote.
+
+    Raises:
+        ModelFileError: another program's model, or one whose inputs, outputs and spec disagree.
+    """
+    if "blu_spec" not in model.metadata:
+        raise ModelFileError(
+            f"{source} was not exported by blu: it carries no blu_spec.",
+            "Export the weights with: blu export onnx --weights FILE.h5",
+        )
+    spec = ModelSpec.from_json(model.metadata["blu_spec"], source)
+    for kind, tensors, wanted in (("input", model.inputs, INPUTS), ("output", model.outputs, OUTPUTS)):
+        found = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in tensors}
+        if found != wanted:
+            raise ModelFileError(
+                f"{source} has the {kind}s {_signature(found)}; a Mask R-CNN has {_signature(wanted)}.",
+                "Export the model again with blu export onnx.",
+            )
+    sides = next(tensor.shape for tensor in model.inputs if tensor.name == "canvas")[1:3]
+    fixed = tuple(side for side in sides if isinstance(side, int))
+    if spec.canvas is not None and fixed and fixed != spec.canvas:
+        raise ModelFileError(
+            f"{source} takes a canvas of {fixed} but its spec says {spec.canvas}.", "Export the model again."
+        )
+    return spec
+
+
+def _signature(tensors: dict[str, tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({dtype}, rank {rank})" for name, (dtype, rank) in tensors.items()) or "none"
+
+
+# Field numbers below are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3).
+
+
+def _read_model(message: memoryview, model: OnnxFile) -> None:
+    for number, value in _fields(message):
+        match number, value:
+            case 2, memoryview():
+                model.producer = _text(value)
+            case 7, memoryview():
+                _read_graph(value, model, depth=0)
+            case 8, memoryview():
+                opset = dict(_fields(value))
+                model.opsets[_text(opset.get(1, b"")) or "ai.onnx"] = _integer(opset.get(2, 0))
+            case 14, memoryview():
+                entry = dict(_fields(value))
+                model.metadata[_text(entry.get(1, b""))] = _text(entry.get(2, b""))
+            case 20, memoryview():
+                raise ValueError("it holds training steps")
+            case 25, memoryview():
+                for part, node in _fields(value):
+                    if part == 7 and isinstance(node, memoryview):
+                        _read_node(node, model, depth=1)
+
+
+def _read_graph(message: memoryview, model: OnnxFile, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"subgraphs nested deeper than {MAX_DEPTH}")
+    for number, value in _fields(message):
+        if not isinstance(value, memoryview):
+            continue
+        if number == 1:
+            _read_node(value, model, depth)
+        elif number == 5:
+            _read_tensor(value, model)
+        elif number == 15:
+            _read_sparse_tensor(value, model)
+        elif number in (11, 12) and depth == 0:
+            (model.inputs if number == 11 else model.outputs).append(_tensor_info(value))
+
+
+def _read_node(message: memoryview, model: OnnxFile, depth: int) -> None:
+    for number, value in _fields(message):
+        if number == 4:
+            model.op_counts[_text(value)] += 1
+        elif number == 5 and isinstance(value, memoryview):
+            for kind, part in _fields(value):
+                if not isinstance(part, memoryview):
+                    continue
+                if kind in (5, 10):
+                    _read_tensor(part, model)
+                elif kind in (6, 11):
+                    _read_graph(part, model, depth + 1)
+                elif kind in (22, 23):
+                    _read_sparse_tensor(part, model)
+
+
+def _read_tensor(message: memoryview, model: OnnxFile) -> None:
+    if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in _fields(message)):
+        model.external_tensors += 1
+
+
+def _read_sparse_tensor(message: memoryview, model: OnnxFile) -> None:
+    for number, value in _fields(message):
+        if number in (1, 2) and isinstance(value, memoryview):
+            _read_tensor(value, model)
+
+
+def _tensor_info(message: memoryview) -> TensorInfo:
+    info = dict(_fields(message))
+    tensor_type = dict(_fields(_message(dict(_fields(_message(info.get(2)))).get(1))))
+    shape: list[int | str] = []
+    for _, dimension in _fields(_message(tensor_type.get(2))):
+        size = dict(_fields(_message(dimension)))
+        shape.append(_integer(size[1]) if 1 in size else _text(size.get(2, b"")) or "?")
+    element = _integer(tensor_type.get(1, 0))
+    return TensorInfo(_text(info.get(1, b"")), _ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (field number, value) of one message; a length-delimited value is a view of its bytes."""
+    position, end = 0, len(message)
+    while position < end:
+        key, position = _varint(message, position)
+        wire = key & 7
+        if wire == _VARINT:
+            number, position = _varint(message, position)
+            yield key >> 3, number
+            continue
+        if wire == _BYTES:
+            length, position = _varint(message, position)
+        elif wire in (_FIXED32, _FIXED64):
+            length = 4 if wire == _FIXED32 else 8
+        else:
+            raise ValueError(f"unknown wire type {wire}")
+        if length > end - position:
+            raise ValueError("a field passes the end of the file")
+        yield key >> 3, message[position : position + length]
+        position += length
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number is longer than ten bytes")
+
+
+def _message(value: int | memoryview | None) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return memoryview(b"") if value is None else value
+
+
+def _text(value: int | bytes | memoryview) -> str:
+    if isinstance(value, int):
+        raise ValueError("a number where text belongs")
+    return str(value, "utf-8")
+
+
+def _integer(value: int | memoryview) -> int:
+    if not isinstance(value, int):
+        raise ValueError("bytes where a number belongs")
+    return value

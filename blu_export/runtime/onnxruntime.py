@@ -1,0 +1,131 @@
+"""ONNX Runtime: the portable file on any processor, and on NVIDIA GPUs with the package's GPU build."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.extras import import_extra
+from blu_export.runtime.base import Runner
+from blu_export.runtime.cpu import usable_cores
+from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
+
+log = logging.getLogger(__name__)
+
+DEVICES = ("cpu", "cuda", "tensorrt")
+"""``tensorrt`` is ONNX Runtime's provider: it builds an engine at the first call, which takes minutes."""
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class OnnxRuntimeRunner(Runner):
+    """Runs an exported .onnx file.
+
+    Args:
+        model: path, or a file that was already read.
+        device: ``cpu``, ``cuda`` or ``tensorrt``, with ``:1`` behind it for the second GPU; None takes
+            CUDA where it works and the processor elsewhere.
+        threads: of one network on the processor; None takes the cores that this process may use.
+        source: names a model that was already read in errors.
+
+    Raises:
+        ModelFileError: corrupt, foreign, or refused by ONNX Runtime.
+        MissingDependencyError: onnxruntime is not installed, or the asked device does not work here.
+    """
+
+    runtime = "onnxruntime"
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | OnnxFile,
+        device: str | None = None,
+        threads: int | None = None,
+        source: str = "model",
+    ) -> None:
+        if not isinstance(model, OnnxFile):
+            source, model = os.fspath(model), read_onnx(model)
+        self.spec = spec_of(model, source)
+        self.precision = model.precision
+        ort = import_extra("onnxruntime")
+        kind, index = _parse_device(device)
+        self._session = _open_session(ort, model, source, _choose_provider(ort, kind), index, threads)
+        active = self._session.get_providers()[0]
+        if kind is not None and active != _PROVIDERS[kind]:
+            raise MissingDependencyError(
+                f"ONNX Runtime cannot use {kind} here; it offers {active}.",
+                "Look at blu doctor, or use --device cpu.",
+            )
+        if active == "CPUExecutionProvider":
+            if _choose_provider(ort, kind) != active:
+                log.warning("ONNX Runtime's GPU build finds no working GPU; using the processor")
+            self.device = "CPU"
+        else:
+            self.device = f"{active.removesuffix('ExecutionProvider')} {index}"
+
+    def run(
+        self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See Runner.run."""
+        try:
+            detections, masks = self._session.run(["detections", "masks"], {"canvas": canvas, "window": window})
+        except Exception as error:  # the native library's errors share no other base class
+            raise BluError(
+                f"ONNX Runtime failed on {len(canvas)} canvases of {canvas.shape[1]}x{canvas.shape[2]}: {error}",
+                "If memory ran out, use a smaller batch.",
+            ) from error
+        return detections, masks
+
+    def close(self) -> None:
+        """Give back the session's memory."""
+        self._session = None
+
+
+def _parse_device(device: str | None) -> tuple[str | None, int]:
+    if device is None:
+        return None, 0
+    kind, _, index = device.lower().partition(":")
+    if kind not in DEVICES or (index and not index.isdecimal()):
+        raise UsageError(f"There is no device '{device}'.", "Devices are cpu, cuda, cuda:1, …, tensorrt.")
+    return kind, int(index or 0)
+
+
+def _choose_provider(ort: Any, kind: str | None) -> str:
+    if kind is not None:
+        return _PROVIDERS[kind]
+    return next(name for name in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if name in ort.get_available_providers())
+
+
+def _open_session(ort: Any, model: OnnxFile, source: str, provider: str, index: int, threads: int | None) -> Any:
+    if provider not in ort.get_available_providers():
+        raise MissingDependencyError(
+            f"This build of ONNX Runtime has no {provider}.",
+            "Uninstall onnxruntime, then: pip install 'blu-export[gpu]'",
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors are raised, warnings are about other people's graphs
+    options.intra_op_num_threads = threads or usable_cores()
+    # Within a call the threads spin between operators (a sleep costs more than most operators here);
+    # between calls they must not, since then the next photo is being decoded on the same cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    settings: dict[str, str] = {}
+    if provider != _PROVIDERS["cpu"]:
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA libraries from NVIDIA's wheels
+        settings["device_id"] = str(index)
+    if provider == _PROVIDERS["cuda"]:
+        # TF32 keeps ten bits of the mantissa: that would be another precision than the file's.
+        settings |= {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    providers = [(provider, settings)]
+    if provider != _PROVIDERS["cpu"]:
+        providers += [(_PROVIDERS["cpu"], {})]
+    try:
+        return ort.InferenceSession(model.data, options, providers=providers)
+    except Exception as error:  # as in run
+        raise ModelFileError(
+            f"ONNX Runtime {ort.__version__} refuses {source}: {error}",
+            "Export the model again, or upgrade onnxruntime.",
+        ) from error

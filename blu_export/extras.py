@@ -9,7 +9,7 @@ from blu_export.errors import MissingDependencyError
 
 EXTRAS = {
     "cpu": ("onnxruntime", "openvino"),
-    "gpu": ("onnxruntime", "tensorrt", "cuda"),
+    "gpu": ("tensorrt", "cuda"),
     "rtx": ("tensorrt_rtx",),
     "train": ("tensorflow", "keras", "tf2onnx", "onnx", "h5py", "fsspec", "s3fs", "matplotlib", "tensorboard"),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),

@@ -90,3 +90,99 @@ def golden_case(shared: Path) -> Callable[[str, str], GoldenCase]:
         return arrays
 
     return case
+
+
+@pytest.fixture(scope="session")
+def fake_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``fake_onnx(**spec fields)``: an .onnx file with a Mask R-CNN's inputs and outputs, but hardly any arithmetic.
+
+    Every canvas has two detections: a coat that covers the whole photo, whose score is the mean of the canvas over
+    255, and a shoe on the canvas's upper left quarter with half that score. Masks are full. Other keywords:
+    ``metadata`` replaces or adds metadata_props (None removes one), ``rename`` renames an output.
+    """
+
+    def make(
+        metadata: dict[str, str | None] | None = None, rename: dict[str, str] | None = None, **fields: object
+    ) -> Path:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
+        from blu_export.spec import ModelSpec
+
+        spec = ModelSpec(class_names=("BG", "coat", "shoe"), image_min_dim=64, image_max_dim=64).replace(
+            detection_max_instances=3, **fields
+        )
+        rows = np.zeros((1, 3, 6), np.float32)
+        rows[0, 0, 4] = 1
+        rows[0, 1, :5] = 0, 0, 0.5, 0.5, 2
+        share = np.zeros((1, 3, 6), np.float32)
+        share[0, :2, 5] = 1 / 255, 0.5 / 255
+        masks = np.zeros((1, 3, 28, 28), np.float32)
+        masks[0, :2] = 1
+        constants = {
+            "rows": rows,
+            "share": share,
+            "full": masks,
+            "sides": np.array([1, 2, 1, 2], np.int64),
+            "far_edges": np.array([0, 0, 1, 1], np.float32),
+            "box_row": np.array([-1, 1, 4], np.int64),
+            "padding": np.array([0, 0, 0, 0, 2, 2], np.int64),
+            "per_row": np.array([-1, 1, 1], np.int64),
+            "per_mask": np.array([-1, 1, 1, 1], np.int64),
+            "zero": np.zeros(1, np.float32),
+            "one": np.ones(1, np.float32),
+            "two": np.full(1, 2, np.float32),
+        }
+        names = {name: (rename or {}).get(name, name) for name in ("detections", "masks", "num_detections")}
+        nodes = [
+            helper.make_node("Cast", ["canvas"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2, 3], keepdims=0),
+            helper.make_node("Reshape", ["mean", "per_row"], ["mean_rows"]),
+            helper.make_node("Mul", ["mean_rows", "share"], ["scores"]),
+            helper.make_node("Add", ["rows", "scores"], ["scored"]),
+            # The window in normalised coordinates, as in the original's norm_boxes.
+            helper.make_node("Shape", ["canvas"], ["shape"]),
+            helper.make_node("Gather", ["shape", "sides"], ["size"]),
+            helper.make_node("Cast", ["size"], ["lengths"], to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["lengths", "one"], ["lengths_1"]),
+            helper.make_node("Sub", ["window", "far_edges"], ["edges"]),
+            helper.make_node("Div", ["edges", "lengths_1"], ["box"]),
+            helper.make_node("Reshape", ["box", "box_row"], ["first_row"]),
+            helper.make_node("Pad", ["first_row", "padding"], ["photo_boxes"]),
+            helper.make_node("Add", ["scored", "photo_boxes"], [names["detections"]]),
+            helper.make_node("Mul", ["mean", "zero"], ["zeros"]),
+            helper.make_node("Add", ["zeros", "one"], ["ones"]),
+            helper.make_node("Reshape", ["ones", "per_mask"], ["ones_masks"]),
+            helper.make_node("Mul", ["ones_masks", "full"], [names["masks"]]),
+            helper.make_node("Add", ["zeros", "two"], ["twos"]),
+            helper.make_node("Cast", ["twos"], [names["num_detections"]], to=TensorProto.INT32),
+        ]
+        height, width = spec.canvas or ("height", "width")
+        info = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            nodes,
+            "fake",
+            [
+                info("canvas", TensorProto.UINT8, ["batch", height, width, 3]),
+                info("window", TensorProto.FLOAT, ["batch", 4]),
+            ],
+            [
+                info(names["detections"], TensorProto.FLOAT, ["batch", 3, 6]),
+                info(names["masks"], TensorProto.FLOAT, ["batch", 3, 28, 28]),
+                info(names["num_detections"], TensorProto.INT32, ["batch"]),
+            ],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        properties = {
+            "blu_spec": spec.to_json(),
+            "blu_target": "portable",
+            "blu_precision": "float32",
+            "blu_parity": '{"matched": 1.0}',
+        } | (metadata or {})
+        helper.set_model_props(model, {key: value for key, value in properties.items() if value is not None})
+        path = tmp_path_factory.mktemp("fake") / "fake.onnx"
+        onnx.save(model, path)
+        return path
+
+    return make

@@ -94,7 +94,8 @@ def progress(items: Iterable[T], total: int | None, unit: str = "photos") -> Ite
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Lines on stdout scroll past the bar on a terminal; into a pipe or file they go untouched.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=total, rate="")
         start = time.perf_counter()
         for done, item in enumerate(items, start=1):

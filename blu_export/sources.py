@@ -1,0 +1,119 @@
+"""Photos and videos named on a command line: files, folders, globs, standard input, frames."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.errors import ImageError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+STDIN = "-"
+MAX_STDIN_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Input:
+    """One photo or frame to detect on."""
+
+    name: str
+    """As shown to people: the path, ``stdin``, or the video's path and frame number."""
+    source: Any
+    """What image.decode takes."""
+    video: Path | None = None
+    """The video that a frame is of."""
+    frame: int = 0
+    """Number of that frame, from 1."""
+    fps: float = 0.0
+    """Frames per second of that video."""
+
+
+def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files that arguments name, each once, in a stable order.
+
+    A folder stands for the files in and below it that have one of ``suffixes`` and do not start with
+    a dot; a glob pattern for what it matches; anything else for itself, whether it exists or not:
+    reading it is what reports that.
+    """
+    known = frozenset(suffixes)
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if not path.exists() and glob.has_magic(str(path)):
+            paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        else:
+            paths = [path]
+        for path in paths:
+            found.update(dict.fromkeys(_walk(path, known) if path.is_dir() else [path]))
+    return list(found)
+
+
+def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                yield Path(parent, name)
+
+
+def read_stdin() -> bytes:
+    """The encoded image on standard input.
+
+    Raises:
+        ImageError: it is empty or unreasonably long.
+    """
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if not data:
+        raise ImageError("Standard input is empty.", "Pipe an image into it: blu infer - < photo.jpg")
+    if len(data) > MAX_STDIN_BYTES:
+        raise ImageError(f"Standard input is longer than {MAX_STDIN_BYTES >> 20} MB.")
+    return data
+
+
+def read_video(path: Path) -> Iterator[Input]:
+    """Yield the frames of a video one by one: uint8 [H, W, 3] RGB.
+
+    Raises:
+        ImageError: there is no such file, or no frame of it can be decoded.
+    """
+    import cv2
+
+    if not path.is_file():
+        raise ImageError(f"There is no video {path}.", "Check the path.")
+    # FFmpeg by name: the other backends take patterns and device strings for file names.
+    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+    try:
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        count = 0
+        while True:
+            good, frame = capture.read()
+            if not good:
+                break
+            count += 1
+            image: NDArray[np.uint8] = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            yield Input(f"{path} frame {count}", image, path, count, fps if 0 < fps < 1000 else 25.0)
+        if count == 0:
+            raise ImageError(f"No frame of {path} can be decoded.", "Convert the video to H.264 in an .mp4 file.")
+    finally:
+        capture.release()
+
+
+def count_frames(path: Path) -> int | None:
+    """How many frames a video says it has; None where it does not say."""
+    import cv2
+
+    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+    try:
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        capture.release()
+    return count if count > 0 else None

@@ -1,0 +1,119 @@
+"""ONNX Runtime and OpenVINO on a model whose answer is known by hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.runtime import Runner, load_runner
+
+FakeOnnx = Callable[..., Path]
+BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+
+
+def _canvas(*levels: int) -> NDArray[np.uint8]:
+    return np.stack([np.full((64, 64, 3), level, np.uint8) for level in levels])
+
+
+def _window(count: int) -> NDArray[np.float32]:
+    return np.tile(np.array([0, 0, 64, 64], np.float32), (count, 1))
+
+
+def _check(runner: Runner, *levels: int) -> None:
+    detections, masks = runner.run(_canvas(*levels), _window(len(levels)))
+    assert detections.dtype == masks.dtype == np.float32
+    assert detections.shape == (len(levels), 3, 6)
+    assert masks.shape == (len(levels), 3, 28, 28)
+    np.testing.assert_allclose(detections[:, 0, 5], np.array(levels) / 255, atol=1e-6)
+    np.testing.assert_array_equal(detections[:, :, 4], [[1, 2, 0]] * len(levels))
+    np.testing.assert_array_equal(masks[:, :, 14, 14], [[1, 1, 0]] * len(levels))
+
+
+@BOTH
+def test_batches_of_any_size(fake_onnx: FakeOnnx, runtime: str) -> None:
+    with load_runner(fake_onnx(), runtime) as runner:
+        assert (runner.runtime, runner.device, runner.precision) == (runtime, "CPU", "float32")
+        for levels in ((255,), (0, 51, 102), (51,), (10, 20, 30, 40, 50)):
+            _check(runner, *levels)
+
+
+@BOTH
+def test_threads_do_not_mix_their_answers(fake_onnx: FakeOnnx, runtime: str) -> None:
+    with load_runner(fake_onnx(), runtime, threads=1) as runner, ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(_check, runner, level, 255 - level) for level in range(0, 250, 5)]:
+            future.result()
+
+
+@BOTH
+def test_answers_are_not_overwritten_by_the_next_call(fake_onnx: FakeOnnx, runtime: str) -> None:
+    with load_runner(fake_onnx(), runtime) as runner:
+        first, _ = runner.run(_canvas(51), _window(1))
+        runner.run(_canvas(204), _window(1))
+        assert first[0, 0, 5] == pytest.approx(0.2, abs=1e-6)
+
+
+@BOTH
+def test_a_wrong_canvas_is_an_error_not_a_crash(fake_onnx: FakeOnnx, runtime: str) -> None:
+    with load_runner(fake_onnx(), runtime) as runner, pytest.raises(BluError, match="32x64"):
+        runner.run(np.zeros((1, 32, 64, 3), np.uint8), _window(1))
+
+
+def test_auto_says_what_it_took_and_why(fake_onnx: FakeOnnx, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "blu_export")
+    with load_runner(fake_onnx()) as runner:
+        assert runner.runtime == "onnxruntime"
+    assert "runtime onnxruntime: the fastest for float32" in caplog.text
+
+
+def test_auto_takes_openvino_for_int8(fake_onnx: FakeOnnx) -> None:
+    with load_runner(fake_onnx(metadata={"blu_precision": "int8"})) as runner:
+        assert (runner.runtime, runner.precision) == ("openvino", "int8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"runtime": "tflite"}, UsageError, "no runtime 'tflite'"),
+        ({"runtime": "keras"}, UsageError, "keras cannot run"),
+        ({"precision": "int8"}, ModelFileError, "is a float32 model, not int8"),
+        ({"precision": "fp64"}, UsageError, "no precision 'fp64'"),
+        ({"threads": 0}, UsageError, "0 threads"),
+        ({"runtime": "onnxruntime", "device": "npu"}, UsageError, "no device 'npu'"),
+        ({"runtime": "openvino", "device": "cuda"}, UsageError, "not on 'cuda'"),
+    ],
+)
+def test_impossible_wishes(fake_onnx: FakeOnnx, arguments: dict[str, str], error: type[BluError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_runner(fake_onnx(), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_is_not_there_is_an_error_not_a_fallback(fake_onnx: FakeOnnx) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this is ONNX Runtime's GPU build")
+    with pytest.raises(MissingDependencyError, match="CUDAExecutionProvider"):
+        load_runner(fake_onnx(), device="cuda")
+
+
+@BOTH
+def test_a_graph_that_the_runtime_refuses(tmp_path: Path, fake_onnx: FakeOnnx, runtime: str) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(fake_onnx().read_bytes().replace(b"ReduceMean", b"ReduceMeen"))
+    with pytest.raises(ModelFileError, match=r"refuses .*broken\.onnx"):
+        load_runner(broken, runtime)
+
+
+def test_other_files(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="no model file"):
+        load_runner(tmp_path / "none.onnx")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ModelFileError, match="is no model file"):
+        load_runner(tmp_path / "notes.txt")

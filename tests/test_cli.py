@@ -1,0 +1,191 @@
+"""The command line as a whole: help, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import blu_export
+from blu_export.cli import main as cli
+from blu_export.cli.common import printable, progress, wrote
+from blu_export.errors import CheckFailedError, MissingDependencyError, UsageError
+
+FakeOnnx = Callable[..., Path]
+
+
+def blu(*arguments: object) -> tuple[int, str, str]:
+    """Run ``blu`` as a process: (exit code, stdout, stderr)."""
+    result = subprocess.run(
+        [sys.executable, "-m", "blu_export", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def _present() -> list[str]:
+    return [name for name in cli.COMMANDS if cli.find_spec(cli._module(name)) is not None]
+
+
+def test_the_commands_that_users_type_first_are_there() -> None:
+    assert {"infer", "inspect", "doctor"} <= set(_present())
+
+
+@pytest.mark.parametrize("command", _present())
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [*command.split(), "--help"])
+    assert result.exit_code == 0, result.output
+    assert f"Usage: blu {command}" in result.output
+
+
+def test_help_lists_the_commands_that_exist() -> None:
+    code, out, _ = blu("--help")
+    listed = re.findall(r"^  ([a-z-]+)  +[A-Z]", out.partition("Commands:")[2], re.MULTILINE)
+    assert code == 0
+    assert listed == list(dict.fromkeys(command.split()[0] for command in _present()))
+    assert "blu infer street.jpg" in out
+
+
+def test_two_word_commands_and_absent_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", {"tools doctor": "Look.", "tools none": "Not there.", "none": "Not there."})
+    monkeypatch.setattr(cli, "GROUPS", {"tools": "Some tools."})
+    monkeypatch.setattr(cli, "_module", lambda command: f"blu_export.cli.{command.split()[-1]}")
+    runner = CliRunner()
+    assert "Some tools." in runner.invoke(cli.app, ["--help"]).output
+    tools = runner.invoke(cli.app, ["tools", "--help"]).output
+    assert "Look." in tools
+    assert "Not there." not in tools
+    assert json.loads(runner.invoke(cli.app, ["tools", "doctor", "--json"]).output)["blu"] == blu_export.__version__
+    assert runner.invoke(cli.app, ["tools", "none"]).exit_code == 2
+
+
+def test_version() -> None:
+    assert blu("--version") == (0, f"blu {blu_export.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["infre"], ["infer"], ["infer", "a.jpg", "--nope"], ["doctor", "--json=1"]])
+def test_usage_errors(arguments: list[str]) -> None:
+    code, out, err = blu(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: blu" in err
+
+
+def test_a_typing_error_gets_a_suggestion() -> None:
+    assert "Did you mean 'infer'?" in blu("infre")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("A is wrong.", "Write B."), 2, "error: A is wrong. Write B.\n"),
+        (MissingDependencyError("No GPU."), 4, "error: No GPU.\n"),
+        (CheckFailedError("AP fell."), 1, "error: AP fell.\n"),
+        (FileNotFoundError(2, "No such file", "a\x1b[31m.jpg"), 3, "error: a�[31m.jpg: No such file.\n"),
+        (ModuleNotFoundError("no", name="ray"), 4, "pip install 'blu-export[ray]'\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_a_sentence_and_an_exit_code(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("BLU_DEBUG", raising=False)
+    _replace_app(monkeypatch, error)
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == code
+    assert capsys.readouterr().err.endswith(message)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("no", name="colour"), OSError("odd")])
+def test_defects_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace_app(monkeypatch, error)
+    with pytest.raises(type(error)):
+        cli.main([])
+
+
+def test_blu_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLU_DEBUG", "1")
+    _replace_app(monkeypatch, UsageError("A is wrong."))
+    with pytest.raises(UsageError):
+        cli.main([])
+
+
+def _replace_app(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_is_130_without_a_traceback(fake_onnx: FakeOnnx) -> None:
+    command = [sys.executable, "-m", "blu_export", "infer", "-", "--model", str(fake_onnx()), "--threads", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("runtime ")  # now it loads, then waits for standard input
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+        assert process.wait() == 130
+    assert "Traceback" not in err
+
+
+def test_doctor_reports_what_is_installed_and_missing() -> None:
+    code, out, _ = blu("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["extras"]["cpu"]["installed"].keys() == {"onnxruntime", "openvino"}
+    assert any("CPUExecutionProvider" in line for line in found["runtimes"])
+    assert found["cpu"]["usable_cores"] >= 1
+    text = blu("doctor")[1]
+    for extra, state in found["extras"].items():
+        assert f"{'✗' if state['missing'] else '✓'} {extra}:" in text
+
+
+def test_inspect(fake_onnx: FakeOnnx, tmp_path: Path) -> None:
+    path = fake_onnx()
+    code, out, err = blu("inspect", path, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["spec"]["class_names"] == ["BG", "coat", "shoe"]
+    assert found["parity"] == {"matched": 1.0}
+    assert found["inputs"][0] == {"name": "canvas", "dtype": "uint8", "shape": ["batch", 64, 64, 3]}
+    assert found["sha256"] == blu_export.files.sha256_of(path)
+    code, out, _ = blu("inspect", path)
+    assert code == 0
+    for text in ("BG, coat, shoe", "matched", "canvas           uint8    [batch, 64, 64, 3]", "Reshape 3"):
+        assert text in out
+    assert "not exported by blu" in blu("inspect", fake_onnx(metadata={"blu_spec": None}))[1]
+    (tmp_path / "noise.onnx").write_bytes(b"\xff" * 64)
+    code, out, err = blu("inspect", tmp_path / "noise.onnx")
+    assert (code, out) == (3, "")
+    assert err.startswith("error: ")
+    assert "noise.onnx is not an ONNX file" in err
+
+
+def test_names_from_files_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b]0;owned\x07b\u202ec\n") == "a�]0;owned�b�c\n"
+
+
+def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(iter([1, 2, 3]), total=3)) == [1, 2, 3]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"12345")
+    wrote(path, "blu inspect a.onnx")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"wrote {re.escape(str(path))} \(5 B, sha256 \w{{64}}\)\nnext: blu inspect a.onnx\n", err)

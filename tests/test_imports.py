@@ -1,0 +1,120 @@
+"""What importing costs: inference never needs TensorFlow, and no module is broken."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import blu_export
+from blu_export.extras import EXTRAS
+
+FakeOnnx = Callable[..., Path]
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(blu_export.__path__, "blu_export."))
+
+WITHOUT_TRAINING = """
+import runpy, sys
+
+class Absent:
+    "Makes the packages of the extra train look as if they were not installed."
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None
+
+sys.meta_path.insert(0, Absent())
+sys.argv = {argv!r}
+try:
+    {action}
+finally:
+    loaded = {{name.partition(".")[0] for name in sys.modules}} & {packages!r}
+    assert not loaded, loaded
+"""
+BLU = 'runpy.run_module("blu_export", run_name="__main__")'
+
+
+def without_training(action: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code where the extra ``train`` is not installed."""
+    program = WITHOUT_TRAINING.format(packages=set(EXTRAS["train"]), argv=["blu", *map(str, arguments)], action=action)
+    return subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
+def test_every_module_imports(module: str) -> None:
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        optional = {package for packages in EXTRAS.values() for package in packages}
+        if (error.name or "").partition(".")[0] not in optional:
+            raise
+        pytest.skip(f"needs {error.name}")
+
+
+def test_public_names_are_all_there() -> None:
+    for name in blu_export.__all__:
+        assert getattr(blu_export, name) is not None
+    assert set(blu_export.__all__) <= set(dir(blu_export))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        blu_export.lod  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import blu_export; "
+        "print(sorted(name for name in set(sys.modules) - before if '.' not in name))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(eval(result.stdout)) <= {"blu_export", "typing", "importlib", "warnings", "collections"}
+
+
+def test_help_imports_neither_numpy_nor_a_runtime() -> None:
+    program = (
+        "import sys, runpy; sys.argv = ['blu', '--help']\n"
+        "try: runpy.run_module('blu_export', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'numpy', 'cv2', 'PIL', 'onnxruntime', 'openvino', 'tensorflow', 'keras', 'onnx', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+
+def test_the_package_works_without_the_training_extra() -> None:
+    result = without_training("import blu_export; blu_export.load, blu_export.Detector, blu_export.Detections")
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_and_doctor_work_without_the_training_extra() -> None:
+    for arguments in (["--help"], ["infer", "--help"], ["doctor"]):
+        result = without_training(BLU, *arguments)
+        assert result.returncode == 0, result.stderr
+    assert "missing: tensorflow, keras" in result.stdout
+
+
+def test_infer_works_without_the_training_extra(fake_onnx: FakeOnnx, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(photo)
+    formats = [option for name in ("table", "json", "coco", "npz", "overlay") for option in ("--format", name)]
+    for runtime in ("onnxruntime", "openvino"):
+        result = without_training(
+            BLU, "infer", photo, "--model", fake_onnx(), "--runtime", runtime, "--out", tmp_path / runtime, *formats
+        )
+        assert result.returncode == 0, result.stderr
+        assert "coat" in result.stdout
+        assert len(list((tmp_path / runtime).iterdir())) == 4
+
+
+def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.h5"
+    weights.write_bytes(b"\x89HDF\r\n\x1a\n")
+    result = without_training(BLU, "infer", "photo.jpg", "--model", weights)
+    assert result.returncode == 4
+    assert "pip install 'blu-export[train]'" in result.stderr
+    assert "Traceback" not in result.stderr

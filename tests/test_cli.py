@@ -71,7 +71,7 @@ def test_version() -> None:
     assert blu("--version") == (0, f"blu {blu_export.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["infre"], ["infer"], ["infer", "a.jpg", "--nope"], ["doctor", "--json=1"]])
+@pytest.mark.parametrize("arguments", [["infre"], ["infer"], ["infer", "a.jpg", "--nope"], ["doctor", "extra"]])
 def test_usage_errors(arguments: list[str]) -> None:
     code, out, err = blu(*arguments)
     assert (code, out) == (2, "")

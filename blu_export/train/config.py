@@ -1,10 +1,27 @@
-"""TrainConfig: every choice of a training run, as frozen dataclasses that TOML files map onto."""
+"""Every choice of a training run: frozen dataclasses, which TOML files and ``--set`` map onto."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 from blu_export.data.augment import AugmentConfig
+from blu_export.errors import UsageError
+from blu_export.spec import SIZE_MULTIPLE
+
+LAYER_SETS = ("heads", "5+", "4+", "3+", "all")
+"""What can be trained: the pyramid, the RPN and the heads; these and the backbone from a stage on."""
+OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("float32", "bfloat16", "float16")
+LOSSES = ("rpn_class", "rpn_bbox", "mrcnn_class", "mrcnn_bbox", "mrcnn_mask")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -36,16 +53,49 @@ class TargetConfig:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Some epochs that train one set of layers."""
+
+    layers: str
+    epochs: int
+
+    @classmethod
+    def parse(cls, text: str, epochs: int) -> tuple[Stage, ...]:
+        """Stages from ``all`` (for ``epochs``) or ``heads:5,4+:5,all:20``.
+
+        Raises:
+            UsageError: an unknown layer set, or a stage without epochs.
+        """
+        parts = [part.partition(":") for part in text.split(",")]
+        try:
+            stages = tuple(cls(name.strip(), int(count) if colon else epochs) for name, colon, count in parts)
+        except ValueError:
+            raise UsageError(f"'{text}' is no layer schedule.", "Write for example heads:5,4+:5,all:20.") from None
+        for stage in stages:
+            _check(stage.layers in LAYER_SETS, f"train.layers '{stage.layers}'", f"must be of {', '.join(LAYER_SETS)}")
+            _check(stage.epochs > 0, f"train.layers '{text}'", "needs at least one epoch in each stage")
+        _check(
+            len(stages) == 1 or all(colon for _, colon, _ in parts), f"train.layers '{text}'", "needs epochs in stages"
+        )
+        return stages
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """How a model is trained."""
 
     epochs: int = 30
-    steps_per_epoch: int | None = None
-    """Optimizer steps per epoch; None: one pass over the photos."""
+    """Passes; a schedule in ``layers`` that counts its own epochs wins."""
+    steps_per_epoch: int = 0
+    """Optimizer steps per epoch; 0: one pass over the photos."""
     batch: int = 4
     """Photos per step, over all devices."""
-    canvas: tuple[int, int] | None = None
-    """(height, width) of the training crop, multiples of 64; None: the canvas of inference."""
+    accumulate: int = 1
+    """Parts into which a batch is cut, whose gradients are averaged: for batches that do not fit."""
+    canvas: tuple[int, ...] = ()
+    """(height, width) of the training crop, multiples of 64; empty: the canvas of inference."""
+    layers: str = "all"
+    """What is trained: one of LAYER_SETS, or stages as in ``heads:5,4+:5,all:20``."""
     seed: int = 0
 
     optimizer: str = "sgd"
@@ -60,17 +110,142 @@ class TrainConfig:
     clip_norm: float = 5.0
     """Largest global norm of the gradient."""
     ema: float = 0.0
-    """Decay of the moving average of the weights that is evaluated and saved; 0: none."""
-    layers: str = "all"
-    """What is trained: ``heads``, ``5+``, ``4+``, ``3+`` or ``all``."""
+    """Decay of the moving average of the weights that is validated and saved; 0: none."""
     loss_weights: dict[str, float] = field(default_factory=dict)
     """Factors of the losses by name; 1 where absent."""
+    precision: str = "float32"
+    """Of the layers' arithmetic: ``float32``, ``bfloat16`` or ``float16`` (with loss scaling)."""
 
-    targets: TargetConfig = field(default_factory=TargetConfig)
     balance: float = 0.0
-    """See ``SampleConfig.balance``."""
+    """Photos with a class that fewer than this share of the photos show are drawn more often."""
+    targets: TargetConfig = field(default_factory=TargetConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cache_bytes: int = 4 << 30
     """Memory for decoded photos."""
     workers: int = 2
-    """Samples made at a time."""
+    """Samples made at a time, per process."""
+
+    validate_every: int = 1
+    """Epochs between validations."""
+    validate_photos: int = 500
+    """Photos of the validation set that are used; 0: all."""
+    patience: int = 0
+    """Stop after this many validations without a better mask AP; 0: never."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulate", "workers", "validate_every", "keep_checkpoints"):
+            _check(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            _check(getattr(self, name) > 0, f"train.{name}", "must be positive")
+        _check(0 <= self.ema < 1, "train.ema", "must be 0 or less than 1")
+        _check(self.batch % self.accumulate == 0, "train.batch", "must be a multiple of train.accumulate")
+        _check(self.optimizer in OPTIMIZERS, "train.optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
+        _check(self.precision in PRECISIONS, "train.precision", f"must be one of {', '.join(PRECISIONS)}")
+        fits = len(self.canvas) in (0, 2) and all(side > 0 and side % SIZE_MULTIPLE == 0 for side in self.canvas)
+        _check(fits, "train.canvas", f"must be height and width, multiples of {SIZE_MULTIPLE}")
+        unknown = sorted(set(self.loss_weights) - set(LOSSES))
+        _check(not unknown, "train.loss_weights", f"has unknown losses {unknown}; there are {', '.join(LOSSES)}")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """``layers`` as stages."""
+        return Stage.parse(self.layers, self.epochs)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def stage_of(self, epoch: int) -> int:
+        """The number of the stage that epoch number ``epoch`` (from 0) belongs to."""
+        for number, stage in enumerate(self.stages):
+            epoch -= stage.epochs
+            if epoch < 0:
+                return number
+        return len(self.stages) - 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What ``blu train --config`` reads: the tables [data], [model] and [train]."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    """``train`` and ``val``: data sets; ``images``: their folder, if it is not beside them."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of ModelSpec; class names come from the data."""
+    weights: str = ""
+    """What to start from: ``imagenet``, ``coco``, ``last`` or a file."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def read(cls, path: Path | None, settings: Iterable[str] = ()) -> RunConfig:
+        """From a TOML file (None: all defaults) and ``table.field=value`` settings, which win.
+
+        Raises:
+            UsageError: the file is no TOML, or a name or value is not possible.
+        """
+        try:
+            tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8")) if path else {}
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"The configuration {path} cannot be read: {error}.", "Give a TOML file.") from error
+        for setting in settings:
+            _set(tables, setting)
+        return from_mapping(cls, tables, "")
+
+
+def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+    """Build the dataclass ``cls``, nested ones included; ``where`` prefixes names in errors.
+
+    Raises:
+        UsageError: a field that does not exist, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, value in values.items():
+        path = f"{where}.{name}".lstrip(".")
+        if name not in hints:
+            raise UsageError(f"There is no setting {path}.", f"In [{where or 'the file'}]: {', '.join(hints)}.")
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            _check(isinstance(value, Mapping), path, "must be a table")
+            arguments[name] = from_mapping(typing.cast(type[Any], kind), value, path)
+            continue
+        arguments[name] = _coerce(value, kind, path)
+    return cls(**arguments)
+
+
+def _coerce(value: Any, kind: Any, path: str) -> Any:
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple:
+        _check(isinstance(value, list | tuple), path, f"must be a list, not {value!r}")
+        inner, *rest = typing.get_args(kind)
+        _check(rest == [...] or len(value) == 1 + len(rest), path, f"must have {1 + len(rest)} values")
+        return tuple(_coerce(v, inner, path) for v in value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    good = isinstance(value, origin) and (origin is bool or not isinstance(value, bool))
+    _check(good, path, f"must be of type {origin.__name__}, not {value!r}")
+    return value
+
+
+def _set(tables: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    *parents, name = path.strip().split(".")
+    if not equals or not name:
+        raise UsageError(f"'{setting}' is not TABLE.FIELD=VALUE.", "Write for example train.learning_rate=0.001.")
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        _check(isinstance(tables, dict), path, "is not inside a table")
+    for form in (text, f"[{text}]"):  # a value, or numbers separated by commas
+        try:
+            tables[name] = json.loads(form)
+            return
+        except json.JSONDecodeError:
+            continue
+    tables[name] = text
+
+
+def _check(holds: bool, name: str, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"The setting {name} {rule}.")

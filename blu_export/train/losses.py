@@ -12,8 +12,6 @@ import tensorflow as tf
 
 from blu_export.train.targets import RoiTargets
 
-LOSSES = ("rpn_class", "rpn_bbox", "mrcnn_class", "mrcnn_bbox", "mrcnn_mask")
-
 Terms = dict[str, tuple[Any, Any]]
 
 

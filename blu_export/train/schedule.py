@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-from blu_export.errors import UsageError
-
-LAYER_SETS = ("heads", "5+", "4+", "3+", "all")
 _HEAD = r"mrcnn_.*|rpn_.*|fpn_.*"
 # Lite0 blocks whose output is C2, C3, C4, C5: 2, 4, 10, 15. ResNet names carry the stage.
 _STAGES = {
@@ -26,8 +23,6 @@ def cosine(step: int, total: int, peak: float, warmup: int) -> float:
 
 def learns(layer: str, layers: str) -> bool:
     """Whether the layer of this name is trained under ``layers``, one of LAYER_SETS."""
-    if layers not in LAYER_SETS:
-        raise UsageError(f"There is no layer set '{layers}'.", f"Use one of {', '.join(LAYER_SETS)}.")
     if layers == "all":
         return True
     stages = [] if layers == "heads" else range(int(layers[0]), 6)
@@ -37,3 +32,35 @@ def learns(layer: str, layers: str) -> bool:
 def is_backbone(layer: str) -> bool:
     """Whether the layer belongs to the backbone, not to the pyramid, the RPN or the heads."""
     return re.fullmatch(_HEAD, layer) is None
+
+
+class LossScale:
+    """Factor on the loss that keeps float16 gradients in range (Micikevicius et al. 2018).
+
+    Halved when a gradient overflows, doubled after GROWTH_STEPS steps without; always 1 for the
+    precisions that have float32's range.
+    """
+
+    FIRST = 2.0**15
+    GROWTH_STEPS = 2000
+
+    def __init__(self, precision: str, scale: float = 1.0, age: int = 0) -> None:
+        self.adapts = precision == "float16"
+        self.scale = (scale if scale > 1 else self.FIRST) if self.adapts else 1.0
+        self.age = age
+        """Steps since the scale last changed."""
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether a gradient that is not finite may be the fault of the scale."""
+        return self.adapts and self.scale > 1
+
+    def update(self, finite: bool) -> None:
+        """Note whether the last gradient was finite."""
+        if not self.adapts:
+            return
+        self.age = self.age + 1 if finite else 0
+        if not finite:
+            self.scale = max(1.0, self.scale / 2)
+        elif self.age == self.GROWTH_STEPS:
+            self.scale, self.age = self.scale * 2, 0

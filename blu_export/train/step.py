@@ -11,11 +11,15 @@ import tensorflow as tf
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.model.proposals import propose
 from blu_export.model.roi_align import pyramid_roi_align
-from blu_export.train.config import TargetConfig, TrainConfig
+from blu_export.train.config import LOSSES, TrainConfig
 from blu_export.train.losses import Terms, head_losses, rpn_losses
 from blu_export.train.schedule import is_backbone, learns
 from blu_export.train.targets import roi_targets
 
+Batch = dict[str, Any]
+"""What ``data.pipeline.batches`` gives."""
+
+_SUM = tf.distribute.ReduceOp.SUM
 _OUTPUT_DEVIATION = {
     "rpn_class_raw": 0.01,
     "rpn_bbox_pred": 0.01,
@@ -24,23 +28,39 @@ _OUTPUT_DEVIATION = {
 }
 
 
+def initialize_outputs(model: MaskRCNN, seed: int, layers: set[str]) -> None:
+    """Small random kernels and zero biases in those of ``layers`` that are outputs of RPN or box head.
+
+    The deviations are those of Faster R-CNN. Keras's default is far larger, and so would be the first
+    losses, for the pyramid's features are large.
+    """
+    rng = np.random.default_rng([seed, 2])
+    for name, deviation in _OUTPUT_DEVIATION.items():
+        layer = model.learned_layers()[name]
+        kernel, bias = layer.get_weights()
+        drawn = rng.normal(0.0, deviation, kernel.shape)
+        if name in layers:
+            layer.set_weights([drawn, np.zeros_like(bias)])
+
+
 class Losses:
-    """The training graph: a batch of samples to the losses.
+    """The training graph: a batch to the losses.
 
     Normalisation layers use their stored statistics, as in the original: batches are small.
     """
 
-    def __init__(self, model: MaskRCNN, canvas: tuple[int, int], config: TargetConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig) -> None:
+        self.model, self.config = model, config.targets
         self.anchors = model.anchors(canvas)
         head = model.mask_head
         self.mask_logits = keras.Model(head.inputs, head.get_layer("mrcnn_mask").output)
 
-    def __call__(self, batch: dict[str, Any]) -> Terms:
-        """Sum and count of each loss for a batch of ``data.pipeline``."""
+    def __call__(self, batch: Batch) -> Terms:
+        """Sum and count of each loss."""
         model, spec, config = self.model, self.model.spec, self.config
         shape = tf.shape(batch["image"])[1:3]
         *pyramid, rpn_logits, rpn_class, rpn_bbox = model.trunk(model.preprocess(batch["image"]), training=False)
+        pyramid = [tf.cast(level, tf.float32) for level in pyramid]
         proposals = propose(
             tf.stop_gradient(rpn_class[..., 1]),
             tf.stop_gradient(rpn_bbox),
@@ -49,15 +69,8 @@ class Losses:
             config.proposals,
             config.pre_nms_limit,
         )
-        targets = roi_targets(
-            proposals,
-            batch["gt_boxes"],
-            batch["gt_class_ids"],
-            batch["gt_masks"],
-            batch["roi_noise"],
-            spec,
-            config,
-        )
+        truth = (batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"])
+        targets = roi_targets(proposals, *truth, batch["roi_noise"], spec, config)
         pooled = pyramid_roi_align(targets.rois, pyramid, spec.pool_size, shape)
         logits, _, deltas = model.box_head(pooled, training=False)
         rows = [-1, config.rois_per_image]
@@ -77,15 +90,15 @@ class Updater:
     """Turns gradients into new weights: clipping, SGD or AdamW, the moving average.
 
     The backbone and the rest have an optimizer each, for their learning rates differ. Normalisation
-    layers of the backbone stay as they are, statistics, scale and offset: batches are small.
+    layers of the backbone stay as they are, statistics, scale and offset.
     """
 
-    def __init__(self, model: MaskRCNN, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, model: MaskRCNN, config: TrainConfig, layers: str) -> None:
+        self.clip_norm = config.clip_norm
         groups: dict[bool, list[Any]] = {False: [], True: []}
         for name, layer in model.learned_layers().items():
             fixed = is_backbone(name) and isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = learns(name, config.layers) and not fixed
+            layer.trainable = learns(name, layers) and not fixed
             groups[is_backbone(name)] += layer.trainable_variables
         self.groups = [(_optimizer(config), group) for group in groups.values() if group]
         self.rates = [config.backbone_rate if backbone else 1.0 for backbone, group in groups.items() if group]
@@ -100,8 +113,9 @@ class Updater:
 
     @property
     def averages(self) -> list[Any]:
-        """The moving averages of ``trained``, in its order."""
-        return [average for optimizer, _ in self.groups for average in optimizer._model_variables_moving_average]
+        """The moving averages of ``trained``, in its order; empty where none are kept."""
+        groups = [optimizer for optimizer, _ in self.groups if optimizer.use_ema]
+        return [average for optimizer in groups for average in optimizer._model_variables_moving_average]
 
     def set_rate(self, rate: float) -> None:
         """Learning rate of the next step."""
@@ -109,8 +123,17 @@ class Updater:
             optimizer.learning_rate.assign(rate * factor)
 
     def apply(self, gradients: list[Any]) -> Any:
-        """Update ``trained``; returns the norm of the gradient before clipping."""
-        gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip_norm)
+        """Update ``trained`` with each replica's share of the gradients; returns their norm, unclipped.
+
+        Where the norm is not finite the gradients count as zero.
+        """
+        replica = tf.distribute.get_replica_context()
+        gradients = replica.all_reduce(_SUM, [tf.convert_to_tensor(g) for g in gradients])
+        norm = tf.linalg.global_norm(gradients)
+        # Keras adds the gradients of all replicas once more.
+        factor = tf.minimum(1.0, self.clip_norm / norm) / replica.num_replicas_in_sync
+        finite = tf.math.is_finite(norm)
+        gradients = [tf.where(finite, g * factor, 0.0) for g in gradients]
         for optimizer, group in self.groups:
             optimizer.apply(gradients[: len(group)], group)
             gradients = gradients[len(group) :]
@@ -132,13 +155,79 @@ def _optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def initialize_outputs(model: MaskRCNN, seed: int) -> None:
-    """Small random kernels in the output layers of RPN and heads, zero biases (He et al. 2017).
+class TrainStep:
+    """A compiled training step over all replicas of the current distribution strategy.
 
-    With Keras's default the first losses are large, for the pyramid's features are.
+    Make it inside the strategy's scope.
     """
-    rng = np.random.default_rng([seed, 2])
-    for name, deviation in _OUTPUT_DEVIATION.items():
-        layer = model.learned_layers()[name]
-        kernel, bias = layer.get_weights()
-        layer.set_weights([rng.normal(0.0, deviation, kernel.shape), np.zeros_like(bias)])
+
+    def __init__(self, model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, layers: str) -> None:
+        self.config, self.strategy = config, tf.distribute.get_strategy()
+        self.losses = Losses(model, canvas, config)
+        self.updater = Updater(model, config, layers)
+        self._function = tf.function(self._run)
+
+    def __call__(self, batch: Batch, rate: float, scale: float = 1.0) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            batch: this process's part of the global batch.
+            rate: learning rate.
+            scale: factor on the loss while the gradient is computed, for float16.
+
+        Returns:
+            Each loss, their weighted sum ``loss``, and ``norm``, of the whole global batch.
+        """
+        self.updater.set_rate(rate)
+        values = self._function(batch, tf.constant(scale, tf.float32))
+        return {name: float(value) for name, value in values.items()}
+
+    def _run(self, batch: Batch, scale: Any) -> dict[str, Any]:
+        values = self.strategy.run(self._replica_step, args=(batch, scale))
+        # Every replica holds the value of the whole batch.
+        return {name: self.strategy.experimental_local_results(value)[0] for name, value in values.items()}
+
+    def _replica_step(self, batch: Batch, scale: Any) -> dict[str, Any]:
+        losses, gradients = self._accumulate(batch, scale)
+        replica = tf.distribute.get_replica_context()
+        summed = replica.all_reduce(_SUM, losses)
+        values = dict(zip((*LOSSES, "loss"), summed, strict=True))
+        return values | {"norm": self.updater.apply([g / scale for g in gradients])}
+
+    def _accumulate(self, batch: Batch, scale: Any) -> tuple[list[Any], list[Any]]:
+        """Losses and gradients, averaged over the parts of the batch."""
+        parts = self.config.accumulate
+        if parts == 1:
+            return self._gradients(batch, scale)
+        split = {name: tf.reshape(v, [parts, -1, *v.shape[1:]]) for name, v in batch.items()}
+        losses = [tf.zeros([]) for _ in (*LOSSES, "loss")]
+        gradients = [tf.zeros(v.shape) for v in self.updater.trained]
+
+        def add(part: Any, losses: Any, gradients: Any) -> Any:
+            more = self._gradients({name: v[part] for name, v in split.items()}, scale)
+            added = [
+                [a + b / parts for a, b in zip(old, new, strict=True)]
+                for old, new in zip((losses, gradients), more, strict=True)
+            ]
+            return part + 1, *added
+
+        # A loop, not copies in the graph: those would run side by side and need the memory of all.
+        _, losses, gradients = tf.while_loop(
+            lambda part, *_: part < parts, add, (0, losses, gradients), parallel_iterations=1
+        )
+        return losses, gradients
+
+    def _gradients(self, batch: Batch, scale: Any) -> tuple[list[Any], list[Any]]:
+        """This replica's share of the losses and of their gradients."""
+        replica = tf.distribute.get_replica_context()
+        weights = self.config.loss_weights
+        with tf.GradientTape() as tape:
+            terms = self.losses(batch)
+            counts = replica.all_reduce(_SUM, [tf.stop_gradient(terms[name][1]) for name in LOSSES])
+            each = [terms[name][0] / tf.maximum(count, 1.0) for name, count in zip(LOSSES, counts, strict=True)]
+            loss = tf.add_n([value * weights.get(name, 1.0) for name, value in zip(LOSSES, each, strict=True)])
+            scaled = loss * scale
+        gradients = tape.gradient(
+            scaled, [v.value for v in self.updater.trained], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return [*each, loss], gradients

@@ -29,12 +29,12 @@ class AnchorTargets:
     every box and outside crowds. Of both, a random choice of at most ``rpn_anchors_per_image``.
     """
 
-    def __init__(self, spec: ModelSpec, canvas: tuple[int, int], max_gt: int, config: TargetConfig) -> None:
+    def __init__(self, spec: ModelSpec, canvas: tuple[int, int], config: TargetConfig) -> None:
         height, width = canvas
         scale = np.array([height - 1, width - 1, height - 1, width - 1], np.float32)
         self.anchors = pyramid_anchors(spec, canvas) * scale + np.array([0, 0, 1, 1], np.float32)
         self.deviation = np.array(spec.rpn_bbox_std_dev, np.float32)
-        self.max_gt, self.config = max_gt, config
+        self.config = config
 
     def __call__(
         self, boxes: NDArray[np.float32], class_ids: NDArray[np.int32], rng: np.random.Generator
@@ -64,7 +64,7 @@ class AnchorTargets:
         label[: len(positives)] = 1
         targets = boxes[class_ids > 0][matched[positives]]
         delta[: len(positives)] = box_deltas(self.anchors[positives], targets) / self.deviation
-        noise = rng.random(config.proposals + (self.max_gt if config.propose_ground_truth else 0), np.float32)
+        noise = rng.random(config.proposals + (config.max_gt_instances if config.propose_ground_truth else 0), np.float32)
         return {"rpn_index": index, "rpn_label": label, "rpn_delta": delta, "roi_noise": noise}
 
     def match(

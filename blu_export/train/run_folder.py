@@ -1,0 +1,91 @@
+"""RunFolder: what a run leaves on disk beside its checkpoints. The layout is in ``train.fit``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blu_export.files import atomic_write
+
+if TYPE_CHECKING:
+    from blu_export.model.mask_rcnn import MaskRCNN
+
+Row = dict[str, float]
+
+LOG_EVERY = 20
+"""Steps between the losses that TensorBoard gets."""
+
+
+class RunFolder:
+    """Writes the files of a run.
+
+    Args:
+        path: the folder; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import tensorflow as tf
+
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._summary = tf.summary.create_file_writer(str(path / "tensorboard"))
+
+    def save_weights(self, name: str, model: MaskRCNN) -> Path:
+        """Write the weights, and the spec inside them, as ``name``."""
+        from blu_export.model.weights import save_weights
+
+        save_weights(model, self.path / name)
+        return self.path / name
+
+    def log_step(self, number: int, values: Row) -> None:
+        """Losses of step ``number`` (from 0), for TensorBoard."""
+        import tensorflow as tf
+
+        if number % LOG_EVERY == 0:
+            with self._summary.as_default(step=number):
+                for name, value in values.items():
+                    tf.summary.scalar(f"step/{name}", value)
+
+    def log_epoch(self, history: Sequence[Row]) -> None:
+        """Write the history up to and with the last epoch as table, plots and TensorBoard scalars."""
+        import tensorflow as tf
+
+        write_history(self.path / "history.csv", history)
+        plot_history(self.path / "curves.png", history)
+        with self._summary.as_default(step=int(history[-1]["epoch"])):
+            for name, value in history[-1].items():
+                tf.summary.scalar(f"epoch/{name}", value)
+        self._summary.flush()
+
+
+def write_history(path: Path, history: Sequence[Row]) -> None:
+    """One line per epoch; a column that an epoch lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def plot_history(path: Path, history: Sequence[Row]) -> None:
+    """Losses, average precision and learning rate over the epochs, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = [
+        ("loss", [name for name in history[0] if name.startswith(("rpn_", "mrcnn_")) or name == "loss"]),
+        ("average precision", sorted({name for row in history for name in row if name.endswith(("_ap", "_ap50"))})),
+        ("learning rate", ["learning_rate"]),
+    ]
+    for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in names:
+            rows = [row for row in history if name in row]
+            axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=name, marker=".")
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if names:
+            axes.legend(fontsize="small")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=100)

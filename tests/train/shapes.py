@@ -1,0 +1,73 @@
+"""A tiny synthetic data set: coloured shapes on noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.data.dataset import Annotation, Dataset, Record
+from blu_export.spec import ModelSpec
+
+CLASS_NAMES = ("BG", "box", "disc", "triangle")
+SIDE = 128
+
+
+def tiny_spec(**changes: object) -> ModelSpec:
+    """The smallest model that has all parts."""
+    fields: dict[str, object] = {
+        "class_names": CLASS_NAMES,
+        "backbone": "efficientnet_lite0",
+        "image_min_dim": SIDE,
+        "image_max_dim": SIDE,
+        "mean_pixel": (127.0, 127.0, 127.0),
+        "rpn_anchor_scales": (16, 32, 48, 64, 96),
+        "post_nms_rois_inference": 50,
+        "pre_nms_limit": 200,
+        "detection_min_confidence": 0.05,
+        "detection_max_instances": 10,
+        "top_down_pyramid_size": 32,
+        "rpn_channels": 32,
+        "fpn_classif_fc_layers_size": 64,
+        "mask_channels": 32,
+    }
+    return ModelSpec(**fields | changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Shapes(Dataset):
+    """Photos that are drawn, not read."""
+
+    images: tuple[NDArray[np.uint8], ...] = field(default=())
+
+    def load_image(self, index: int) -> NDArray[np.uint8]:
+        return self.images[index]
+
+
+def shapes(count: int, seed: int = 0) -> Shapes:
+    """``count`` photos of SIDE x SIDE pixels with one to three shapes that do not touch."""
+    rng = np.random.default_rng(seed)
+    records, images = [], []
+    for number in range(count):
+        image = rng.integers(0, 60, (SIDE, SIDE, 3), np.uint8)
+        annotations = []
+        cells = rng.permutation(4)[: rng.integers(1, 4)]
+        for cell in cells:
+            category, size = int(rng.integers(1, 4)), int(rng.integers(16, 28))
+            y, x = (int(v) for v in np.array(divmod(cell, 2)) * SIDE // 2 + rng.integers(size, SIDE // 2 - size + 1, 2))
+            outline = _outline(category, x, y, size)
+            colour = tuple(int(v) for v in rng.integers(120, 256, 3))
+            cv2.fillPoly(image, [np.round(outline).astype(np.int32)], colour)
+            (x1, y1), (x2, y2) = outline.min(axis=0), outline.max(axis=0)
+            annotations.append(Annotation(category, (y1, x1, y2, x2), [outline.ravel().tolist()]))
+        images.append(image)
+        records.append(Record(number + 1, f"{number}.png", SIDE, SIDE, tuple(annotations)))
+    return Shapes(CLASS_NAMES, tuple(records), name="shapes", images=tuple(images))
+
+
+def _outline(category: int, x: int, y: int, size: int) -> NDArray[np.float64]:
+    corners = {1: 4, 2: 24, 3: 3}[category]
+    angles = 2 * np.pi * np.arange(corners) / corners + (np.pi / 4 if category == 1 else -np.pi / 2)
+    return np.stack([x + size * np.cos(angles), y + size * np.sin(angles)], axis=1)

@@ -50,7 +50,7 @@ def test_table_is_the_default_and_nothing_is_written(
     assert row[2:6] == ["0", "0", "60", "40"]
     assert row[6:] == ["2400", "100.0", "%"]
     assert "runtime onnxruntime" in result.stderr
-    for stage in ("decode", "mold", "run", "unmold", "1 photos in"):
+    for stage in ("decode", "mold", "run", "unmold", "1 photo in"):
         assert stage in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 

@@ -109,16 +109,14 @@ class Inference:
     def run(self, batch: int) -> int:
         """Detect on everything; returns the number of photos that failed."""
         from blu_export.cli.outputs import FILE_FORMATS, Names
-        from blu_export.sources import VIDEO_SUFFIXES, find_images
+        from blu_export.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images
 
         names = Names()
+        paths = find_images(self.arguments, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         under_way: deque[Input] = deque()
-        total = None
-        if not any(Path(argument).suffix.lower() in VIDEO_SUFFIXES for argument in self.arguments):
-            total = len(find_images(self.arguments))
 
         def sources() -> Iterator[object]:
-            for item in self._inputs():
+            for item in self._inputs(paths):
                 under_way.append(item)
                 yield item.source
 
@@ -129,7 +127,7 @@ class Inference:
                 for name in self.formats
                 if name in FILE_FORMATS
             ]
-            for photo in progress(self.detector.stream(sources(), batch=batch), total):
+            for photo in progress(self.detector.stream(sources(), batch=batch), _total(paths)):
                 item = under_way.popleft()
                 try:
                     photo.detections = self._keep(photo.result())
@@ -144,10 +142,10 @@ class Inference:
         self._summary(time.perf_counter() - start, outputs)
         return self.failures
 
-    def _inputs(self) -> Iterator[Input]:
-        from blu_export.sources import IMAGE_SUFFIXES, STDIN, VIDEO_SUFFIXES, Input, find_images, read_stdin, read_video
+    def _inputs(self, paths: list[Path]) -> Iterator[Input]:
+        from blu_export.sources import STDIN, VIDEO_SUFFIXES, Input, read_stdin, read_video
 
-        for path in find_images(self.arguments, IMAGE_SUFFIXES | VIDEO_SUFFIXES):
+        for path in paths:
             try:
                 if path == Path(STDIN):
                     yield Input("stdin", read_stdin())
@@ -190,13 +188,21 @@ class Inference:
                 f"{stage} {1000 * spent / self.done:.1f}" for stage, spent in self.detector.timings.items()
             )
             say(
-                f"{self.done} photos in {seconds:.1f} s ({self.done / seconds:.2f}/s; ms per photo: {stages}) "
+                f"{self.done} photo{'s' * (self.done > 1)} in {seconds:.1f} s ({self.done / seconds:.2f}/s; ms per photo: {stages}) "
                 f"with {runner.runtime} on {runner.device}, {runner.precision}"
             )
         elif not self.failures:
             say("no photos found")
         if self.failures:
             say(f"{self.failures} of {self.done + self.failures} could not be processed")
+
+
+def _total(paths: list[Path]) -> int | None:
+    """Photos and frames to come; None where a video does not say how many it has."""
+    from blu_export.sources import VIDEO_SUFFIXES, count_frames
+
+    counts = [count_frames(path) if path.suffix.lower() in VIDEO_SUFFIXES else 1 for path in paths]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _class_ids(names: list[str], known: tuple[str, ...]) -> list[int] | None:
@@ -216,11 +222,8 @@ def _print_table(name: str, found: Detections) -> None:
     table = Table(
         title=Text(printable(f"{name}  {width}×{height}  {len(found)} found")), title_justify="left", box=SIMPLE_HEAD
     )
-    for heading, side in (("class", "left"), ("score", "right"), ("x", "right"), ("y", "right"), ("width", "right")):
-        table.add_column(heading, justify="right" if side == "right" else "left")
-    table.add_column("height", justify="right")
-    table.add_column("mask px", justify="right")
-    table.add_column("of photo", justify="right")
+    for heading in ("class", "score", "x", "y", "width", "height", "mask px", "of photo"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
     for index in range(len(found)):
         y1, x1, y2, x2 = found.rois[index].tolist()
         area = int(found.crops[index].sum())

@@ -64,7 +64,7 @@ class OnnxRuntimeRunner(Runner):
                 log.warning("ONNX Runtime's GPU build finds no working GPU; using the processor")
             self.device = "CPU"
         else:
-            self.device = f"{active.removesuffix('ExecutionProvider')} {index}"
+            self.device = f"{active.removesuffix('ExecutionProvider')}: GPU {index}"
 
     def run(
         self, canvas: NDArray[np.uint8], window: NDArray[np.float32]

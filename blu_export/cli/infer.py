@@ -188,7 +188,8 @@ class Inference:
                 f"{stage} {1000 * spent / self.done:.1f}" for stage, spent in self.detector.timings.items()
             )
             say(
-                f"{self.done} photo{'s' * (self.done > 1)} in {seconds:.1f} s ({self.done / seconds:.2f}/s; ms per photo: {stages}) "
+                f"{self.done} photo{'s' * (self.done > 1)} in {seconds:.1f} s ({self.done / seconds:.2f}/s; "
+                f"ms per photo: {stages}) "
                 f"with {runner.runtime} on {runner.device}, {runner.precision}"
             )
         elif not self.failures:

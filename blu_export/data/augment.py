@@ -127,7 +127,7 @@ def place(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> C
     for index, ((y, x), crop) in enumerate(zip(photo.corners, photo.crops, strict=True)):
         moved = affine.copy()
         moved[:, 2] += affine[:, :2] @ (x, y)
-        mask = cv2.warpAffine(crop, moved, (width, height), flags=cv2.INTER_LINEAR) > _HALF
+        mask = np.asarray(cv2.warpAffine(crop, moved, (width, height), flags=cv2.INTER_LINEAR)) > _HALF
         if np.count_nonzero(mask) >= MIN_VISIBLE_PIXELS:
             kept.append(index)
             masks.append(mask)

@@ -50,6 +50,7 @@ def parse_coco(content: Any, folder: str, source: str) -> tuple[tuple[str, ...],
     """
     try:
         categories = sorted(content["categories"], key=lambda category: category["id"])
+        class_names = (BACKGROUND, *(category["name"] for category in categories))
         index_of = {category["id"]: index for index, category in enumerate(categories, start=1)}
         images = {image["id"]: image for image in content["images"]}
         found: defaultdict[int, list[Annotation]] = defaultdict(list)
@@ -78,7 +79,7 @@ def parse_coco(content: Any, folder: str, source: str) -> tuple[tuple[str, ...],
             f"{source} is not a COCO instances file: {error!r}.",
             "It needs images, annotations and categories as in COCO's instances_val2017.json.",
         ) from error
-    return (BACKGROUND, *(category["name"] for category in categories)), records
+    return class_names, records
 
 
 def _folder_beside(source: str) -> str:

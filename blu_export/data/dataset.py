@@ -79,7 +79,7 @@ class Dataset:
 
         record = self.records[index]
         try:
-            image = decode(self.read(record.uri))
+            image: NDArray[np.uint8] = decode(self.read(record.uri))
         except OSError as error:
             raise DatasetError(
                 f"The photo {record.uri} cannot be read: {error}.", "Run 'blu data check' on the data set."

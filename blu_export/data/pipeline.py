@@ -206,9 +206,7 @@ def batches(
     def row(position: Any) -> dict[str, Any]:
         number = (position // local) * global_batch + worker * local + position % local
         values = tf.numpy_function(lambda n: [make(n)[name] for name in names], [number], types, stateful=False)
-        return {
-            name: tf.ensure_shape(value, example[name].shape) for name, value in zip(names, values, strict=True)
-        }
+        return {name: tf.ensure_shape(value, example[name].shape) for name, value in zip(names, values, strict=True)}
 
     positions = tf.data.Dataset.range(first_step * local, (first_step + steps) * local)
     options = tf.data.Options()

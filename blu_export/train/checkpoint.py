@@ -40,7 +40,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run."""
-    return (checkpoints(folder) or [None])[-1]
+    return next(reversed(checkpoints(folder)), None)
 
 
 def save_checkpoint(path: Path, model: MaskRCNN, updater: Any, state: dict[str, Any], keep: int) -> None:

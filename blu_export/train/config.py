@@ -179,8 +179,15 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod
-    def read(cls, path: Path | None, settings: Iterable[str] = ()) -> RunConfig:
-        """From a TOML file (None: all defaults) and ``table.field=value`` settings, which win.
+    def read(
+        cls, path: Path | None, settings: Iterable[str] = (), options: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """From a TOML file (None: all defaults).
+
+        Args:
+            path: the file.
+            settings: ``table.field=value``; they win over ``options``.
+            options: values by ``table.field``; None: not given. They win over the file.
 
         Raises:
             UsageError: the file is no TOML, or a name or value is not possible.
@@ -189,8 +196,16 @@ class RunConfig:
             tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8")) if path else {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"The configuration {path} cannot be read: {error}.", "Give a TOML file.") from error
+        for name, value in (options or {}).items():
+            if value is not None:
+                _set(tables, name, value)
         for setting in settings:
-            _set(tables, setting)
+            name, equals, text = setting.partition("=")
+            if not equals or not name.strip():
+                raise UsageError(
+                    f"'{setting}' is not TABLE.FIELD=VALUE.", "Write for example train.learning_rate=0.001."
+                )
+            _set(tables, name.strip(), _parse(text))
         return from_mapping(cls, tables, "")
 
 
@@ -229,21 +244,22 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
     return value
 
 
-def _set(tables: dict[str, Any], setting: str) -> None:
-    path, equals, text = setting.partition("=")
-    *parents, name = path.strip().split(".")
-    if not equals or not name:
-        raise UsageError(f"'{setting}' is not TABLE.FIELD=VALUE.", "Write for example train.learning_rate=0.001.")
+def _set(tables: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split(".")
     for parent in parents:
         tables = tables.setdefault(parent, {})
         _check(isinstance(tables, dict), path, "is not inside a table")
-    for form in (text, f"[{text}]"):  # a value, or numbers separated by commas
+    tables[name] = value
+
+
+def _parse(text: str) -> Any:
+    """JSON, numbers separated by commas, or a text without quotes."""
+    for form in (text, f"[{text}]"):
         try:
-            tables[name] = json.loads(form)
-            return
+            return json.loads(form)
         except json.JSONDecodeError:
             continue
-    tables[name] = text
+    return text
 
 
 def _check(holds: bool, name: str, rule: str) -> None:

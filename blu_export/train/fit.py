@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from blu_export.data.dataset import Dataset
@@ -39,8 +40,9 @@ BEST = "mask_ap"
 """The entry of a validation's result by which the best weights are chosen."""
 
 Row = dict[str, float]
-Validate = Callable[[MaskRCNN], Row]
-"""Measures a model: returns ``mask_ap`` and whatever else should be in the history."""
+Validate = Callable[[MaskRCNN, Path | None], Row]
+"""Measures a model: returns ``mask_ap`` and whatever else should be in the history, and draws
+predictions to the path, if there is one. With several workers each of them calls it."""
 
 
 @dataclass
@@ -142,14 +144,18 @@ class Trainer:
             self.folder.save_weights("final.h5", self.averaged_model())
         return self.history
 
+    def dry_run(self) -> Row:
+        """Make the first step; returns its losses."""
+        return self.step(next(iter(self._data(0))), self.config.learning_rate)
+
     def averaged_model(self) -> MaskRCNN:
         """A float32 model of ``spec`` with the current weights, averaged where averages are kept."""
-        policy = tf.keras.config.dtype_policy()
-        tf.keras.config.set_dtype_policy("float32")
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("float32")
         try:
             model = MaskRCNN(self.spec)
         finally:
-            tf.keras.config.set_dtype_policy(policy)
+            keras.config.set_dtype_policy(policy)
         updater = self.step.updater
         averages = {id(v): a for v, a in zip(updater.trained, updater.averages, strict=False)}
         sources = self.model.learned_layers()
@@ -211,7 +217,7 @@ class Trainer:
         if self.validate is None or (progress.epoch % config.validate_every and not last):
             return {}
         model = self.averaged_model()
-        result = self.validate(model)
+        result = self.validate(model, self.folder.picture(progress.epoch) if self.folder else None)
         if result[BEST] > progress.best:
             progress.best, progress.stale = result[BEST], 0
             if self.folder is not None:

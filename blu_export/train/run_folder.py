@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blu_export.files import atomic_write
+from blu_export.train.config import RunConfig
+from blu_export.train.toml import write_toml
 
 if TYPE_CHECKING:
     from blu_export.model.mask_rcnn import MaskRCNN
@@ -38,6 +41,14 @@ class RunFolder:
 
         save_weights(model, self.path / name)
         return self.path / name
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the settings of the run."""
+        write_toml(self.path / "config.toml", dataclasses.asdict(config))
+
+    def picture(self, epoch: int) -> Path:
+        """Where the predictions after ``epoch`` epochs are drawn."""
+        return self.path / "pictures" / f"epoch-{epoch}.jpg"
 
     def log_step(self, number: int, values: Row) -> None:
         """Losses of step ``number`` (from 0), for TensorBoard."""

@@ -218,7 +218,7 @@ class TrainStep:
         return losses, gradients
 
     def _gradients(self, batch: Batch, scale: Any) -> tuple[list[Any], list[Any]]:
-        """This replica's share of the losses and of their gradients."""
+        """The share of this replica in the losses and in their gradients."""
         replica = tf.distribute.get_replica_context()
         weights = self.config.loss_weights
         with tf.GradientTape() as tape:

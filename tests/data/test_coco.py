@@ -30,7 +30,13 @@ def coco(tmp_path: Path) -> Path:
         ],
         "categories": [{"id": 90, "name": "toothbrush"}, {"id": 7, "name": "train"}],
         "annotations": [
-            {"id": 1, "image_id": 5, "category_id": 90, "bbox": [1, 0, 3, 2], "segmentation": [[1, 0, 4, 0, 4, 2, 1, 2]]},
+            {
+                "id": 1,
+                "image_id": 5,
+                "category_id": 90,
+                "bbox": [1, 0, 3, 2],
+                "segmentation": [[1, 0, 4, 0, 4, 2, 1, 2]],
+            },
             {"id": 2, "image_id": 5, "category_id": 7, "bbox": [2, 0, 3, 4], "segmentation": RLE, "iscrowd": 1},
         ],
     }
@@ -68,9 +74,7 @@ def test_polygons_of_one_object_are_united() -> None:
 
 def test_load_image(coco: Path) -> None:
     dataset = load_coco(coco)
-    np.testing.assert_array_equal(
-        dataset.load_image(0), np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    )
+    np.testing.assert_array_equal(dataset.load_image(0), np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
     with pytest.raises(DatasetError, match="b.png cannot be read"):
         dataset.load_image(1)
 

@@ -30,7 +30,9 @@ def drawn(count: int, crowd: bool = False) -> Drawn:
 def maker(dataset: Dataset, **changes: object) -> SampleMaker:
     fields: dict[str, object] = {"canvas": (128, 128), "max_gt_instances": 4, "seed": 3}
     config = SampleConfig(**fields | changes)  # type: ignore[arg-type]
-    return SampleMaker(dataset, SPEC, config, lambda boxes, ids, rng: {"pixels": np.pad(boxes, ((0, 9 - len(boxes)), (0, 0)))})
+    return SampleMaker(
+        dataset, SPEC, config, lambda boxes, ids, rng: {"pixels": np.pad(boxes, ((0, 9 - len(boxes)), (0, 0)))}
+    )
 
 
 def test_sample_is_a_function_of_its_number() -> None:

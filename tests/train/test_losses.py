@@ -55,7 +55,11 @@ def test_heads_by_hand() -> None:
 
 def test_no_positives_is_no_loss() -> None:
     targets = RoiTargets(
-        tf.zeros([1, 2, 4]), tf.zeros([1, 2], bool), tf.zeros([1, 2], tf.int32), tf.zeros([1, 1, 4]), tf.zeros([1, 1, 4, 4])
+        tf.zeros([1, 2, 4]),
+        tf.zeros([1, 2], bool),
+        tf.zeros([1, 2], tf.int32),
+        tf.zeros([1, 1, 4]),
+        tf.zeros([1, 1, 4, 4]),
     )
     terms = head_losses(tf.zeros([1, 2, 3]), tf.zeros([1, 2, 3, 4]), tf.zeros([0, 4, 4, 3]), targets)
     assert all(float(total) == 0.0 and float(count) == 0.0 for total, count in terms.values())

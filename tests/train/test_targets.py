@@ -17,7 +17,11 @@ from blu_export.train.config import TargetConfig
 from blu_export.train.targets import AnchorTargets, box_deltas, deltas_between, iou, mask_targets, roi_targets
 
 SPEC = ModelSpec(
-    class_names=("BG", "a", "b"), rpn_anchor_scales=(16, 32, 64, 128, 256), rpn_anchor_ratios=(1.0,), mask_pool_size=2, mask_shape=(4, 4)
+    class_names=("BG", "a", "b"),
+    rpn_anchor_scales=(16, 32, 64, 128, 256),
+    rpn_anchor_ratios=(1.0,),
+    mask_pool_size=2,
+    mask_shape=(4, 4),
 )
 CONFIG = TargetConfig(rpn_anchors_per_image=8, proposals=6, rois_per_image=6, roi_positive_share=0.34)
 
@@ -174,7 +178,11 @@ def test_mask_target_is_what_the_roi_sees() -> None:
     box = np.array([0.2, 0.2, 0.6, 0.6], np.float32)
     rois = np.array([[[0.2, 0.2, 0.4, 0.39], [0.2, 0.41, 0.4, 0.6], [0.2, 0.2, 0.6, 0.6]]], np.float32)
     masks = mask_targets(
-        tf.constant(rois), tf.constant(np.tile(box, (1, 3, 1))), tf.zeros([1, 3], tf.int32), tf.constant(gt_mask), (4, 4)
+        tf.constant(rois),
+        tf.constant(np.tile(box, (1, 3, 1))),
+        tf.zeros([1, 3], tf.int32),
+        tf.constant(gt_mask),
+        (4, 4),
     )
     np.testing.assert_array_equal(masks[0, 0], np.ones((4, 4)))
     np.testing.assert_array_equal(masks[0, 1], np.zeros((4, 4)))

@@ -1,0 +1,196 @@
+"""``blu train``: train a model on COCO or DeepFashion2."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blu_export.cli.common import command_app, say, wrote
+from blu_export.errors import UsageError
+from blu_export.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from blu_export.data.dataset import Dataset
+    from blu_export.spec import ModelSpec
+
+app = command_app()
+
+RUNS = Path("runs")
+CALIBRATION_PHOTOS = 8
+
+
+@app.command()
+def train(
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder, bucket (s3://…) or COCO file with the training photos; DeepFashion2 or COCO layout."
+        ),
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(help="The same for validation. Default: the validation part of --dataset, if it has one."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="TOML file with the tables [data], [model] and [train].")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="TABLE.FIELD=VALUE over the file, e.g. train.learning_rate=0.001; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Start from imagenet, coco, last (the newest run), a file, or none.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="heads, 5+, 4+, 3+ or all; or stages: heads:5,4+:5,all:20.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps per epoch. Default: one pass over the photos.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate after the warm-up.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Photos per step, over all devices.")] = None,
+    canvas: Annotated[
+        str | None, typer.Option(help="Training crop in pixels: 512, or HEIGHTxWIDTH; multiples of 64.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use this many photos only, for a quick look.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: a new one under runs/.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
+    ] = False,
+    distribute: Annotated[
+        str, typer.Option(help="none, mirrored (all GPUs here) or workers (the machines in TF_CONFIG).")
+    ] = "none",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained, make one step, stop.")
+    ] = False,
+) -> None:
+    """Train a Mask R-CNN on annotated photos.
+
+    \b
+    blu train --dataset photos/ --weights imagenet
+    blu train --config garments.toml --set train.epochs=10
+    blu train --resume --out runs/garments
+    """
+    options = {
+        "data.train": dataset,
+        "data.val": val,
+        "data.limit": limit,
+        "weights": weights,
+        "train.layers": layers,
+        "train.epochs": epochs,
+        "train.steps_per_epoch": steps,
+        "train.learning_rate": learning_rate,
+        "train.batch": batch,
+        "train.canvas": canvas and parse_canvas(canvas),
+    }
+    if resume:
+        given = [name for name, value in options.items() if value is not None]
+        if out is None or config or settings or given:
+            raise UsageError(
+                "A run is resumed with the settings it was started with.", "Write: blu train --resume --out FOLDER"
+            )
+        run = RunConfig.read(out / "config.toml")
+    else:
+        run = RunConfig.read(config, settings or [], options)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up lines
+    start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run)
+
+
+def parse_canvas(text: str) -> list[int]:
+    """``512`` or ``384x256`` to [height, width]."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"'{text}' is no canvas.", "Write 512, or 384x256 for height and width.")
+    return [int(sides[0]), int(sides[-1])]
+
+
+def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_run: bool) -> None:
+    """Open the data, build the model, train, and say what was written."""
+    import keras
+
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.distribute import is_chief, make_strategy
+    from blu_export.train.fit import Trainer
+    from blu_export.train.run_folder import RunFolder
+    from blu_export.train.start import load_start
+    from blu_export.train.validate import Validator
+
+    strategy = make_strategy(distribute)
+    chief = is_chief(strategy)
+    photos, validation = open_data(run.data)
+    spec = make_spec(run, photos)
+    settings = run.train
+    keras.utils.set_random_seed(settings.seed)
+    keras.config.set_dtype_policy("float32" if settings.precision == "float32" else f"mixed_{settings.precision}")
+    with strategy.scope():
+        model = MaskRCNN(spec.replace(image_resize_mode="none"))
+    target = None
+    if chief and not dry_run:
+        if not resume and (folder / "config.toml").exists():
+            raise UsageError(
+                f"There is a run in {folder} already.", "Resume it with --resume, or choose another --out."
+            )
+        target = RunFolder(folder)
+        target.save_config(run)
+    validator = Validator(validation) if validation is not None else None
+    trainer = Trainer(spec, model, photos, settings, target, validator, strategy)
+    if resume and trainer.resume(folder):
+        say(f"resuming after epoch {trainer.progress.epoch} of {settings.total_epochs}")
+    else:
+        examples = [trainer.make(number)["image"] for number in range(CALIBRATION_PHOTOS)]
+        begun = load_start(model, run.weights, RUNS, examples, settings.seed)
+        say(f"start: {len(begun.loaded)} layers from {begun.source}")
+        if begun.fresh:
+            say(f"start: {len(begun.fresh)} layers are random: {', '.join(begun.fresh)}")
+    size = "x".join(map(str, trainer.canvas))
+    say(f"{len(photos)} photos, {spec.num_classes - 1} classes, canvas {size}, {trainer.steps} steps per epoch")
+    if dry_run:
+        losses = trainer.dry_run()
+        say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+        return
+    trainer.run(on_epoch=lambda row: say(describe(row, settings.total_epochs)))
+    if target is not None:
+        best = folder / "best.h5"
+        result = best if best.exists() else folder / "final.h5"
+        wrote(result, f"blu export onnx --weights {result}")
+
+
+def open_data(data: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation photos that the table [data] names."""
+    from blu_export.data.load import has_split, load_dataset
+
+    if not data.get("train"):
+        raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
+    limit = data.get("limit")
+    images = data.get("images")
+    photos = load_dataset(data["train"], "train", images).limited(limit)
+    source = data.get("val") or (data["train"] if has_split(data["train"], "val") else None)
+    validation = load_dataset(source, "val", images).limited(limit) if source else None
+    if validation is not None and validation.class_names != photos.class_names:
+        raise UsageError(
+            f"The validation set has other classes ({', '.join(validation.class_names[1:])}) than the training set "
+            f"({', '.join(photos.class_names[1:])}).",
+            "Give sets with the same categories.",
+        )
+    return photos, validation
+
+
+def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:
+    """The model of the configuration, with the class names of the data."""
+    from blu_export.spec import ModelSpec
+
+    return ModelSpec(class_names=photos.class_names).replace(**run.model)
+
+
+def describe(row: dict[str, float], epochs: int) -> str:
+    """One line about an epoch."""
+    ap = "".join(f"  {name} {row[name]:.3f}" for name in ("box_ap50", "mask_ap50", "mask_ap") if name in row)
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f}  masks {row['mrcnn_mask']:.3f}"
+        f"  {row['images_per_second']:.1f} photos/s{ap}"
+    )

@@ -1,0 +1,58 @@
+"""Distribution strategies: one device, several GPUs, several machines."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+
+from blu_export.errors import MissingDependencyError, UsageError
+
+DISTRIBUTIONS = ("none", "mirrored", "workers")
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """The strategy behind ``--distribute``.
+
+    Args:
+        name: ``none``; ``mirrored``: all GPUs of this machine; ``workers``: the machines that TensorFlow's
+            environment variable TF_CONFIG lists, each of which runs the same command.
+
+    Raises:
+        UsageError: no such name, or no TF_CONFIG.
+        MissingDependencyError: ``mirrored`` with fewer than two devices.
+    """
+    if name == "none":
+        return tf.distribute.get_strategy()
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        if len(devices) < 2:
+            raise MissingDependencyError(
+                f"There is only one device here ({devices[0].name}).", "Leave --distribute mirrored away."
+            )
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "workers":
+        _read_tf_config()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    raise UsageError(f"There is no distribution '{name}'.", f"Use one of {', '.join(DISTRIBUTIONS)}.")
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes files."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def _read_tf_config() -> None:
+    """Refuse a TF_CONFIG that TensorFlow would ignore in silence."""
+    text = os.environ.get("TF_CONFIG", "")
+    fix = """Set TF_CONFIG to {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}."""
+    try:
+        config = json.loads(text)
+        workers, index = config["cluster"]["worker"], config["task"]["index"]
+        known = config["task"]["type"] == "worker" and 0 <= int(index) < len(workers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"TF_CONFIG does not name the workers: {error!r}.", fix) from error
+    if not known:
+        raise UsageError(f"TF_CONFIG's task {config['task']} is none of its {len(workers)} workers.", fix)

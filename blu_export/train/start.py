@@ -1,0 +1,133 @@
+"""Starting weights: what a run begins with, and what of the model stays random."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.errors import ModelFileError, UsageError
+from blu_export.train.imagenet import Tensors, imagenet_tensors, read_lite0
+from blu_export.train.schedule import is_backbone
+from blu_export.train.step import initialize_outputs
+
+if TYPE_CHECKING:
+    from blu_export.model.mask_rcnn import MaskRCNN
+
+COCO_FILE = "mask_rcnn_coco.h5"
+COCO_URL = f"https://github.com/matterport/Mask_RCNN/releases/download/v2.0/{COCO_FILE}"
+WEIGHTS = ("best.h5", "final.h5")
+"""Files of a run folder that ``last`` looks for, in this order."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the weights came from."""
+
+    source: str
+    loaded: tuple[str, ...]
+    """Layers that were set."""
+    fresh: tuple[str, ...]
+    """Layers that keep random weights: absent from the source, or of another shape there."""
+
+
+def load_start(model: MaskRCNN, weights: str, runs: Path, photos: Sequence[NDArray[np.uint8]], seed: int) -> Start:
+    """Give ``model`` its starting weights.
+
+    Args:
+        model: any canvas.
+        weights: ``imagenet`` (backbone alone), ``coco`` (Matterport's file in the working folder),
+            ``last`` (the newest run under ``runs``), a file, or ``none``.
+        runs: folder of run folders.
+        photos: a few photos on canvases of one size, uint8 [H, W, 3], to set the statistics of the
+            normalisation layers where the backbone starts from nothing.
+        seed: of the random output layers.
+
+    Raises:
+        UsageError: there is no such source.
+        ModelFileError: the backbone in the file is another one.
+    """
+    tensors, source = _tensors(model, weights, runs)
+    layers = model.learned_layers()
+    loaded, fresh = [], []
+    for name, layer in layers.items():
+        values = tensors.get(name)
+        if values is not None and [v.shape for v in values] == [tuple(w.shape) for w in layer.weights]:
+            layer.set_weights(values)
+            loaded.append(name)
+        else:
+            fresh.append(name)
+    foreign = [name for name in fresh if is_backbone(name)]
+    if foreign and tensors:
+        raise ModelFileError(
+            f"{source} does not hold the backbone {model.spec.backbone}: {len(foreign)} layers do not fit, "
+            f"{foreign[0]} first.",
+            "Set model.backbone to the one of the file, or start from other weights.",
+        )
+    initialize_outputs(model, seed, set(fresh))
+    if foreign:
+        calibrate(model, photos)
+    return Start(source, tuple(loaded), tuple(fresh))
+
+
+def calibrate(model: MaskRCNN, photos: Sequence[NDArray[np.uint8]]) -> None:
+    """Set the statistics of the backbone's normalisation layers to those of a few photos.
+
+    Training keeps them as they are; with the neutral ones of a new layer the features of an untrained
+    deep backbone fade away.
+    """
+    norms = [layer for layer in model.trunk.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model.trunk(model.preprocess(np.stack(photos)), training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _tensors(model: MaskRCNN, weights: str, runs: Path) -> tuple[Tensors, str]:
+    if weights in ("", "none"):
+        return {}, "nothing"
+    if weights == "imagenet":
+        return imagenet_tensors(model.spec.backbone), "ImageNet"
+    if weights == "last":
+        path = newest_weights(runs)
+    elif weights == "coco":
+        path = Path(COCO_FILE)
+        if not path.exists():
+            raise UsageError(f"There is no {COCO_FILE} in this folder.", f"Download {COCO_URL}")
+    else:
+        path = Path(weights)
+    if not path.exists():
+        raise UsageError(f"There are no weights at {path}.", "Give a file, imagenet, coco, last or none.")
+    if path.suffix == ".npz":
+        return read_lite0(path), str(path)
+    return _read_file(path), str(path)
+
+
+def newest_weights(runs: Path) -> Path:
+    """The weights of the newest run folder under ``runs``.
+
+    Raises:
+        UsageError: no run there has any.
+    """
+    found: list[tuple[float, Path]] = []
+    for folder in runs.glob("*"):
+        files = [folder / name for name in WEIGHTS if (folder / name).exists()]
+        found += [(os.path.getmtime(file), file) for file in files[:1]]
+    if not found:
+        raise UsageError(f"There is no finished run under {runs}.", "Give the file that training shall start from.")
+    return max(found)[1]
+
+
+def _read_file(path: Path) -> Tensors:
+    from blu_export.model.weights import read_weights
+
+    layers: Any = read_weights(path).layers
+    return {name: [tensor for _, tensor in tensors] for name, tensors in layers.items()}

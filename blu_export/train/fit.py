@@ -187,7 +187,7 @@ class Trainer:
         return self.strategy.distribute_datasets_from_function(part)
 
     def _epoch(self, data: Any, scaler: LossScale) -> Row:
-        config, sums = self.config, dict.fromkeys((*LOSSES, "loss", "norm"), 0.0)
+        config, sums, norms = self.config, dict.fromkeys((*LOSSES, "loss"), 0.0), []
         first = self.progress.epoch * self.steps
         rate = 0.0
         for number in range(first, first + self.steps):
@@ -197,9 +197,12 @@ class Trainer:
             scaler.update(math.isfinite(values["norm"]))
             for name in sums:
                 sums[name] += values[name]
+            if math.isfinite(values["norm"]):
+                norms.append(values["norm"])
             if self.folder is not None:
                 self.folder.log_step(number, values | {"learning_rate": rate})
-        return {name: value / self.steps for name, value in sums.items()} | {"learning_rate": rate}
+        means = {name: value / self.steps for name, value in sums.items()}
+        return means | {"norm": sum(norms) / max(1, len(norms)), "learning_rate": rate}
 
     def _check_finite(self, values: Row, number: int, scaler: LossScale) -> None:
         bad = [name for name in LOSSES if not math.isfinite(values[name])]

@@ -69,6 +69,8 @@ class Losses:
             config.proposals,
             config.pre_nms_limit,
         )
+        # A diverged RPN must get as far as the check of the losses.
+        proposals = tf.where(tf.math.is_finite(proposals), proposals, 0.0)
         truth = (batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"])
         targets = roi_targets(proposals, *truth, batch["roi_noise"], spec, config)
         pooled = pyramid_roi_align(targets.rois, pyramid, spec.pool_size, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def write_toml(path: Path, tables: Mapping[str, Any]) -> None:
 
 def _toml(table: Mapping[str, Any], name: str) -> list[str]:
     lines = [f"{key} = {_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
-    if name and lines:
+    if name and (lines or not table):
         lines = ["", f"[{name}]", *lines]
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -29,8 +30,8 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        # JSON's escapes are TOML's too; only DEL needs one more.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(v) for v in value)}]"
     return repr(value)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import cv2
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.data.augment import AugmentConfig
 from blu_export.data.dataset import Annotation, Dataset, Record
+from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
+from blu_export.train.config import TargetConfig, TrainConfig
+from blu_export.train.start import calibrate
+from blu_export.train.step import initialize_outputs
 
 CLASS_NAMES = ("BG", "box", "disc", "triangle")
 SIDE = 128
@@ -71,3 +77,30 @@ def _outline(category: int, x: int, y: int, size: int) -> NDArray[np.float64]:
     corners = {1: 4, 2: 24, 3: 3}[category]
     angles = 2 * np.pi * np.arange(corners) / corners + (np.pi / 4 if category == 1 else -np.pi / 2)
     return np.stack([x + size * np.cos(angles), y + size * np.sin(angles)], axis=1)
+
+
+def tiny_config(**changes: object) -> TrainConfig:
+    """Settings for the tiny model; no augmentation."""
+    fields: dict[str, object] = {
+        "batch": 2,
+        "warmup_steps": 10,
+        "targets": TargetConfig(
+            rpn_anchors_per_image=64,
+            proposals=50,
+            pre_nms_limit=200,
+            rois_per_image=24,
+            propose_ground_truth=True,
+            max_gt_instances=8,
+        ),
+        "augment": AugmentConfig(0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0),
+    }
+    return TrainConfig(**fields | changes)  # type: ignore[arg-type]
+
+
+def tiny_model(seed: int = 0) -> MaskRCNN:
+    """An untrained model for training on the shapes, the same for the same seed."""
+    keras.utils.set_random_seed(seed)
+    model = MaskRCNN(tiny_spec(image_resize_mode="none"))
+    initialize_outputs(model, seed, set(model.learned_layers()))
+    calibrate(model, shapes(8).images)
+    return model

@@ -1,0 +1,140 @@
+"""Training settings: TOML, --set, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blu_export.errors import UsageError
+from blu_export.train.config import RunConfig, Stage, TrainConfig, from_mapping
+from blu_export.train.toml import write_toml
+
+TOML = """
+weights = "imagenet"
+[data]
+train = "photos"
+[model]
+backbone = "resnet50"
+[train]
+epochs = 7
+learning_rate = 1
+canvas = [384, 256]
+loss_weights = { mrcnn_mask = 2.0 }
+[train.augment]
+scale = [0.5, 2]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(TOML)
+    return path
+
+
+def test_reads_nested_tables(file: Path) -> None:
+    run = RunConfig.read(file)
+    assert (run.weights, run.data, run.model) == ("imagenet", {"train": "photos"}, {"backbone": "resnet50"})
+    assert (run.train.epochs, run.train.canvas, run.train.learning_rate) == (7, (384, 256), 1.0)
+    assert run.train.augment.scale == (0.5, 2.0)
+    assert run.train.targets.rois_per_image == 200
+
+
+def test_options_win_over_the_file_and_settings_over_both(file: Path) -> None:
+    run = RunConfig.read(file, ["train.epochs=9", "model.rpn_channels=64"], {"train.epochs": 8, "train.batch": None})
+    assert run.train.epochs == 9
+    assert run.train.batch == TrainConfig().batch
+    assert run.model["rpn_channels"] == 64
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("train.layers=heads:5,all:20", "heads:5,all:20"),
+        ("train.canvas=512,256", (512, 256)),
+        ("train.canvas=[512, 256]", (512, 256)),
+        ('train.layers="all"', "all"),
+        ("train.ema=0", 0.0),
+    ],
+)
+def test_set_reads_values(setting: str, value: object) -> None:
+    name = setting.partition("=")[0].removeprefix("train.")
+    assert getattr(RunConfig.read(None, [setting]).train, name) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epoch=3", "no setting train.epoch"),
+        ("train.augment.flips=1", "no setting train.augment.flips"),
+        ("train.epochs=many", "train.epochs must be of type int"),
+        ("train.epochs=true", "train.epochs must be of type int"),
+        ("train.epochs=0", "train.epochs must be at least 1"),
+        ("train.canvas=500,512", "multiples of 64"),
+        ("train.canvas=512,512,512", "height and width"),
+        ("train.augment.scale=1", "must be a list"),
+        ("train.augment.scale=1,2,3", "must have 2 values"),
+        ("train.optimizer=adam", "sgd, adamw"),
+        ("train.layers=6+", "train.layers '6\\+'"),
+        ("train.layers=heads:5,all", "needs epochs in stages"),
+        ("train.layers=heads:x", "no layer schedule"),
+        ("train.batch=3", "multiple of train.accumulate"),
+        ("train.loss_weights.mask=2", "unknown losses"),
+        ("train=3", "must be a table"),
+        ("train.epochs", "not TABLE.FIELD=VALUE"),
+        ("train.epochs.x=1", "train.epochs.x is not inside a table"),
+    ],
+)
+def test_impossible_settings_are_named(setting: str, message: str) -> None:
+    settings = ["train.accumulate=2", "train.batch=4", "train.epochs=2"] if setting != "train=3" else []
+    with pytest.raises(UsageError, match=message):
+        _ = RunConfig.read(None, [*settings, setting]).train.stages
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[train")
+    for wrong in (path, tmp_path / "absent.toml"):
+        with pytest.raises(UsageError, match=wrong.name):
+            RunConfig.read(wrong)
+
+
+def test_stages() -> None:
+    config = TrainConfig(layers="heads:2,4+:1,all:3")
+    assert config.stages == (Stage("heads", 2), Stage("4+", 1), Stage("all", 3))
+    assert config.total_epochs == 6
+    assert [config.stage_of(epoch) for epoch in range(7)] == [0, 0, 1, 2, 2, 2, 2]
+    assert TrainConfig(layers="3+", epochs=5).stages == (Stage("3+", 5),)
+
+
+def test_written_config_reads_back(tmp_path: Path) -> None:
+    run = RunConfig.read(
+        None, ["train.canvas=384,256", 'data.train=a\\b"c', "train.loss_weights.rpn_class=2", "weights=x"]
+    )
+    path = tmp_path / "config.toml"
+    write_toml(path, dataclasses.asdict(run))
+    assert RunConfig.read(path) == run
+
+
+values = st.recursive(
+    st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+)
+keys = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1)
+
+
+@given(st.dictionaries(keys, values | st.dictionaries(keys, values, max_size=3), max_size=5))
+def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, object]) -> None:
+    path = tmp_path_factory.mktemp("toml") / "x.toml"
+    write_toml(path, tables)
+    assert tomllib.loads(path.read_text("utf-8")) == tables
+
+
+def test_values_of_another_type_are_refused() -> None:
+    with pytest.raises(UsageError, match="weights must be of type str"):
+        from_mapping(RunConfig, {"weights": 3}, "")

@@ -1,0 +1,131 @@
+"""One step: what learns, how parts of a batch add up, what happens when a loss is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from shapes import SIDE, shapes, tiny_config, tiny_model, tiny_spec
+
+from blu_export.data.pipeline import SampleConfig, SampleMaker
+from blu_export.errors import CheckFailedError
+from blu_export.train.config import LOSSES, TrainConfig
+from blu_export.train.fit import Trainer
+from blu_export.train.step import TrainStep, Updater
+from blu_export.train.targets import AnchorTargets
+
+CONFIG = tiny_config(optimizer="sgd", learning_rate=0.1, ema=0.9)
+
+
+def weights(model: Any) -> dict[str, list[np.ndarray]]:
+    return {name: layer.get_weights() for name, layer in model.learned_layers().items()}
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, tf.Tensor]:
+    canvas = (SIDE, SIDE)
+    config = SampleConfig(canvas, max_gt_instances=CONFIG.targets.max_gt_instances)
+    make = SampleMaker(shapes(4), tiny_spec(), config, AnchorTargets(tiny_spec(), canvas, CONFIG.targets))
+    samples = [make(number) for number in range(4)]
+    return {name: tf.constant(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+def test_heads_learn_and_the_backbone_stays(batch: dict[str, tf.Tensor]) -> None:
+    model = tiny_model()
+    before = weights(model)
+    step = TrainStep(model, (SIDE, SIDE), CONFIG, "heads")
+    values = step(batch, rate=0.1)
+    changed = {
+        name for name, old in before.items() for a, b in zip(old, weights(model)[name], strict=True) if (a != b).any()
+    }
+    assert all(np.isfinite(list(values.values())))
+    assert values["loss"] == pytest.approx(sum(values[name] for name in LOSSES), rel=1e-5)
+    assert {name.split("_")[0] for name in changed} == {"fpn", "rpn", "mrcnn"}
+    # The average starts at the first weights and then follows by a tenth of the way.
+    assert len(step.updater.averages) == len(step.updater.trained)
+
+
+def test_accumulated_losses_are_the_mean_of_the_parts(batch: dict[str, tf.Tensor]) -> None:
+    model = tiny_model()
+    whole = TrainStep(model, (SIDE, SIDE), replace(CONFIG, batch=4, accumulate=2), "heads")
+    part = TrainStep(model, (SIDE, SIDE), CONFIG, "heads")
+    together = whole(batch, rate=0.0)
+    halves = [part({k: v[i : i + 2] for k, v in batch.items()}, rate=0.0) for i in (0, 2)]
+    for name in (*LOSSES, "loss"):
+        assert together[name] == pytest.approx(np.mean([half[name] for half in halves]), rel=1e-4), name
+
+
+def test_backbone_has_its_own_rate_and_fixed_normalisation() -> None:
+    model = tiny_model()
+    updater = Updater(model, replace(CONFIG, backbone_rate=0.25), "3+")
+    updater.set_rate(0.4)
+    rates = [float(optimizer.learning_rate) for optimizer, _ in updater.groups]
+    assert rates == pytest.approx([0.4, 0.1])
+    trained = {id(v) for v in updater.trained}
+    layers = model.learned_layers()
+    assert not any(id(v) in trained for v in layers["block7_expand_bn"].weights)
+    assert id(layers["mrcnn_mask_bn1"].gamma) in trained
+    assert id(layers["block7_expand_conv"].kernel) in trained
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_update_by_hand(optimizer: str) -> None:
+    model = tiny_model()
+    config = replace(CONFIG, optimizer=optimizer, weight_decay=0.5, clip_norm=1e9, ema=0.75)
+    updater = Updater(model, config, "heads")
+    position = next(i for i, v in enumerate(updater.trained) if v.path.endswith("fpn_p2/kernel"))
+    kernel, old = updater.trained[position], updater.trained[position].numpy()
+    gradients = [tf.ones(v.shape) for v in updater.trained]
+    updater.set_rate(0.1)
+    norm = updater.apply(gradients)
+    assert float(norm) == pytest.approx(np.sqrt(sum(np.prod(v.shape) for v in updater.trained)), rel=1e-4)
+    first = old * (1 - 0.1 * 0.5) - 0.1  # AdamW's first step has length 1 too
+    np.testing.assert_allclose(kernel.numpy(), first, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(updater.averages[position].numpy(), first, rtol=1e-4, atol=1e-5)
+    updater.apply(gradients)
+    expected = 0.75 * first + 0.25 * kernel.numpy()
+    np.testing.assert_allclose(updater.averages[position].numpy(), expected, rtol=1e-4, atol=1e-5)
+    bias = next(i for i, v in enumerate(updater.trained) if v.path.endswith("fpn_p2/bias"))
+    steps = 0.1 + 0.1 * (1.9 if optimizer == "sgd" else 1.0)
+    np.testing.assert_allclose(updater.trained[bias].numpy(), -steps, rtol=1e-3)  # no decay
+
+
+def test_gradients_are_clipped_and_broken_ones_ignored() -> None:
+    model = tiny_model()
+    updater = Updater(model, replace(CONFIG, weight_decay=0.0, clip_norm=0.5), "heads")
+    updater.set_rate(1.0)
+    before = [v.numpy() for v in updater.trained]
+    updater.apply([tf.ones(v.shape) for v in updater.trained])
+    moved = np.sqrt(sum(((v.numpy() - b) ** 2).sum() for v, b in zip(updater.trained, before, strict=True)))
+    assert moved == pytest.approx(0.5, rel=1e-3)
+    updater = Updater(model, replace(CONFIG, weight_decay=0.0), "heads")
+    before = [v.numpy() for v in updater.trained]
+    norm = updater.apply([tf.fill(v.shape, np.nan) for v in updater.trained])
+    assert not np.isfinite(float(norm))
+    for variable, old in zip(updater.trained, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), old)
+
+
+def test_training_stops_when_a_loss_is_not_finite() -> None:
+    model = tiny_model()
+    layer = model.learned_layers()["rpn_bbox_pred"]
+    layer.set_weights([np.full_like(w, np.nan) for w in layer.get_weights()])
+    trainer = Trainer(tiny_spec(), model, shapes(4), replace(CONFIG, epochs=1))
+    with pytest.raises(CheckFailedError, match=r"diverged: rpn_bbox.* at step 1"):
+        trainer.run()
+
+
+def test_stages_change_what_learns_and_stop_early() -> None:
+    config = TrainConfig(
+        **vars(CONFIG) | {"layers": "heads:1,all:3", "steps_per_epoch": 1, "patience": 1, "learning_rate": 1e-3}
+    )
+    results = iter([{"mask_ap": 0.5}, {"mask_ap": 0.4}, {"mask_ap": 0.9}])
+    trainer = Trainer(tiny_spec(), tiny_model(), shapes(4), config, validate=lambda model, picture: next(results))
+    learned = []
+    history = trainer.run(lambda row: learned.append(len(trainer.step.updater.trained)))
+    assert learned[0] < learned[1]
+    assert [row["mask_ap"] for row in history] == [0.5, 0.4]  # the second was no better
+    assert trainer.progress.best == 0.5

@@ -140,7 +140,7 @@ def paste(below: Canvas, above: Canvas, chosen: NDArray[np.bool_]) -> Canvas:
     if not chosen.any():
         return below
     pasted = above.masks[chosen]
-    cover = pasted.any(axis=0)
+    cover = np.asarray(pasted.any(axis=0))
     image = np.where(cover[..., None], above.image, below.image)
     visible = below.masks & ~cover
     before, after = below.masks.sum(axis=(1, 2)), visible.sum(axis=(1, 2))

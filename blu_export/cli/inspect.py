@@ -93,8 +93,8 @@ def _describe_weights(path: Path) -> dict[str, Any]:
     return {
         "kind": "weights",
         "spec": _values(weights.spec),
-        "layers": len(weights.tensors),
-        "tensors": sum(len(tensors) for tensors in weights.tensors.values()),
+        "layers": len(weights.layers),
+        "tensors": sum(len(tensors) for tensors in weights.layers.values()),
     }
 
 

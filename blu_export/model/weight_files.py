@@ -1,0 +1,137 @@
+"""Weight files of unknown origin: ``.h5``, ``.weights.h5`` and ``.keras``.
+
+The HDF5 library is C code that loops for ever or crashes on some damaged files (a few in ten
+thousand random ones). So it reads in a process of its own, with limits on time and memory, and only
+names, shapes and plain numbers come back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from blu_export.errors import BluError, ModelFileError
+from blu_export.model.h5 import MAX_FILE_BYTES, Layers, Tensor, read_layers
+
+MAX_CONFIG_BYTES = 2**24
+BASE_SECONDS = 5
+BYTES_PER_SECOND = 2e7
+"""Processor time that a file may take: ten times what an honest one needs."""
+BASE_MEMORY = 2 * 2**30
+_STDIN = "-"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_weight_file(path: str | os.PathLike[str]) -> tuple[Layers, str | None]:
+    """All weights of a file, and the JSON of its model spec where there is one.
+
+    ``.keras`` archives are read without building anything that they describe.
+
+    Raises:
+        ModelFileError: missing, corrupt, of another layout, or refused for safety.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".keras":
+            content, spec = _open_archive(path)
+            return _read_apart(_STDIN, path.name, len(content), content)[0], spec
+        return _read_apart(os.fspath(path), path.name, path.stat().st_size)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
+
+
+def _open_archive(path: Path) -> tuple[bytes, str | None]:
+    """The HDF5 file inside a ``.keras`` archive, and the spec in its configuration."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(_member(archive, "config.json", MAX_CONFIG_BYTES))
+            weights = _member(archive, "model.weights.h5", MAX_FILE_BYTES)
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise ModelFileError(f"{path} is not a Keras archive ({error}).", "Save it again with model.save().") from error
+    spec = config.get("config") if isinstance(config, dict) else None
+    text = spec.get("spec") if isinstance(spec, dict) else None
+    return weights, text if isinstance(text, str) else None
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A file of an archive, read no further than its limit; Keras does not compress its archives."""
+    with archive.open(name) as member:
+        content = member.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{name} is too large")
+    return content
+
+
+def _read_apart(source: str, name: str, size: int, content: bytes | None = None) -> tuple[Layers, str | None]:
+    """``h5.read_layers`` in a process of its own."""
+    seconds = math.ceil(BASE_SECONDS + size / BYTES_PER_SECOND)
+    # The child finds the modules that this process finds, and none from the current folder.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), *sys.path]))}
+    command = [sys.executable, "-P", "-m", __name__, source, name, str(seconds), str(BASE_MEMORY + 4 * size)]
+    try:
+        done = subprocess.run(command, input=content or b"", capture_output=True, env=environment, timeout=10 * seconds)
+    except subprocess.TimeoutExpired:
+        raise ModelFileError(f"{name} cannot be read: it keeps the HDF5 library busy.", "Copy it again.") from None
+    if done.returncode < 0:
+        raise ModelFileError(f"{name} is damaged: the HDF5 library fails on it.", "Copy the file again.")
+    if done.returncode:
+        raise RuntimeError(f"reading {name} failed: {done.stderr.decode(errors='replace')[-2000:]}")
+    return _unpack(done.stdout)
+
+
+def _unpack(message: bytes) -> tuple[Layers, str | None]:
+    line, _, _ = message.partition(b"\n")
+    header: dict[str, Any] = json.loads(line)
+    if "error" in header:
+        raise ModelFileError(*header["error"])
+    layers: Layers = {}
+    position = len(line) + 1
+    for layer, tensors in header["layers"]:
+        layers[layer] = []
+        for name, shape in tensors:
+            count = math.prod(shape)
+            tensor: Tensor = np.frombuffer(message, "<f4", count, position).reshape(shape)
+            layers[layer].append((name, tensor))
+            position += 4 * count
+    return layers, header["spec"]
+
+
+def _pack(layers: Layers, spec: str | None, out: IO[bytes]) -> None:
+    """A line of JSON, then all tensors, little-endian, one after another."""
+    table = [[layer, [[name, tensor.shape] for name, tensor in tensors]] for layer, tensors in layers.items()]
+    out.write(json.dumps({"layers": table, "spec": spec}).encode() + b"\n")
+    for tensors in layers.values():
+        for _, tensor in tensors:
+            out.write(np.ascontiguousarray(tensor, "<f4").data)
+
+
+def _main(source: str, name: str, seconds: str, memory: str) -> None:
+    with suppress(ImportError, OSError, ValueError):  # no such limits on Windows; the caller's timeout remains
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    out = sys.stdout.buffer
+    try:
+        layers, spec = read_layers(io.BytesIO(sys.stdin.buffer.read()) if source == _STDIN else source, name)
+    except BluError as error:
+        out.write(json.dumps({"error": [error.what, error.fix]}).encode() + b"\n")
+    else:
+        _pack(layers, spec, out)
+    out.flush()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

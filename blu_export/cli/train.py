@@ -181,10 +181,21 @@ def open_data(data: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
 
 
 def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:
-    """The model of the configuration, with the class names of the data."""
-    from blu_export.spec import ModelSpec
+    """The model of the configuration, with the class names of the data.
 
-    return ModelSpec(class_names=photos.class_names).replace(**run.model)
+    Where training starts from the weights of a whole model, that model's spec stands for what the
+    configuration leaves open.
+    """
+    from blu_export.spec import ModelSpec
+    from blu_export.train.start import weights_file
+
+    path = weights_file(run.weights, RUNS)
+    if path is None:
+        return ModelSpec(class_names=photos.class_names).replace(**run.model)
+    from blu_export.model.weights import read_weights
+
+    begun = read_weights(path).spec
+    return begun.replace(class_names=photos.class_names, provenance={}).replace(**run.model)
 
 
 def describe(row: dict[str, float], epochs: int) -> str:

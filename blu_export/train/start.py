@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.errors import ModelFileError, UsageError
+from blu_export.model.weights import read_weights
 from blu_export.train.imagenet import Tensors, imagenet_tensors, read_lite0
 from blu_export.train.schedule import is_backbone
 from blu_export.train.step import initialize_outputs
@@ -43,7 +44,8 @@ def load_start(model: MaskRCNN, weights: str, runs: Path, photos: Sequence[NDArr
     Args:
         model: any canvas.
         weights: ``imagenet`` (backbone alone), ``coco`` (Matterport's file in the working folder),
-            ``last`` (the newest run under ``runs``), a file, or ``none``.
+            ``last`` (the newest run under ``runs``), a file (``.h5``, ``.keras``, or ``.npz`` of
+            EfficientNet-Lite0), or ``none``.
         runs: folder of run folders.
         photos: a few photos on canvases of one size, uint8 [H, W, 3], to set the statistics of the
             normalisation layers where the backbone starts from nothing.
@@ -91,24 +93,34 @@ def calibrate(model: MaskRCNN, photos: Sequence[NDArray[np.uint8]]) -> None:
         layer.momentum = momentum
 
 
+def weights_file(weights: str, runs: Path) -> Path | None:
+    """The file of a whole model that ``weights`` means; None for ``imagenet``, ``none`` and bare backbones.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if weights in ("", "none", "imagenet"):
+        return None
+    if weights == "last":
+        return newest_weights(runs)
+    path = Path(COCO_FILE if weights == "coco" else weights)
+    if not path.exists():
+        if weights == "coco":
+            raise UsageError(f"There is no {COCO_FILE} in this folder.", f"Download {COCO_URL}")
+        raise UsageError(f"There are no weights at {path}.", "Give a file, imagenet, coco, last or none.")
+    return None if path.suffix == ".npz" else path
+
+
 def _tensors(model: MaskRCNN, weights: str, runs: Path) -> tuple[Tensors, str]:
+    path = weights_file(weights, runs)
+    if path is not None:
+        layers = read_weights(path).layers
+        return {name: [tensor for _, tensor in tensors] for name, tensors in layers.items()}, str(path)
     if weights in ("", "none"):
         return {}, "nothing"
     if weights == "imagenet":
         return imagenet_tensors(model.spec.backbone), "ImageNet"
-    if weights == "last":
-        path = newest_weights(runs)
-    elif weights == "coco":
-        path = Path(COCO_FILE)
-        if not path.exists():
-            raise UsageError(f"There is no {COCO_FILE} in this folder.", f"Download {COCO_URL}")
-    else:
-        path = Path(weights)
-    if not path.exists():
-        raise UsageError(f"There are no weights at {path}.", "Give a file, imagenet, coco, last or none.")
-    if path.suffix == ".npz":
-        return read_lite0(path), str(path)
-    return _read_file(path), str(path)
+    return read_lite0(weights), weights
 
 
 def newest_weights(runs: Path) -> Path:
@@ -124,10 +136,3 @@ def newest_weights(runs: Path) -> Path:
     if not found:
         raise UsageError(f"There is no finished run under {runs}.", "Give the file that training shall start from.")
     return max(found)[1]
-
-
-def _read_file(path: Path) -> Tensors:
-    from blu_export.model.weights import read_weights
-
-    layers: Any = read_weights(path).layers
-    return {name: [tensor for _, tensor in tensors] for name, tensors in layers.items()}

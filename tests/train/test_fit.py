@@ -1,0 +1,150 @@
+"""Whole runs: learning, stopping, and going on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from shapes import SIDE, Shapes, shapes, tiny_config, tiny_model, tiny_spec
+
+from blu_export.data.dataset import Dataset
+from blu_export.errors import ModelFileError
+from blu_export.model.weights import read_weights
+from blu_export.train.checkpoint import checkpoints, load_checkpoint
+from blu_export.train.fit import Trainer
+from blu_export.train.run_folder import RunFolder
+from blu_export.train.validate import Validator
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_coco(dataset: Shapes, folder: Path) -> Path:
+    """The shapes as a COCO file with PNG images."""
+    (folder / "images").mkdir(parents=True)
+    annotations = []
+    for image, record in zip(dataset.images, dataset.records, strict=True):
+        cv2.imwrite(str(folder / "images" / record.uri), image[..., ::-1])
+        for a in record.annotations:
+            y1, x1, y2, x2 = a.box
+            annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, "category_id": a.category,
+                                "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": a.segmentation})  # fmt: skip
+    content = {
+        "images": [{"id": r.image_id, "file_name": r.uri, "height": SIDE, "width": SIDE} for r in dataset.records],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(dataset.class_names) if i],
+        "annotations": annotations,
+    }
+    path = folder / "instances_train.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.slow
+def test_learns_a_tiny_data_set_by_heart(tmp_path: Path) -> None:
+    dataset = shapes(8)
+    config = tiny_config(
+        batch=4, epochs=4, steps_per_epoch=60, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0, validate_every=2
+    )
+    folder = RunFolder(tmp_path / "run")
+    trainer = Trainer(tiny_spec(), tiny_model(), dataset, config, folder, Validator(dataset))
+    history = trainer.run()
+    assert history[-1]["loss"] < 0.25 * history[0]["loss"]
+    assert history[-1]["mask_ap"] > 0.9
+    assert history[-1]["box_ap"] > 0.9
+
+    files = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
+    assert {"best.h5", "final.h5", "history.csv", "curves.png", "pictures/epoch-2.jpg", "pictures/epoch-4.jpg"} <= files
+    assert {"checkpoints/epoch-3.npz", "checkpoints/epoch-4.npz"} <= files
+    assert "checkpoints/epoch-1.npz" not in files  # only the newest are kept
+    assert any(name.startswith("tensorboard/events") for name in files)
+    assert read_weights(folder.path / "best.h5").spec.class_names == dataset.class_names
+    with open(folder.path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert [row["mask_ap"] == "" for row in rows] == [True, False, True, False]
+    assert float(rows[3]["mask_ap"]) == history[3]["mask_ap"]
+
+
+def blu_train(*arguments: str) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "blu_export", "train", *arguments], env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def losses(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "history.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    annotations = write_coco(shapes(6), tmp_path / "data")
+    spec = json.loads(tiny_spec().to_json())
+    fields = ("image_min_dim", "image_max_dim", "backbone", "top_down_pyramid_size", "rpn_channels", "mask_channels",
+              "fpn_classif_fc_layers_size", "post_nms_rois_inference", "pre_nms_limit")  # fmt: skip
+    settings = [f"model.{name}={spec[name]}" for name in fields] + [
+        "train.optimizer=adamw", "train.ema=0.9", "train.warmup_steps=4", "train.targets.proposals=50",
+        "train.targets.rois_per_image=24", "train.layers=heads:2,all:2",
+    ]  # fmt: skip
+    options = ["--dataset", str(annotations), "--weights", "none", "--batch", "2", "--steps", "3", "--lr", "0.001"]
+    options += [word for setting in settings for word in ("--set", setting)]
+
+    whole = blu_train(*options, "--out", str(tmp_path / "whole"))
+    assert whole.wait(timeout=500) == 0, whole.stderr and whole.stderr.read()[-2000:]
+
+    killed = blu_train(*options, "--out", str(tmp_path / "killed"))
+    # Kill it as soon as an epoch is said to be done; checkpoint 2 ends the first stage.
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if line.startswith("epoch 2/4"):
+            break
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "final.h5").exists()
+
+    resumed = blu_train("--resume", "--out", str(tmp_path / "killed"))
+    _, err = resumed.communicate(timeout=500)
+    assert resumed.returncode == 0, err[-2000:]
+    assert "resuming after epoch" in err
+
+    for one, other in zip(losses(tmp_path / "whole"), losses(tmp_path / "killed"), strict=True):
+        for name, value in one.items():
+            assert float(other[name]) == pytest.approx(float(value), rel=1e-4), name
+    for name, tensors in read_weights(tmp_path / "whole" / "final.h5").layers.items():
+        for (_, a), (_, b) in zip(tensors, read_weights(tmp_path / "killed" / "final.h5").layers[name], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(tiny_spec(), tiny_model(), shapes(2), tiny_config())
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "epoch-3.npz"
+    path.write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "checkpoints" / ".epoch-4.tmp.npz").touch()  # a write that was cut off
+    assert checkpoints(tmp_path) == [path]
+    with pytest.raises(ModelFileError, match=r"epoch-3\.npz does not fit"):
+        load_checkpoint(path, trainer.model, trainer.step.updater)
+    assert not trainer.resume(tmp_path / "elsewhere")
+
+
+def test_validator_is_perfect_on_the_truth() -> None:
+    dataset: Dataset = shapes(3)
+    validator = Validator(dataset)
+    results = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.9}
+        for a in validator.truth["annotations"]
+    ]
+    from blu_export.train.validate import average_precision
+
+    assert average_precision(validator.truth, results)["mask_ap"] == pytest.approx(1.0)
+    assert average_precision(validator.truth, [])["mask_ap"] == 0.0
+    assert coco_mask.area(validator.truth["annotations"][0]["segmentation"]) > 0

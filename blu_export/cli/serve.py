@@ -1,0 +1,108 @@
+"""``blu serve``: a model over HTTP, and over gRPC where asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blu_export.cli.common import (
+    DeviceOption,
+    PrecisionOption,
+    RuntimeOption,
+    ThreadsOption,
+    command_app,
+    say,
+)
+from blu_export.errors import UsageError
+
+app = command_app()
+
+SUFFIXES = (".onnx", ".engine")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model file (.onnx, .engine). Default: the embedded model.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve the Open Inference Protocol over gRPC too.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Photos per call of the network, at most.")] = 4,
+    batch_delay_ms: Annotated[float, typer.Option(min=0, help="How long a first photo waits for others.")] = 0.0,
+    queue: Annotated[int, typer.Option(min=1, help="Photos in the server at once; beyond it clients get 429.")] = 64,
+    timeout: Annotated[float, typer.Option(help="Seconds from request to result, the queue included.")] = 30.0,
+    max_upload: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 20.0,
+    max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels of a photo.")] = 50.0,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of keys, one per line; clients must then send one of them.")
+    ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Take over a new model file as soon as it is there.")
+    ] = False,
+    runtime: RuntimeOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Serve a model: a page for people, an API for programs.
+
+    The page is at /, the API's description at /docs, metrics at /metrics. Programs that speak the Open
+    Inference Protocol (KServe v2; Triton's clients) find it at /v2. SIGTERM finishes what is inside;
+    SIGHUP loads the model file again.
+
+    \b
+    blu serve
+    blu serve model.onnx --port 9000 --reload
+    blu serve --host 0.0.0.0 --api-key-file keys.txt
+    """
+    from blu_export.embedded import embedded
+    from blu_export.extras import import_extra
+
+    for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+        import_extra(package)
+    from blu_export.serve.logs import set_up
+    from blu_export.serve.server import run
+    from blu_export.serve.settings import MEGABYTE, ServeSettings, read_api_keys
+
+    path = model or embedded()
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"blu serve runs {' and '.join(SUFFIXES)} files, not {path}.",
+            f"Export it: blu export onnx --weights {path}",
+        )
+    settings = ServeSettings(
+        model=path,
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        threads=threads,
+        max_batch=max_batch,
+        batch_delay=batch_delay_ms / 1000,
+        queue=queue,
+        timeout=timeout,
+        max_upload=round(max_upload * MEGABYTE),
+        max_pixels=round(max_pixels * 1e6),
+        api_keys=() if api_key_file is None else read_api_keys(api_key_file),
+        reload=reload,
+    )
+    set_up()
+    if not settings.api_keys and not _is_loopback(host):
+        say(f"warning: anyone who reaches {host} can use this server; --api-key-file sets keys.")
+    run(settings)
+
+
+def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,286 @@
+"""Batcher: canvases of many requests, in batches, to one device; deadlines, crashes and bad canvases included."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.errors import BluError
+from blu_export.serve.device import Device, ModelInfo, RawBatch, WorkerLostError
+from blu_export.serve.metrics import Metrics
+from blu_export.serve.problems import BusyError, TooLargeError, UnavailableError, WorkerFailedError
+from blu_export.serve.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+"""How often a canvas goes to the device when the worker dies under it: the second time alone, so that a
+canvas that kills workers fails by itself and a worker that was killed from outside costs no request."""
+SAFETY = 0.8
+"""Share of the deadline that the wait ahead of a new photo may take by estimate."""
+MAX_BACKOFF = 30.0
+"""Seconds between two attempts to start a worker, at most."""
+RETIRE_POLL = 0.05
+
+
+@dataclass(eq=False)
+class Work:
+    """One canvas that waits for its turn."""
+
+    canvas: NDArray[np.uint8]
+    window: NDArray[np.float32]
+    arrived: float
+    """Loop time."""
+    result: asyncio.Future[RawResult]
+    alone: bool = False
+    """Not in a batch with others: a batch with it failed."""
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class RawResult:
+    """What the network made of one canvas."""
+
+    detections: NDArray[np.float32]
+    """float32 [N, 6]"""
+    masks: NDArray[np.float32]
+    """float32 [N, h, w]"""
+    queued: float
+    """Seconds from its arrival to the start of its batch."""
+    seconds: float
+    """Of the network on its batch."""
+    batch: int
+    """Canvases in that batch."""
+
+
+@dataclass
+class Load:
+    """How busy a batcher is."""
+
+    inside: int = 0
+    """Photos admitted and not yet answered."""
+    per_photo: float = 0.0
+    """Seconds of the device per photo, a running average."""
+
+
+class Batcher:
+    """Owns a device and keeps it busy.
+
+    Args:
+        settings: limits.
+        device: a warm one; replaced by a new one when its worker dies.
+        metrics: counts batches and restarts.
+        start: starts a device for the same model.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        device: Device,
+        metrics: Metrics,
+        start: Callable[[], Awaitable[Device]] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.info: ModelInfo = device.info
+        self.load = Load(per_photo=device.info.seconds)
+        self._device: Device | None = device
+        self._start = start or (lambda: Device.start(settings))
+        self._metrics = metrics
+        self._waiting: list[Work] = []
+        self._arrival = asyncio.Event()
+        self._failed_starts = 0
+        self._task = asyncio.create_task(self._work())
+        self._task.add_done_callback(_report)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker with a warm model is there."""
+        return self._device is not None
+
+    @property
+    def alive(self) -> bool:
+        """False when this object itself has failed; only a restart of the server helps."""
+        return not self._task.done()
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker; None while there is none."""
+        return None if self._device is None else self._device.pid
+
+    @property
+    def queued(self) -> int:
+        """Canvases that wait for the device."""
+        return len(self._waiting)
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Take one of the server's places for a photo; given back at the end of the block.
+
+        Raises:
+            BusyError: all are taken, or the wait would outlast the deadline.
+            UnavailableError: there is no device, and none could be started.
+        """
+        ahead = self.load.inside * self.load.per_photo
+        if self._failed_starts:
+            raise UnavailableError("The model's worker cannot be started.", "Look at the server's log.", MAX_BACKOFF)
+        if self.load.inside >= self.settings.queue or ahead > SAFETY * self.settings.timeout:
+            raise BusyError(
+                f"There are {self.load.inside} photos ahead, about {ahead:.1f} s of work.",
+                "Try again after the time in Retry-After.",
+                retry_after=max(1, math.ceil(ahead / 2)),
+            )
+        self.load.inside += 1
+        try:
+            yield
+        finally:
+            self.load.inside -= 1
+
+    async def run(self, canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> RawResult:
+        """Have one canvas (uint8 [H, W, 3], window float32 [4]) run in the next batch.
+
+        A caller that gives up (is cancelled) before that takes its canvas out of the queue.
+
+        Raises:
+            TooLargeError: the canvas is larger than the device's memory.
+            WorkerFailedError: the network refused this canvas, or died of it.
+        """
+        loop = asyncio.get_running_loop()
+        if self._device is not None and not self._device.fit(*canvas.shape[:2]):
+            raise TooLargeError(f"A canvas of {canvas.shape[1]}x{canvas.shape[0]} is too large for this server.")
+        work = Work(canvas, window, loop.time(), loop.create_future())
+        self._waiting.append(work)
+        self._arrival.set()
+        try:
+            return await work.result
+        finally:
+            if work in self._waiting:
+                self._waiting.remove(work)
+
+    async def retire(self) -> None:
+        """Answer what is inside, then stop."""
+        while self.load.inside:
+            await asyncio.sleep(RETIRE_POLL)
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop; nothing may be waiting any more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._device is not None:
+            await self._device.close()
+            self._device = None
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                await self._run(await self._next_batch())
+            except WorkerLostError as error:
+                await self._restart(str(error))
+
+    async def _next_batch(self) -> list[Work]:
+        """The oldest canvas and those of its size that came soon after it."""
+        while not self._waiting:
+            self._arrival.clear()
+            await self._arrival.wait()
+        await self._wait_for_more()
+        if not self._waiting:  # all callers gave up meanwhile
+            return []
+        first = self._waiting[0]
+        shape = first.canvas.shape
+        assert self._device is not None
+        limit = 1 if first.alone else self._device.fit(*shape[:2])
+        batch = [work for work in self._waiting if work is first or (work.canvas.shape == shape and not work.alone)]
+        batch = batch[: max(limit, 1)]
+        for work in batch:
+            self._waiting.remove(work)
+        return batch
+
+    async def _wait_for_more(self) -> None:
+        """Give the first photo's companions ``batch_delay`` seconds to come."""
+        until = self._waiting[0].arrived + self.settings.batch_delay
+        try:
+            async with asyncio.timeout_at(until):
+                while 0 < len(self._waiting) < self.settings.max_batch:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        except TimeoutError:
+            pass
+
+    async def _run(self, batch: list[Work]) -> None:
+        if not batch:
+            return
+        assert self._device is not None
+        started = asyncio.get_running_loop().time()
+        try:
+            raw = await self._device.run(
+                [work.canvas for work in batch], [work.window for work in batch], self.settings.timeout
+            )
+        except WorkerLostError as error:
+            for work in batch:
+                work.attempts += 1
+            self._again([work for work in batch if work.attempts < ATTEMPTS])
+            _fail([work for work in batch if work.attempts >= ATTEMPTS], f"The network died on this photo: {error}.")
+            raise
+        except BluError as error:
+            if len(batch) == 1:
+                _fail(batch, str(error))
+            else:
+                self._again(batch)
+            return
+        except asyncio.CancelledError:
+            _fail(batch, "The server stops.")
+            raise
+        self._metrics.batches.observe(len(batch))
+        self.load.per_photo += 0.2 * (raw.seconds / len(batch) - self.load.per_photo)
+        _deliver(batch, raw, started)
+
+    def _again(self, batch: list[Work]) -> None:
+        """Back to the head of the queue, each by itself."""
+        alive = [work for work in batch if not work.result.done()]
+        for work in alive:
+            work.alone = True
+        self._waiting[:0] = alive
+
+    async def _restart(self, why: str) -> None:
+        """Start workers until one lives."""
+        log.error("worker lost", extra={"why": why})
+        self._device = None
+        self._metrics.restarts.labels(why.partition(":")[0]).inc()
+        while self._device is None:
+            try:
+                device = await self._start()
+                if device.info.sha256 != self.info.sha256:
+                    await device.close()
+                    raise WorkerLostError("the model file is another one now; --reload or a restart takes it over")
+                self._device = device
+            except (WorkerLostError, BluError, OSError) as error:
+                self._failed_starts += 1
+                pause = min(2.0 ** (self._failed_starts - 1), MAX_BACKOFF)
+                log.error("worker does not start", extra={"why": str(error), "next_try_s": pause})
+                await asyncio.sleep(pause)
+        self._failed_starts = 0
+        log.warning("worker restarted", extra={"pid": self._device.pid})
+
+
+def _deliver(batch: list[Work], raw: RawBatch, started: float) -> None:
+    for work, detections, masks in zip(batch, raw.detections, raw.masks, strict=True):
+        if not work.result.done():
+            work.result.set_result(RawResult(detections, masks, started - work.arrived, raw.seconds, len(batch)))
+
+
+def _fail(batch: list[Work], why: str) -> None:
+    for work in batch:
+        if not work.result.done():
+            work.result.set_exception(WorkerFailedError(why, "Send it again; if it fails again, report the photo."))
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("batcher failed", exc_info=error)

@@ -1,0 +1,99 @@
+"""What can go wrong with a request, and the status that says so, for HTTP and gRPC alike."""
+
+from __future__ import annotations
+
+from blu_export.errors import BluError
+
+
+class RequestError(BluError):
+    """A request that gets no result.
+
+    Attributes:
+        status: of HTTP.
+        code: one word for machines.
+        retry_after: seconds after which another try may do better.
+    """
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, what: str, fix: str = "", retry_after: float | None = None) -> None:
+        super().__init__(what, fix)
+        self.retry_after = retry_after
+
+
+class BadRequestError(RequestError):
+    """The request makes no sense."""
+
+    status, code = 400, "bad_request"
+
+
+class UnauthorizedError(RequestError):
+    """No key, or none that is known."""
+
+    status, code = 401, "unauthorized"
+
+
+class NotFoundError(RequestError):
+    """There is no such model or page."""
+
+    status, code = 404, "not_found"
+
+
+class NotAcceptableError(RequestError):
+    """None of the accepted types can be made."""
+
+    status, code = 406, "not_acceptable"
+
+
+class SlowUploadError(RequestError):
+    """The body did not arrive in time."""
+
+    status, code = 408, "slow_upload"
+
+
+class TooLargeError(RequestError):
+    """Too many bytes, or too many pixels."""
+
+    status, code = 413, "too_large"
+
+
+class UnsupportedTypeError(RequestError):
+    """No image, or none of a known format."""
+
+    status, code = 415, "unsupported_type"
+
+
+class UnreadableImageError(RequestError):
+    """The format is known, the content broken."""
+
+    status, code = 422, "unreadable_image"
+
+
+class BusyError(RequestError):
+    """There is no room; retry_after says when to come again."""
+
+    status, code = 429, "busy"
+
+
+class WorkerFailedError(RequestError):
+    """The network failed on this photo."""
+
+    status, code = 500, "worker_failed"
+
+
+class UnavailableError(RequestError):
+    """The server starts, stops, or has lost its device."""
+
+    status, code = 503, "unavailable"
+
+
+class DeadlineError(RequestError):
+    """No result in time."""
+
+    status, code = 504, "deadline"
+
+
+def of_image_error(error: BluError) -> RequestError:
+    """The request's error for an image that cannot be decoded or molded."""
+    return UnreadableImageError(error.what, error.fix)

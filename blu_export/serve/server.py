@@ -1,0 +1,207 @@
+"""The process: sockets that are not waited for forever, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from blu_export.serve.app import create_app
+from blu_export.serve.service import Service, State
+from blu_export.serve.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD = 32 * 1024
+"""Bytes of a request's head."""
+KEEP_ALIVE = 15
+"""Seconds that a connection may be idle between two requests."""
+SEND_TIMEOUT = 30.0
+"""Seconds that a client may take no byte of its answer."""
+POLL = 0.05
+
+
+def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
+    """Uvicorn's HTTP protocol, with limits where it has none: the head's time, a stalled reader, connections."""
+
+    class GuardedProtocol(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+        _send_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > settings.max_connections:
+                log.warning("too many connections", extra={"limit": settings.max_connections})
+                transport.abort()
+                return
+            self._watch_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            for timer in (self._head_timer, self._send_timer):
+                if timer is not None:
+                    timer.cancel()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._send_timer = self.loop.call_later(SEND_TIMEOUT, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._send_timer is not None:
+                self._send_timer.cancel()
+                self._send_timer = None
+
+        def _watch_head(self) -> None:
+            """Between requests a started head, or the rest of an answered body, has ``head_timeout`` seconds."""
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if answering and self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+            elif not answering and self._head_timer is None:
+                self._head_timer = self.loop.call_later(settings.head_timeout, self.transport.abort)
+
+    return GuardedProtocol
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its handling of signals: ``stop`` says when."""
+
+    def capture_signals(self) -> Any:
+        """Leave signals alone."""
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def run(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is inside.
+
+    Raises:
+        BluError: the model cannot be loaded, or the address cannot be listened on.
+        KeyboardInterrupt: it was SIGINT.
+    """
+    _allow_sockets(settings.max_connections)
+    interrupted = asyncio.run(_serve(settings))
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+async def _serve(settings: ServeSettings) -> bool:
+    sockets = [_listen(settings)]  # first: a taken port is known before a model is loaded
+    try:
+        async with Service(settings) as service:
+            return await _serve_on(sockets, service)
+    finally:
+        for each in sockets:
+            each.close()
+
+
+async def _serve_on(sockets: list[Any], service: Service) -> bool:
+    settings = service.settings
+    config = uvicorn.Config(
+        create_app(service),
+        http=guarded_protocol(settings),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEAD,
+        timeout_keep_alive=KEEP_ALIVE,
+        backlog=1024,
+    )
+    server = Server(config)
+    ending = Ending(service, server)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.begin, number)
+    loop.add_signal_handler(signal.SIGHUP, ending.reload)
+    host, port = sockets[0].getsockname()[:2]
+    log.info("listening", extra={"url": f"http://{host}:{port}", "port": port})
+    await server.serve(sockets)
+    log.info("stopped")
+    return ending.interrupted
+
+
+class Ending:
+    """What SIGTERM, SIGINT and SIGHUP do.
+
+    SIGTERM: ``ready`` turns 503 while the server goes on for ``notice`` seconds, so that load balancers stop
+    sending; then new work is refused, what is inside is finished (at most ``drain`` seconds), the sockets
+    close. SIGINT is the same without notice. A second signal does not wait for anything.
+    """
+
+    def __init__(self, service: Service, server: uvicorn.Server) -> None:
+        self.service = service
+        self.server = server
+        self.interrupted = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, number: int) -> None:
+        """The handler of SIGTERM and SIGINT."""
+        if self.service.state is not State.SERVING:
+            log.warning("second signal: stopping now")
+            self.server.force_exit = self.server.should_exit = True
+            return
+        self.interrupted = number == signal.SIGINT
+        self.service.state = State.LEAVING
+        self._spawn(self._drain(0.0 if self.interrupted else self.service.settings.notice))
+
+    def reload(self) -> None:
+        """The handler of SIGHUP."""
+        self._spawn(self.service.reload())
+
+    async def _drain(self, notice: float) -> None:
+        log.info("stopping", extra={"inside": self.service.inside, "notice_s": notice})
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.service.settings.drain
+        await asyncio.sleep(notice)
+        self.service.state = State.CLOSING
+        while self.service.inside and loop.time() < end:
+            await asyncio.sleep(POLL)
+        # Whoever still sends its body gets no answer to wait for.
+        self.server.config.timeout_graceful_shutdown = max(1, round(min(end - loop.time(), 5)))
+        self.server.should_exit = True
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _listen(settings: ServeSettings) -> Any:
+    import socket
+
+    from blu_export.errors import UsageError
+
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.socket(*found[0][:3])
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(found[0][4])
+    except OSError as error:
+        raise UsageError(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.", "Choose another with --port."
+        ) from error
+    return listener
+
+
+def _allow_sockets(count: int) -> None:
+    """Raise the limit of open files, 1,024 on many systems, to what the connections need."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

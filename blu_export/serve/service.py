@@ -1,0 +1,248 @@
+"""Service: a photo's way through the server, and the models that come and go under it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from blu_export.detections import Detections
+from blu_export.errors import BluError
+from blu_export.image import Molded, decode, mold, unmold
+from blu_export.serve.batching import Batcher, RawResult
+from blu_export.serve.device import Device, ModelInfo, WorkerLostError
+from blu_export.serve.limits import ApiKeys, UploadMemory
+from blu_export.serve.metrics import Metrics
+from blu_export.serve.problems import DeadlineError, UnavailableError, of_image_error
+from blu_export.serve.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+WATCH_SECONDS = 1.0
+"""Between two looks at the model file."""
+
+
+class State(enum.Enum):
+    """Where the server is in its life."""
+
+    SERVING = "serving"
+    LEAVING = "leaving"
+    """Told to stop: ``ready`` says no, work is still taken."""
+    CLOSING = "closing"
+    """No new work; what is inside is finished."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found on one photo, with all that an answer may be made of."""
+
+    detections: Detections
+    source: Any
+    """The photo as it came: encoded bytes or uint8 [H, W, 3]."""
+    info: ModelInfo
+    seconds: dict[str, float]
+    """Per stage: decode, queue, run."""
+    batch: int
+    """Photos that went through the network together."""
+
+
+class Service:
+    """Takes photos, returns answers, and keeps to its limits.
+
+    Use ``start`` and ``close``, or ``async with``.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.uploads = UploadMemory(settings.upload_memory)
+        self.keys = ApiKeys(settings.api_keys)
+        self.state = State.SERVING
+        self.inside = 0
+        """Photos that are being worked on, whichever model has them."""
+        self._model: Batcher | None = None
+        self._decoders = ThreadPoolExecutor(settings.workers, "blu-decode")
+        self._finishers = ThreadPoolExecutor(settings.workers, "blu-finish")
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def model(self) -> Batcher:
+        """The model that takes new work."""
+        assert self._model is not None, "the service was not started"
+        return self._model
+
+    @property
+    def ready(self) -> bool:
+        """Whether a load balancer should send work."""
+        return self.state is State.SERVING and self._model is not None and self._model.ready
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server can still do its work; if not, only a restart helps."""
+        return self._model is None or self._model.alive
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    async def start(self) -> None:
+        """Load the model and warm it up.
+
+        Raises:
+            BluError: the model cannot be loaded.
+        """
+        try:
+            device = await Device.start(self.settings)
+        except WorkerLostError as error:
+            raise BluError(
+                f"The worker cannot start: {error}.", "Try the model with: blu infer PHOTO -m MODEL"
+            ) from error
+        self._take(device)
+        self.metrics.watch(
+            queue=lambda: self.model.queued, inside=lambda: self.model.load.inside, ready=lambda: float(self.ready)
+        )
+        if self.settings.reload:
+            self._spawn(self._watch_file())
+
+    async def close(self) -> None:
+        """Stop; requests must have been answered before."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._model is not None:
+            await self._model.close()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._finishers.shutdown(wait=False, cancel_futures=True)
+
+    async def __aenter__(self) -> Service:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def predict(self, read: Callable[[], Any], answer: Callable[[Found], T], deadline: float) -> T:
+        """Take one photo through all stages.
+
+        Args:
+            read: makes the photo's source (encoded bytes, or uint8 [H, W, 3]); called in a decoding thread.
+            answer: makes the answer of what was found; called in a finishing thread.
+            deadline: loop time.
+
+        Raises:
+            RequestError: any of its kinds.
+        """
+        if self.state is State.CLOSING:
+            raise UnavailableError("The server stops.", "Send it to another one.", retry_after=1)
+        model = self.model  # to the end: a reload in between changes nothing for this photo
+        with self._counted(), model.admit():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    source, molded, decoding = await self._in(self._decoders, self._prepare, read, model.info)
+                    raw = await model.run(molded.canvas, molded.window)
+                    seconds = {"decode": decoding, "queue": raw.queued, "run": raw.seconds}
+                    self.metrics.stages.labels("queue").observe(raw.queued)
+                    self.metrics.stages.labels("run").observe(raw.seconds)
+                    return await self._in(
+                        self._finishers, self._finish, raw, molded, source, model.info, seconds, answer
+                    )
+            except TimeoutError:
+                raise DeadlineError(
+                    f"No result within {self.settings.timeout:g} s, the queue included.",
+                    "Try again when the server is less busy.",
+                ) from None
+
+    async def reload(self) -> bool:
+        """Load the model file again beside the running one and swap; returns False where the new one is no good.
+
+        Requests that came before the swap are answered by the old model, which then goes.
+        """
+        async with self._reloading:
+            try:
+                device = await Device.start(self.settings)
+            except (BluError, WorkerLostError, OSError) as error:
+                self.metrics.reloads.labels("refused").inc()
+                log.error("reload refused", extra={"why": str(error), "kept": self.model.info.sha256})
+                return False
+            old = self.model
+            self._take(device)
+            self.metrics.reloads.labels("done").inc()
+            self._spawn(old.retire())
+            return True
+
+    def _take(self, device: Device) -> None:
+        self._model = Batcher(self.settings, device, self.metrics)
+        self.metrics.model(device.info)
+        info = device.info
+        log.info(
+            "model ready",
+            extra={
+                "model": info.name,
+                "sha256": info.sha256,
+                "runtime": info.runtime,
+                "device": info.device,
+                "precision": info.precision,
+                "seconds_per_photo": round(info.seconds, 4),
+                "worker": device.pid,
+            },
+        )
+
+    async def _watch_file(self) -> None:
+        """Reload when the file has changed and then stayed as it is for one look."""
+        served = before = self._stat()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = self._stat()
+            if now is not None and now == before and now != served:
+                served = now
+                await self.reload()
+            before = now
+
+    def _stat(self) -> tuple[int, ...] | None:
+        try:
+            stat = os.stat(self.settings.model)
+        except OSError:  # between two renames
+            return None
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+    def _prepare(self, read: Callable[[], Any], info: ModelInfo) -> tuple[Any, Molded, float]:
+        with self.metrics.stage("decode") as timer:
+            source = read()
+            try:
+                molded = mold(decode(source, max_pixels=self.settings.max_pixels), info.spec)
+            except BluError as error:
+                raise of_image_error(error) from error
+        return source, molded, timer.seconds
+
+    def _finish(
+        self,
+        raw: RawResult,
+        molded: Molded,
+        source: Any,
+        info: ModelInfo,
+        seconds: dict[str, float],
+        answer: Callable[[Found], T],
+    ) -> T:
+        with self.metrics.stage("unmold"):
+            detections = unmold(raw.detections, raw.masks, molded, info.spec)
+            return answer(Found(detections, source, info, seconds, raw.batch))
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,92 @@
+"""ServeSettings: everything that ``blu serve`` can be told, with its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blu_export.errors import UsageError
+
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a model is served. Times are seconds, sizes bytes."""
+
+    model: Path
+    """Model file: .onnx or .engine."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free port."""
+    grpc_port: int | None = None
+    """Serve the Open Inference Protocol over gRPC too; None: HTTP only."""
+    runtime: str = "auto"
+    precision: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+    """The four above as runtime.load_runner takes them."""
+
+    max_batch: int = 4
+    """Canvases per call of the network, at most."""
+    batch_delay: float = 0.0
+    """How long the first photo of a batch waits for others while the device is idle."""
+    queue: int = 64
+    """Photos in the server at once, from the end of their upload to the end of their answer."""
+    timeout: float = 30.0
+    """From the first byte of a request to its result, the queue included. A batch that keeps the device
+    for longer serves nobody: the worker is taken for hung and restarted."""
+    max_upload: int = 20 * MEGABYTE
+    """Bytes of a request's body."""
+    upload_memory: int = 512 * MEGABYTE
+    """Bytes of all bodies in memory at once."""
+    max_pixels: int = 50_000_000
+    """Pixels of a photo, checked before it is decoded."""
+    workers: int = 2
+    """Threads that decode, and as many that un-mold."""
+
+    reload: bool = False
+    """Watch the model file and take over a new one."""
+    api_keys: tuple[str, ...] = ()
+    """Any one of them opens the server; none: open to all."""
+    notice: float = 3.0
+    """After SIGTERM, how long the server goes on as before while ``ready`` says 503."""
+    drain: float = 30.0
+    """After SIGTERM, how long work in flight may take."""
+    head_timeout: float = 10.0
+    """How long a client may take to send the head of a request."""
+    max_connections: int = 4096
+    loader: str = "blu_export.runtime:load_runner"
+    """``module:function`` that loads the model in the worker process; tests bring their own."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "queue", "max_upload", "upload_memory", "max_pixels", "workers", "max_connections"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("timeout", "drain", "head_timeout"):
+            if not 0 < getattr(self, name) <= 3600:
+                raise UsageError(f"{name} must be above 0 and at most an hour, not {getattr(self, name)} s.")
+        for name in ("batch_delay", "notice"):
+            if not 0 <= getattr(self, name) <= 60:
+                raise UsageError(f"{name} must be 0 to 60 s, not {getattr(self, name)}.")
+        for name in ("port", "grpc_port"):
+            if not 0 <= (getattr(self, name) or 0) <= 65535:
+                raise UsageError(f"There is no port {getattr(self, name)}.")
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file: one per line; empty lines and lines that start with # do not count.
+
+    Raises:
+        UsageError: the file holds no key, or one that is too short to be a secret.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise UsageError(f"{path} holds no key.", "Write one per line; make one with: openssl rand -hex 32")
+    if any(len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise UsageError(
+            f"A key in {path} is shorter than 16 characters, or not plain ASCII.",
+            "Make one with: openssl rand -hex 32",
+        )
+    return keys

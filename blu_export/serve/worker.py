@@ -1,0 +1,167 @@
+"""The worker: a process of its own that holds the model, so that a crash or hang of a runtime takes nothing else along.
+
+The server starts it with two inherited file descriptors: a socket, on which both sides talk in lines of
+JSON, and a piece of memory that both map, in which canvases and results lie. Nothing is pickled.
+
+    worker → server   {"spec": …, "runtime": …, "device": …, "precision": …, "sha256": …, "seconds": …}
+    server → worker   {"shape": [B, H, W]}
+    worker → server   {"seconds": …}, or {"error": [kind, what, fix]}
+
+A failure to load is one line with ``error`` and the end of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from importlib import import_module
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export import errors
+from blu_export.errors import BluError
+from blu_export.files import sha256_of
+from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from blu_export.runtime.base import Runner
+
+VARIABLE_CANVAS_BYTES = 3 * 8192 * 8192
+"""Room for the canvases of a batch where they follow the photo. Pages that are never touched cost nothing."""
+
+
+class SharedArrays:
+    """The arrays of one batch, in memory that the server and the worker share.
+
+    Args:
+        handle: file descriptor of the memory; grown to the size needed.
+        spec: the model, which decides the sizes.
+        max_batch: canvases per batch, at most.
+    """
+
+    def __init__(self, handle: int, spec: ModelSpec, max_batch: int) -> None:
+        rows = spec.detection_max_instances
+        self.canvas_bytes = VARIABLE_CANVAS_BYTES if spec.canvas is None else 3 * prod(spec.canvas) * max_batch
+        shapes = ((max_batch, 4), (max_batch, rows, 6), (max_batch, rows, *spec.mask_shape))
+        ends = np.cumsum([4 * prod(shape) for shape in shapes])
+        size = int(ends[-1]) + self.canvas_bytes
+        if os.fstat(handle).st_size < size:
+            os.ftruncate(handle, size)
+        memory = mmap.mmap(handle, size)
+        floats = np.frombuffer(memory, np.float32, int(ends[-1]) // 4)
+        self.windows, self.detections, self.masks = (
+            part.reshape(shape) for part, shape in zip(np.split(floats, ends[:-1] // 4), shapes, strict=True)
+        )
+        self._canvases = np.frombuffer(memory, np.uint8, self.canvas_bytes, int(ends[-1]))
+
+    def canvases(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
+        """The room for ``count`` canvases: uint8 [count, height, width, 3]."""
+        return self._canvases[: count * height * width * 3].reshape(count, height, width, 3)
+
+    def fit(self, height: int, width: int) -> int:
+        """How many canvases of this size there is room for."""
+        return min(len(self.windows), self.canvas_bytes // (3 * height * width))
+
+
+def main() -> None:
+    """Load the model, say so, and work off batches until the server closes its end."""
+    config = json.loads(sys.argv[1])
+    # Ctrl-C goes to the whole process group; the server decides when the worker stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="worker: %(name)s: %(message)s")
+    threading.Thread(target=_die_with, args=(config["parent"],), daemon=True).start()
+    with socket.socket(fileno=config["socket"]) as sock, sock.makefile("rw", encoding="utf-8", buffering=1) as line:
+        try:
+            runner, arrays = _load(config, line)
+        except BluError as error:
+            _say(line, error=_as_json(error))
+            return
+        for request in line:
+            _work(runner, arrays, line, *json.loads(request)["shape"])
+        runner.close()
+
+
+def _load(config: dict[str, Any], line: Any) -> tuple[Runner, SharedArrays]:
+    module, _, name = config["loader"].partition(":")
+    path = config["model"]
+    sha256 = sha256_of(path)
+    runner: Runner = getattr(import_module(module), name)(path, **config["options"])
+    if sha256_of(path) != sha256:
+        raise errors.ModelFileError(f"{path} changed while it was being loaded.", "Write it elsewhere, then rename it.")
+    arrays = SharedArrays(config["memory"], runner.spec, config["max_batch"])
+    seconds = _warm_up(runner, arrays)
+    _say(
+        line,
+        spec=runner.spec.to_json(),
+        runtime=runner.runtime,
+        device=runner.device,
+        precision=runner.precision,
+        sha256=sha256,
+        seconds=seconds,
+    )
+    return runner, arrays
+
+
+def _warm_up(runner: Runner, arrays: SharedArrays) -> float:
+    """Run what comes first and slowest: the first call, and on a GPU the largest batch. Seconds per canvas after it."""
+    height, width = runner.spec.canvas or (64, 64)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    counts = [1, 1] if runner.device == "CPU" else [arrays.fit(height, width), 1]
+    seconds = 0.0
+    for count in counts:
+        arrays.canvases(count, height, width)[:] = noise
+        arrays.windows[:count] = 0, 0, height, width
+        seconds = _run(runner, arrays, count, height, width)
+    return seconds
+
+
+def _work(runner: Runner, arrays: SharedArrays, line: Any, count: int, height: int, width: int) -> None:
+    try:
+        _say(line, seconds=_run(runner, arrays, count, height, width))
+    except BluError as error:
+        _say(line, error=_as_json(error))
+
+
+def _run(runner: Runner, arrays: SharedArrays, count: int, height: int, width: int) -> float:
+    start = time.perf_counter()
+    detections, masks = runner.run(arrays.canvases(count, height, width), arrays.windows[:count])
+    arrays.detections[:count] = detections
+    arrays.masks[:count] = masks
+    return time.perf_counter() - start
+
+
+def _say(line: Any, **values: Any) -> None:
+    line.write(json.dumps(values) + "\n")
+    line.flush()
+
+
+def _as_json(error: BluError) -> list[str]:
+    return [type(error).__name__, error.what, error.fix]
+
+
+def error_from_json(kind: str, what: str, fix: str) -> BluError:
+    """The error that a worker reported."""
+    found = getattr(errors, kind, BluError)
+    return found(what, fix) if issubclass(found, BluError) else BluError(what, fix)
+
+
+def _die_with(parent: int) -> None:
+    """End this process when the server is gone, also in the middle of a batch."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""``blu serve`` with the fake model: ``python serve_fake.py '{"model": …, "port": 0, …}'``, settings as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from blu_export.errors import BluError
+from blu_export.serve.logs import set_up
+from blu_export.serve.server import run
+from blu_export.serve.settings import ServeSettings
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    settings = ServeSettings(**{"loader": "fake_runner:load", **given, "model": Path(given["model"])})
+    set_up()
+    try:
+        run(settings)
+    except BluError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, model: MaskRCNN, updater: Any) -> dict[str, Any]
         ModelFileError: the file is corrupt or belongs to a run with other settings.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             for name, layer in model.learned_layers().items():
                 layer.set_weights([arrays[f"model/{name}/{n}"] for n in range(len(layer.weights))])
             for n, variable in enumerate(updater.variables):

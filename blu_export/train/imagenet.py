@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,9 +58,9 @@ def read_lite0(path: str | os.PathLike[str]) -> Tensors:
         ModelFileError: a tensor is missing, or the file is no such archive.
     """
     try:
-        with np.load(path) as archive:
+        with open(path, "rb") as file, np.load(file) as archive:
             return lite0_tensors({name: archive[name] for name in archive.files}, os.fspath(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ModelFileError(f"{os.fspath(path)} cannot be read: {error}.", "Give an .npz of tensors.") from error
 
 

@@ -39,9 +39,12 @@ def alone() -> dict[str, Any]:
 
 
 def same_losses(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    for row, other in zip(found["history"], expected["history"], strict=True):
+    # Rounding differs with the order of the sums. Before the first update it stays rounding; after it, it
+    # may move a ROI across a threshold.
+    for tolerance, row, other in zip((1e-5, 1e-2), found["history"], expected["history"], strict=True):
         for name in set(row) - {"images_per_second"}:
-            assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+            assert row[name] == pytest.approx(other[name], rel=tolerance), name
+    assert found["moved"] == pytest.approx(expected["moved"], rel=1e-3)
 
 
 @pytest.mark.slow

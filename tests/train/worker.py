@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import tensorflow as tf
 
 KIND = sys.argv[1]
@@ -22,8 +23,15 @@ strategy = make_strategy(KIND)
 with strategy.scope():
     model = tiny_model()
 config = tiny_config(
-    batch=4, epochs=2, steps_per_epoch=2, warmup_steps=1, optimizer="adamw", learning_rate=2e-3, ema=0.9, clip_norm=1.0,
+    batch=4, epochs=2, steps_per_epoch=1, warmup_steps=0, optimizer="sgd", learning_rate=1e-2, ema=0.9, clip_norm=1.0,
     augment=AugmentConfig(),
 )  # fmt: skip
+kernel = model.learned_layers()["fpn_p2"].kernel
+before = kernel.numpy()
 history = Trainer(tiny_spec(), model, shapes(6), config, strategy=strategy).run()
-print(json.dumps({"chief": is_chief(strategy), "replicas": strategy.num_replicas_in_sync, "history": history}))
+moved = float(np.linalg.norm(kernel.numpy() - before))
+print(
+    json.dumps(
+        {"chief": is_chief(strategy), "replicas": strategy.num_replicas_in_sync, "history": history, "moved": moved}
+    )
+)

@@ -77,7 +77,7 @@ def _read_apart(source: str, name: str, size: int, content: bytes | None = None)
     """``h5.read_layers`` in a process of its own."""
     seconds = math.ceil(BASE_SECONDS + size / BYTES_PER_SECOND)
     # The child finds the modules that this process finds, and none from the current folder.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), *sys.path]))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path, str(_ROOT)]))}
     command = [sys.executable, "-P", "-m", __name__, source, name, str(seconds), str(BASE_MEMORY + 4 * size)]
     try:
         done = subprocess.run(command, input=content or b"", capture_output=True, env=environment, timeout=10 * seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from blu_export.errors import UsageError
 from blu_export.extras import import_extra
 from blu_export.runtime.base import Runner
-from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from blu_export.model.mask_rcnn import MaskRCNN
 
 
 class KerasRunner(Runner):
@@ -32,6 +35,13 @@ class KerasRunner(Runner):
     runtime = "keras"
     precision = "float32"
 
+    @classmethod
+    def of_model(cls, model: MaskRCNN) -> KerasRunner:
+        """Runs a model that is already there, wherever TensorFlow put it."""
+        runner = cls.__new__(cls)
+        runner._use(model, None)
+        return runner
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -40,18 +50,26 @@ class KerasRunner(Runner):
         settings: Sequence[str] = (),
     ) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
-        tf = self._tf = import_extra("tensorflow")
+        tf = import_extra("tensorflow")
         import_extra("keras")
         from blu_export.model.weights import build_model
 
         known = [found.name.removeprefix("/device:") for found in tf.config.list_logical_devices()]
-        self._device = device and (device if ":" in device else f"{device}:0").upper().replace("CUDA", "GPU")
-        if self._device and self._device not in known:
-            raise UsageError(f"TensorFlow has no device '{device}'.", f"It has {', '.join(known)}.")
-        with tf.device(self._device):
-            self.model, self.report = build_model(path, class_names, settings)
-        self.spec: ModelSpec = self.model.spec
-        self.device = self._device or ("GPU:0" if "GPU:0" in known else "CPU")
+        if device is not None:
+            asked, device = device, (device if ":" in device else f"{device}:0").upper().replace("CUDA", "GPU")
+            if device not in known:
+                raise UsageError(f"TensorFlow has no device '{asked}'.", f"It has {', '.join(known)}.")
+        with tf.device(device):
+            model, self.report = build_model(path, class_names, settings)
+        self._use(model, device)
+
+    def _use(self, model: MaskRCNN, device: str | None) -> None:
+        import tensorflow as tf
+
+        self.model = model
+        self.spec = model.spec
+        self._device = device
+        self.device = device or ("GPU:0" if tf.config.list_logical_devices("GPU") else "CPU")
 
     def run(
         self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
@@ -64,6 +82,8 @@ class KerasRunner(Runner):
         self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[np.float32]]]:
         """``run``, and the tensors of ``mask_rcnn.STAGES`` by name."""
-        with self._tf.device(self._device):
+        import tensorflow as tf
+
+        with tf.device(self._device):
             detections, masks, stages = self.model.detect(canvas, window)
         return detections, masks, {name: value.numpy() for name, value in stages.items()}

@@ -1,0 +1,94 @@
+"""Models of the golden configurations in every runtime, and the original's results as instances."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder to the path
+from golden_cases import CONFIGURATIONS, Golden
+
+from blu_export.runtime.base import Runner
+
+
+@pytest.fixture(scope="session")
+def golden(golden_case: Callable[[str, str], Any]) -> Callable[[str, str], Golden]:
+    """``golden(cfg, image)``: one case; ``cfg`` may be ``edge_cases``."""
+
+    def load(cfg: str, image: str) -> Golden:
+        case = golden_case(cfg, image)
+        crops = [case["masks"][y1:y2, x1:x2, i] for i, (y1, x1, y2, x2) in enumerate(case["rois"])]
+        return Golden(
+            image,
+            case["image"],
+            case["padded_image"],
+            case["window"].astype(np.float32),
+            case["rois"],
+            case["class_ids"],
+            case["scores"],
+            tuple(crops),
+            case,
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def images_of(shared: Path) -> Callable[[str], list[str]]:
+    """``images_of(cfg)``: the names of its cases."""
+    return lambda cfg: sorted(path.stem for path in (shared / "golden/expected" / cfg).glob("*.npz"))
+
+
+@pytest.fixture(scope="module")
+def runner(
+    golden_weights: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Runner]]:
+    """``runner(cfg, runtime, *more settings)``: that model, made once for each file of tests."""
+    from blu_export.export.compose import compose
+    from blu_export.export.learned import learned_parts
+    from blu_export.model.weights import build_model
+    from blu_export.runtime import load_runner
+    from blu_export.runtime.keras import KerasRunner
+
+    folder = tmp_path_factory.mktemp("golden")
+
+    @cache
+    def keras_model(cfg: str, settings: tuple[str, ...]) -> Any:
+        return build_model(golden_weights(cfg), settings=[*CONFIGURATIONS[cfg], *settings])[0]
+
+    @cache
+    def exported(cfg: str, settings: tuple[str, ...], target: str) -> Path:
+        import onnx
+
+        model = keras_model(cfg, settings)
+        graph = compose(parts(cfg, model), model.spec, target)
+        onnx.helper.set_model_props(graph, {"blu_spec": model.spec.to_json(), "blu_target": target})
+        path = folder / f"{cfg}-{'-'.join(settings)}-{target}.onnx"
+        onnx.save(graph, path)
+        return path
+
+    # The conversion is slow, and the same for all settings that leave the canvas alone.
+    converted: dict[Any, Any] = {}
+
+    def parts(cfg: str, model: Any) -> Any:
+        key = cfg, model.spec.canvas
+        if key not in converted:
+            converted[key] = learned_parts(model, 18)
+        return converted[key]
+
+    @cache
+    def make(cfg: str, runtime: str, *settings: str) -> Runner:
+        if runtime == "keras":
+            return KerasRunner.of_model(keras_model(cfg, settings))
+        name, _, target = runtime.partition("-")
+        return load_runner(exported(cfg, settings, target or "portable"), name)
+
+    yield make
+    for made in (keras_model, exported, make):
+        made.cache_clear()

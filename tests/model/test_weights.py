@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blu_export.errors import ModelFileError, UsageError
+from blu_export.model import h5
+from blu_export.model.h5 import read_layers, write_layers
+from blu_export.model.weight_files import read_weight_file
+from blu_export.model.weights import RPN_LAYERS, build_model, compare, load_weights, read_weights, save_weights
+from blu_export.spec import ModelSpec
+
+SPEC = ModelSpec(
+    class_names=("BG", "coat", "shoe"),
+    backbone="efficientnet_lite0",
+    image_min_dim=64,
+    image_max_dim=64,
+    top_down_pyramid_size=8,
+    rpn_channels=8,
+    fpn_classif_fc_layers_size=8,
+    mask_channels=8,
+    detection_min_confidence=0.25,
+    provenance={"trained_on": "nothing"},
+)
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """A small model with weights that are all different."""
+    from blu_export.model.mask_rcnn import MaskRCNN
+
+    made = MaskRCNN(SPEC)
+    random = np.random.default_rng(0)
+    for layer in made.learned_layers().values():
+        layer.set_weights([random.random(weight.shape, np.float32) for weight in layer.weights])
+    return made
+
+
+@pytest.fixture(scope="session")
+def saved(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small.h5"
+    save_weights(model, path)
+    return path
+
+
+@pytest.fixture
+def edited(saved: Path, tmp_path: Path) -> Callable[[Callable[[Any], None]], Path]:
+    """``edited(change)``: the path of a copy of the saved file after ``change(open h5py.File)``."""
+
+    def edit(change: Callable[[Any], None]) -> Path:
+        path = tmp_path / "edited.h5"
+        path.write_bytes(saved.read_bytes())
+        with h5py.File(path, "r+") as file:
+            change(file)
+        return path
+
+    return edit
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    pairs = zip(a.learned_layers().items(), b.learned_layers().items(), strict=True)
+    return all(
+        name == other and all(map(np.array_equal, layer.get_weights(), twin.get_weights()))
+        for (name, layer), (other, twin) in pairs
+    )
+
+
+def rename_group(file: Any, old: str, new: str) -> None:
+    names = [new.encode() if name == old.encode() else name for name in file.attrs["layer_names"]]
+    file.move(old, new)
+    file.attrs["layer_names"] = np.asarray(names)
+
+
+def test_what_is_saved_is_loaded(model: Any, saved: Path) -> None:
+    loaded, report = build_model(saved)
+    assert same_weights(model, loaded)
+    assert report.complete
+    assert not report.unexpected
+    assert report.summary() == f"{len(report.loaded)} tensors loaded"
+    assert len(report.loaded) == sum(len(layer.weights) for layer in model.learned_layers().values())
+    assert loaded.spec.replace(provenance=SPEC.provenance) == SPEC
+    assert loaded.spec.provenance["trained_on"] == "nothing"
+    assert loaded.spec.provenance["weights_file"] == "small.h5"
+    assert len(loaded.spec.provenance["weights_sha256"]) == 64
+
+
+def test_layout_is_the_originals(saved: Path) -> None:
+    with h5py.File(saved) as file:
+        names = [name.decode() for name in file.attrs["layer_names"]]
+        assert file.attrs["layer_names"].dtype.kind == "S"
+        assert "rpn_model" in names
+        assert not set(RPN_LAYERS) & set(names)
+        inner = [name.decode() for name in file["rpn_model"].attrs["weight_names"]]
+        assert inner == [f"{layer}/{kind}:0" for layer in RPN_LAYERS for kind in ("kernel", "bias")]
+        assert file["fpn_p2/fpn_p2/kernel:0"].shape == (3, 3, 8, 8)
+        names = [name.decode() for name in file["mrcnn_class_bn1"].attrs["weight_names"]]
+        assert [name.split("/")[1] for name in names] == ["gamma:0", "beta:0", "moving_mean:0", "moving_variance:0"]
+
+
+def test_a_failed_save_leaves_the_old_file(model: Any, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "old.h5"
+    path.write_bytes(b"old")
+
+    class Broken:
+        spec = SPEC
+
+        def learned_layers(self) -> Any:
+            return {name: layer for name, layer in model.learned_layers().items() if name != "rpn_bbox_pred"}
+
+    with pytest.raises(AssertionError):
+        save_weights(Broken(), path)  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_keras_2_whole_model_form(model: Any, edited: Any) -> None:
+    def nest(file: Any) -> None:
+        group = file.create_group("model_weights")
+        for name in [name for name in file if name != "model_weights"]:
+            file.move(name, f"model_weights/{name}")
+        group.attrs["layer_names"] = file.attrs["layer_names"]
+        del file.attrs["layer_names"]
+
+    assert same_weights(model, build_model(edited(nest))[0])
+
+
+def test_inner_names_do_not_matter(model: Any, edited: Any) -> None:
+    """A second model in one session, or another nesting, gives tensors other names in the same order."""
+
+    def rename(file: Any) -> None:
+        for layer, prefix in (("rpn_model", "rpn_model_3/"), ("mrcnn_class_bn1", "outer/time/")):
+            group, names = file[layer], []
+            for name in group.attrs["weight_names"]:
+                new = prefix + name.decode().replace("/", "_1/")
+                group.move(name.decode(), new)
+                names.append(new.encode())
+            group.attrs["weight_names"] = np.asarray(names)
+
+    assert same_weights(model, build_model(edited(rename))[0])
+
+
+def test_long_lists_of_names_are_in_pieces(model: Any, edited: Any) -> None:
+    def split(file: Any) -> None:
+        names = file.attrs["layer_names"]
+        del file.attrs["layer_names"]
+        for i, piece in enumerate(np.array_split(names, 3)):
+            file.attrs[f"layer_names{i}"] = piece
+
+    assert same_weights(model, build_model(edited(split))[0])
+
+
+def test_many_layers_and_a_long_spec_survive(tmp_path: Path) -> None:
+    layers = {f"{'layer' * 20}{i}": [(f"k{i}", np.full((1,), i, np.float32))] for i in range(1500)}
+    spec = json.dumps("é" * 40_000)
+    write_layers(tmp_path / "many.h5", layers, spec)
+    found, text = read_layers(tmp_path / "many.h5", "many.h5")
+    assert list(found) == list(layers)
+    assert text == spec
+
+
+def test_weightless_and_foreign_groups_of_a_training_graph(model: Any, edited: Any) -> None:
+    def add(file: Any) -> None:
+        for name, count in (("proposal_targets", 0), ("anchors", 1)):
+            group = file.create_group(name)
+            group.attrs["weight_names"] = np.asarray([b"anchors/Variable:0"] * count)
+            if count:
+                group.create_dataset("anchors/Variable:0", data=np.zeros((1, 5, 4), np.float32))
+        file.attrs["layer_names"] = np.append(file.attrs["layer_names"], [b"proposal_targets", b"anchors"])
+
+    loaded, report = build_model(edited(add))
+    assert same_weights(model, loaded)
+    assert report.unexpected == ("anchors/anchors/Variable:0",)
+    assert "1 unexpected" in report.summary()
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
+def test_files_of_keras_3(model: Any, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    (model.save_weights if suffix == ".weights.h5" else model.save)(path)
+    loaded, _ = build_model(path, settings=["image_min_dim=64", "image_max_dim=64"])
+    assert same_weights(model, loaded)
+    if suffix == ".keras":
+        assert loaded.spec.class_names == SPEC.class_names
+
+
+def test_spec_follows_from_the_tensors(edited: Any) -> None:
+    weights = read_weights(edited(lambda file: file.attrs.pop("blu_spec")))
+    guess = weights.make_spec(settings=["image_min_dim=64", "image_max_dim=64", "detection_min_confidence=0.25"])
+    assert guess.class_names == ("BG", "class_1", "class_2")
+    assert guess.replace(class_names=SPEC.class_names, provenance=SPEC.provenance) == SPEC
+
+
+def test_class_names(edited: Any, saved: Path) -> None:
+    weights = read_weights(saved)
+    assert weights.make_spec(["a", "b"]).class_names == ("BG", "a", "b")
+    assert weights.make_spec(["none", "a", "b"]).class_names == ("none", "a", "b")
+    with pytest.raises(UsageError, match="4 class names, and the weights have 3"):
+        weights.make_spec(list("abcd"))
+    with pytest.raises(UsageError, match="3 anchors"):
+        weights.make_spec(settings=["rpn_anchor_ratios=1,2"])
+
+
+def test_a_missing_layer_is_an_error_that_names_it(edited: Any) -> None:
+    path = edited(lambda file: rename_group(file, "fpn_p3", "fpn_p3_x"))
+    with pytest.raises(ModelFileError, match="2 missing, 2 unexpected") as caught:
+        build_model(path)
+    assert "missing: fpn_p3/kernel" in str(caught.value)
+    assert "unexpected: fpn_p3_x/fpn_p3/kernel:0" in str(caught.value)
+
+
+def test_a_misshaped_tensor_is_an_error_and_nothing_is_set(model: Any, edited: Any) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+
+    def reshape(file: Any) -> None:
+        del file["fpn_p3/fpn_p3/kernel:0"]
+        file["fpn_p3/fpn_p3/kernel:0"] = np.zeros((1, 1, 8, 8), np.float32)
+
+    other = MaskRCNN(SPEC)
+    before = other.learned_layers()["stem_conv"].get_weights()[0].copy()
+    with pytest.raises(ModelFileError, match=r"fpn_p3/kernel is \[1, 1, 8, 8\], not \[3, 3, 8, 8\]"):
+        load_weights(other, edited(reshape))
+    assert np.array_equal(before, other.learned_layers()["stem_conv"].get_weights()[0])
+
+
+def test_an_error_about_everything_stays_short() -> None:
+    wanted = {f"layer{i}": [("kernel", (1,))] for i in range(500)}
+    report = compare(wanted, {})
+    assert len(report.missing) == 500
+    assert report.details(limit=3).count("\n") == 3
+    assert "and 497 more" in report.details(limit=3)
+
+
+def test_too_many_tensors_in_a_layer_are_an_error() -> None:
+    stored = [("a", np.zeros(1, np.float32)), ("b", np.zeros(1, np.float32))]
+    report = compare({"layer": [("kernel", (1,))]}, {"layer": stored})
+    assert not report.complete
+    assert report.unexpected == ("layer/b",)
+
+
+def test_a_backbone_alone_is_not_a_model(tmp_path: Path) -> None:
+    write_layers(tmp_path / "notop.h5", {"conv1": [("k", np.zeros((7, 7, 3, 64), np.float32))]}, "{}")
+    weights = read_weights(tmp_path / "notop.h5")
+    assert list(weights.layers) == ["conv1"]
+    with pytest.raises(ModelFileError, match="not a whole Mask R-CNN: layer mrcnn_class_logits"):
+        _ = weights.spec
+
+
+def test_a_spec_of_other_classes_than_the_tensors_is_refused(edited: Any) -> None:
+    def lie(file: Any) -> None:
+        file.attrs["blu_spec"] = SPEC.replace(class_names=("BG", "a")).to_json().encode()
+
+    with pytest.raises(ModelFileError, match="names 2 classes, and its tensors have 3"):
+        _ = read_weights(edited(lie)).spec
+
+
+# ---- Hostile files
+
+
+def replace_kernel(**how: Any) -> Callable[[Any], None]:
+    def change(file: Any) -> None:
+        del file["fpn_p3/fpn_p3/kernel:0"]
+        file["fpn_p3/fpn_p3"].create_dataset("kernel:0", **how)
+
+    return change
+
+
+def external(file: Any) -> None:
+    del file["fpn_p3"]
+    file["fpn_p3"] = h5py.ExternalLink("other.h5", "/fpn_p3")
+
+
+def soft(file: Any) -> None:
+    del file["fpn_p3"]
+    file["fpn_p3"] = h5py.SoftLink("/fpn_p2")
+
+
+def soft_below(file: Any) -> None:
+    del file["fpn_p3/fpn_p3"]
+    file["fpn_p3"]["fpn_p3"] = h5py.SoftLink("/fpn_p2/fpn_p2")
+
+
+def virtual(file: Any) -> None:
+    layout = h5py.VirtualLayout((3, 3, 8, 8), np.float32)
+    layout[:] = h5py.VirtualSource("other.h5", "x", (3, 3, 8, 8))
+    del file["fpn_p3/fpn_p3/kernel:0"]
+    file["fpn_p3/fpn_p3"].create_virtual_dataset("kernel:0", layout)
+
+
+def not_finite(file: Any) -> None:
+    file["fpn_p3/fpn_p3/kernel:0"][0, 0, 0, 0] = np.nan
+
+
+HOSTILE = {
+    "external link": (external, "link to elsewhere"),
+    "soft link": (soft, "link to elsewhere"),
+    "soft link below a layer": (soft_below, "link to elsewhere"),
+    "virtual data set": (virtual, "in other files"),
+    "external storage": (
+        replace_kernel(shape=(4,), dtype="f4", external=[("other.bin", 0, 16)]),
+        "in other files",
+    ),
+    "strings": (replace_kernel(data=["a", "b"]), "not floats"),
+    "integers": (replace_kernel(data=[1, 2]), "not floats"),
+    "references": (replace_kernel(shape=(2,), dtype=h5py.ref_dtype), "not floats"),
+    "a shape without data": (replace_kernel(shape=(10**6, 10**5), dtype="f4"), "far larger than the file"),
+    "a compressed bomb": (
+        replace_kernel(shape=(2**31,), dtype="f4", compression="gzip", chunks=(2**20,)),
+        "far larger than the file",
+    ),
+    "a giant chunk": (
+        replace_kernel(shape=(4,), maxshape=(None,), dtype="f4", compression="gzip", chunks=(2**29,)),
+        "far larger than the file",
+    ),
+    "an uncommon filter": (replace_kernel(shape=(4, 4), dtype="f4", compression="lzf"), "uncommon filter"),
+    "no shape": (replace_kernel(data=h5py.Empty("f4")), "no proper shape"),
+    "not a number": (not_finite, "not finite"),
+    "a layer named twice": (
+        lambda file: file.attrs.__setitem__("layer_names", np.asarray([b"fpn_p2", b"fpn_p2"])),
+        "twice",
+    ),
+    "names that are numbers": (lambda file: file.attrs.__setitem__("layer_names", np.arange(3)), "not text"),
+    "a layer that is absent": (lambda file: file.attrs.__setitem__("layer_names", np.asarray([b"x"])), "link"),
+    "a group for a tensor": (
+        lambda file: (
+            file.__delitem__("fpn_p3/fpn_p3/kernel:0"),
+            file.create_group("fpn_p3/fpn_p3/kernel:0"),
+        ),
+        "not what the layout has",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_content_is_refused(edited: Any, change: Callable[[Any], None], message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        read_layers(edited(change), "edited.h5")
+
+
+def test_groups_in_a_circle_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "circle.h5", "w") as file:
+        group = file.create_group("layers")
+        group["layers"] = group
+    with pytest.raises(ModelFileError, match="nested too deep"):
+        read_layers(tmp_path / "circle.h5", "circle.h5")
+
+
+def test_too_many_groups_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_layers(tmp_path / "a.h5", {f"l{i}": [("k", np.zeros(1, np.float32))] for i in range(20)}, "{}")
+    monkeypatch.setattr(h5, "MAX_GROUPS", 30)
+    with pytest.raises(ModelFileError, match="more than 30 members"):
+        read_layers(tmp_path / "a.h5", "a.h5")
+
+
+def test_common_compression_is_read(model: Any, edited: Any) -> None:
+    def compress(file: Any) -> None:
+        data = file["fpn_p3/fpn_p3/kernel:0"][()]
+        replace_kernel(data=data, compression="gzip", shuffle=True, fletcher32=True)(file)
+
+    assert same_weights(model, build_model(edited(compress))[0])
+
+
+def archive(tmp_path: Path, **members: bytes) -> Path:
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "."), content)
+    return path
+
+
+def test_archives_are_bounded(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blu_export.model import weight_files
+
+    content = saved.read_bytes()
+    members = {"config__json": b"{}", "model__weights__h5": content}
+    assert read_weight_file(archive(tmp_path, **members))[1] is None
+    monkeypatch.setattr(weight_files, "MAX_FILE_BYTES", len(content) - 1)
+    with pytest.raises(ModelFileError, match="too large"):
+        read_weight_file(archive(tmp_path, **members))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"no model"], ids=["empty", "zip", "hdf5", "text"]
+)
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_foreign_files_are_a_clear_error(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"foreign{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match="foreign"):
+        read_weights(path)
+
+
+def test_an_absent_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="cannot be read: No such file"):
+        read_weights(tmp_path / "absent.h5")
+
+
+def tiny_file() -> bytes:
+    content = io.BytesIO()
+    write_layers(content, {"a": [("a/k:0", np.ones((2, 3), np.float32)), ("a/b:0", np.ones(3, np.float32))]}, "{}")
+    return content.getvalue()
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=20),
+    cut=st.none() | st.integers(0, 2**13),
+)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files_raise_nothing_else(tmp_path: Path, changes: list[tuple[int, int]], cut: int | None) -> None:
+    """Files that make the HDF5 library crash or loop count as damaged too: it runs in a process of its own."""
+    content = bytearray(tiny_file())
+    for position, value in changes:
+        content[position % len(content)] = value
+    path = tmp_path / "damaged.h5"
+    path.write_bytes(content[:cut])
+    try:
+        layers, _ = read_weight_file(path)
+    except ModelFileError as error:
+        assert "damaged.h5" in str(error)
+    else:
+        assert isinstance(layers, dict)
+
+
+FAKE_H5PY = """
+import os
+class h5z:
+    FILTER_DEFLATE = FILTER_SHUFFLE = FILTER_FLETCHER32 = 1
+def File(*args, **kwargs):
+    {action}
+"""
+
+
+@pytest.mark.parametrize("action", ["os.abort()", "while True: pass"], ids=["crash", "endless loop"])
+def test_a_library_that_fails_is_a_damaged_file(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """The reader's process, with an HDF5 library that does not return."""
+    from blu_export.model import weight_files
+
+    (tmp_path / "h5py.py").write_text(FAKE_H5PY.format(action=action))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(weight_files, "BASE_SECONDS", 1)
+    with pytest.raises(ModelFileError, match="damaged"):
+        read_weight_file(saved)

@@ -145,7 +145,7 @@ def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_r
         examples = [trainer.make(number)["image"] for number in range(CALIBRATION_PHOTOS)]
         begun = load_start(model, run.weights, RUNS, examples, settings.seed)
         say(f"start: {len(begun.loaded)} layers from {begun.source}")
-        if begun.fresh:
+        if begun.loaded and begun.fresh:
             say(f"start: {len(begun.fresh)} layers are random: {', '.join(begun.fresh)}")
     size = "x".join(map(str, trainer.canvas))
     say(f"{len(photos)} photos, {spec.num_classes - 1} classes, canvas {size}, {trainer.steps} steps per epoch")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blu_export.extras import import_extra
 from blu_export.files import atomic_write
 from blu_export.train.config import RunConfig
 from blu_export.train.toml import write_toml
@@ -31,6 +32,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         import tensorflow as tf
 
+        import_extra("tensorboard")  # tf.summary needs it, and says so only at the first value
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._summary = tf.summary.create_file_writer(str(path / "tensorboard"))

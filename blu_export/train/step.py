@@ -83,7 +83,9 @@ class Losses:
         positives = config.positive_rois
         pooled = pyramid_roi_align(targets.rois[:, :positives], pyramid, spec.mask_pool_size, shape)
         pooled = tf.boolean_mask(pooled, tf.reshape(targets.valid[:, :positives], [-1]))
-        masks = tf.cast(self.mask_logits(pooled, training=False), tf.float32)
+        # One row more: TensorFlow's convolutions have no gradient for a batch without any.
+        pooled = tf.pad(pooled, [[0, 1], [0, 0], [0, 0], [0, 0]])
+        masks = tf.cast(self.mask_logits(pooled, training=False)[:-1], tf.float32)
         rpn = rpn_losses(rpn_logits, rpn_bbox, batch["rpn_index"], batch["rpn_label"], batch["rpn_delta"])
         return rpn | head_losses(logits, deltas, masks, targets)
 

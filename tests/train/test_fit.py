@@ -74,10 +74,20 @@ def test_learns_a_tiny_data_set_by_heart(tmp_path: Path) -> None:
 
 
 def blu_train(*arguments: str) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "blu_export", "train", *arguments], env=env, stderr=subprocess.PIPE, text=True
     )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What a run said, once it has ended well."""
+    _, said = process.communicate(timeout=500)
+    assert process.returncode == 0, said[-2000:]
+    return said
 
 
 def losses(folder: Path) -> list[dict[str, str]]:
@@ -98,23 +108,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     options = ["--dataset", str(annotations), "--weights", "none", "--batch", "2", "--steps", "3", "--lr", "0.001"]
     options += [word for setting in settings for word in ("--set", setting)]
 
-    whole = blu_train(*options, "--out", str(tmp_path / "whole"))
-    assert whole.wait(timeout=500) == 0, whole.stderr and whole.stderr.read()[-2000:]
-
-    killed = blu_train(*options, "--out", str(tmp_path / "killed"))
-    # Kill it as soon as an epoch is said to be done; checkpoint 2 ends the first stage.
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if line.startswith("epoch 2/4"):
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    finish(blu_train(*options, "--out", str(tmp_path / "whole")))
+    with blu_train(*options, "--out", str(tmp_path / "killed")) as killed:
+        # Kill it as soon as an epoch is said to be done; checkpoint 2 ends the first stage.
+        assert killed.stderr is not None
+        for line in killed.stderr:
+            if line.startswith("epoch 2/4"):
+                break
+        killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "final.h5").exists()
-
-    resumed = blu_train("--resume", "--out", str(tmp_path / "killed"))
-    _, err = resumed.communicate(timeout=500)
-    assert resumed.returncode == 0, err[-2000:]
-    assert "resuming after epoch" in err
+    assert "resuming after epoch" in finish(blu_train("--resume", "--out", str(tmp_path / "killed")))
 
     for one, other in zip(losses(tmp_path / "whole"), losses(tmp_path / "killed"), strict=True):
         for name, value in one.items():

@@ -146,6 +146,7 @@ class TrainConfig:
         _check(fits, "train.canvas", f"must be height and width, multiples of {SIZE_MULTIPLE}")
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         _check(not unknown, "train.loss_weights", f"has unknown losses {unknown}; there are {', '.join(LOSSES)}")
+        Stage.parse(self.layers, self.epochs)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -25,6 +25,10 @@ MAX_OFF = 2
 MAX_BOX_ERROR = 1
 MAX_SCORE_ERROR = 1e-3
 MIN_MASK_IOU = 0.99
+DIM64_OFF = 3
+"""In ``dim64`` the original scores one box on a row of zeros, which ``crop_and_resize`` writes for some boxes at
+the far edge and we never do (ROI_EDGE). Here it is found; it suppresses two others, which then no longer suppress
+two more. test_stages shows that the difference begins there."""
 SAME_SCORE = 1e-4
 """Instances whose scores are nearer may come in any order."""
 
@@ -54,7 +58,7 @@ def detect(runner: Runner, molded: Molded) -> Detections:
     return unmold(detections[0], masks[0], molded, runner.spec)
 
 
-def check(case: Golden, found: Detections, label: str) -> tuple[int, int]:
+def check(case: Golden, found: Detections, label: str, max_off: int = MAX_OFF) -> tuple[int, int]:
     """(instances that are the original's within all tolerances, instances); prints those that are not."""
     result = match(case, found)
     for rows, where, side in ((result.only_reference, case, "original"), (result.only_candidate, found, "ours")):
@@ -75,7 +79,7 @@ def check(case: Golden, found: Detections, label: str) -> tuple[int, int]:
     check_types(found)
     check_order(case, result.pairs[same], label)
     matched = int(np.count_nonzero(same))
-    assert result.total - matched <= MAX_OFF, label
+    assert result.total - matched <= max_off, label
     return matched, result.total
 
 
@@ -124,7 +128,7 @@ def test_edge_cases(name: str, runtime: str, golden: Any, runner: Callable[..., 
     case = golden("edge_cases", image)
     for pixels, molded in canvases(case, model.spec).items():
         found = detect(model, molded)
-        check(case, found, f"{name} from {pixels}")
+        check(case, found, f"{name} from {pixels}", DIM64_OFF if name == "dim64" else MAX_OFF)
         if name == "none_detected":
             assert len(found) == 0
 

@@ -55,3 +55,20 @@ def test_stages_are_the_originals(cfg: str, image: str, golden: Any, runner: Cal
     rows, columns = pair_equal_rows(expected["mrcnn_detections"][used, :5], found["detections"][:, :5])
     assert len(rows) >= len(used) - 2
     assert np.abs(masks[0][columns] - expected["mrcnn_mask"][used[rows]]).max() < 10 * ROUNDING
+
+
+def test_the_detection_stage_is_the_originals(golden: Any, runner: Callable[..., Runner]) -> None:
+    """From the original's proposals and class scores: all that differs in ``dim64`` comes before."""
+    import tensorflow as tf
+
+    from blu_export.model.boxes import normalize_window
+    from blu_export.model.detection import select_detections
+
+    case = golden("edge_cases", "dim64.0")
+    model = runner("resnet50_small", "keras", "image_min_dim=64", "image_max_dim=64")
+    _, _, stages = model.run_stages(case.canvas[None], case.window[None])  # type: ignore[attr-defined]
+    assert np.abs(stages["rois"][0] - case.arrays["rpn_rois"]).max() < ROUNDING
+    rois, scores = (tf.constant(case.arrays[name][None]) for name in ("rpn_rois", "mrcnn_class"))
+    window = normalize_window(tf.constant(case.window[None]), tf.constant(case.canvas.shape[:2]))
+    detections = select_detections(rois, scores, tf.constant(stages["mrcnn_bbox"]), window, model.spec)
+    assert np.abs(detections.numpy()[0] - case.arrays["mrcnn_detections"]).max() < ROUNDING

@@ -6,25 +6,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blu_export.errors import UsageError
 from blu_export.files import atomic_write
+from blu_export.rle import Rle, crop_mask, decode_rle, encode_rle
 
-MAX_MASK_PIXELS = 400_000_000
-"""Largest photo whose masks are read back from RLE: a few bytes of it can claim any size."""
 ROUNDING = 1e-3
 """A score may pass 1 by this: a softmax in half precision does."""
-
-
-class Rle(TypedDict):
-    """A mask as COCO's compressed run lengths, as pycocotools writes them but with text for counts."""
-
-    size: list[int]
-    counts: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +230,10 @@ class Detections:
                 rois,
                 np.array([each["class_id"] for each in objects], np.int32),
                 np.array([each["score"] for each in objects], np.float32),
-                tuple(decode_rle(each["mask"], roi, (height, width)) for each, roi in zip(objects, rois, strict=True)),
+                tuple(
+                    crop_mask(decode_rle(each["mask"], (height, width)), roi)
+                    for each, roi in zip(objects, rois, strict=True)
+                ),
                 (height, width),
                 tuple(str(name) for name in values["class_names"]),
             )
@@ -270,7 +265,7 @@ class Detections:
         from zipfile import BadZipFile
 
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 rois, bits = file["rois"], np.unpackbits(file["mask_bits"]).astype(np.bool_)
                 shapes = (rois[:, 2:] - rois[:, :2]).astype(np.int64)
                 ends = shapes.prod(axis=1).cumsum()
@@ -285,58 +280,6 @@ class Detections:
                 )
         except (KeyError, TypeError, ValueError, IndexError, EOFError, BadZipFile) as error:
             raise UsageError(f"{os.fspath(path)} holds no saved detections: {error!r}.") from error
-
-
-def crop_mask(mask: NDArray[np.bool_], roi: ArrayLike) -> NDArray[np.bool_]:
-    """The part of a full mask, bool [H, W], inside a box (y1, x1, y2, x2): a copy."""
-    y1, x1, y2, x2 = np.asarray(roi).tolist()
-    return np.array(mask[y1:y2, x1:x2], np.bool_)
-
-
-def paste_mask(crop: NDArray[np.bool_], roi: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The inverse of ``crop_mask``: bool [H, W], False outside the box."""
-    y1, x1, y2, x2 = np.asarray(roi).tolist()
-    mask = np.zeros(image_size, np.bool_)
-    mask[y1:y2, x1:x2] = crop
-    return mask
-
-
-def encode_rle(crop: NDArray[np.bool_], roi: ArrayLike, image_size: tuple[int, int]) -> Rle:
-    """COCO RLE of the full mask that a crop stands for, without making that mask."""
-    from pycocotools import mask as coco_mask
-
-    (height, width), (y1, x1, _, _) = image_size, np.asarray(roi).tolist()
-    # Down the columns, as COCO counts. A gap after each column ends its last run there.
-    columns = np.zeros((crop.shape[1], crop.shape[0] + 1), np.bool_)
-    columns[:, :-1] = crop.T
-    flat = columns.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat[:1].any():
-        changes = np.concatenate([[0], changes])
-    column, row = np.divmod(changes, columns.shape[1])
-    edges = (x1 + column) * height + y1 + row
-    # A crop as high as the photo: a run that goes on in the next column is one run.
-    if len(crop) == height and len(edges):
-        goes_on = np.flatnonzero(edges[1:-1:2] == edges[2::2])
-        edges = np.delete(edges, np.concatenate([2 * goes_on + 1, 2 * goes_on + 2]))
-    counts = np.diff(edges, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-
-
-def decode_rle(rle: Mapping[str, Any], roi: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The part inside a box of a COCO RLE mask, compressed.
-
-    Raises:
-        ValueError: it is no RLE of a photo of this size.
-    """
-    from pycocotools import mask as coco_mask
-
-    if list(rle["size"]) != list(image_size) or not 0 < image_size[0] * image_size[1] <= MAX_MASK_PIXELS:
-        raise ValueError(f"a mask of {rle['size']} on a photo of {list(image_size)}")
-    return crop_mask(coco_mask.decode({"size": list(image_size), "counts": rle["counts"]}), roi)
 
 
 def _as_index(index: Any) -> Any:

@@ -111,9 +111,8 @@ def _decode_file(file: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
         file.seek(0)
     except OSError as error:
         raise ImageError(f"The image {name} cannot be read: {error}.") from error
-    known = [
-        plugin for magic, plugin in _FORMATS if head.startswith(magic) and (magic != b"RIFF" or head[8:] == b"WEBP")
-    ]
+    content = head[8:] if head[:4] == b"RIFF" else head  # a box whose content is named after its size
+    known = [plugin for magic, plugin in _FORMATS if content.startswith(magic)]
     if not known:
         what = "is not an image that can be read" if head else "is empty"
         raise ImageError(f"{name} {what}.", "Use JPEG, PNG, WebP, BMP or TIFF.")
@@ -185,7 +184,8 @@ def _to_rgb(image: PilImage.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _broken(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name} is damaged: {error or type(error).__name__}.", "Save it again, or get a whole copy.")
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ImageError(f"{name} is damaged: {reason}.", "Save it again, or get a whole copy.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,12 +35,18 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Photos per call of the network, at most.")] = 4,
     batch_delay_ms: Annotated[float, typer.Option(min=0, help="How long a first photo waits for others.")] = 0.0,
     queue: Annotated[int, typer.Option(min=1, help="Photos in the server at once; beyond it clients get 429.")] = 64,
+    max_wait: Annotated[
+        float, typer.Option(help="Seconds of work that a new photo may find ahead of it; beyond it clients get 429.")
+    ] = 5.0,
     timeout: Annotated[float, typer.Option(help="Seconds from request to result, the queue included.")] = 30.0,
     max_upload: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 20.0,
     max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels of a photo.")] = 50.0,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of keys, one per line; clients must then send one of them.")
     ] = None,
+    notice: Annotated[
+        float, typer.Option(min=0, help="Seconds from SIGTERM until new photos are refused; not ready from the start.")
+    ] = 3.0,
     reload: Annotated[
         bool, typer.Option("--reload", help="Take over a new model file as soon as it is there.")
     ] = False,
@@ -87,7 +93,9 @@ def serve(
         max_batch=max_batch,
         batch_delay=batch_delay_ms / 1000,
         queue=queue,
+        max_wait=max_wait,
         timeout=timeout,
+        notice=notice,
         max_upload=round(max_upload * MEGABYTE),
         max_pixels=round(max_pixels * 1e6),
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),

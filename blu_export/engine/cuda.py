@@ -64,6 +64,8 @@ class Cuda:
     def __init__(self, device: int = 0, runtime: Any = None) -> None:
         self.runtime = runtime or import_extra("cuda.bindings.runtime")
         self.device = device
+        if not self.call("cudaDriverGetVersion"):
+            raise DeviceError("There is no NVIDIA driver here, so no GPU to run on.", "Look at blu doctor.")
         try:
             count = self.call("cudaGetDeviceCount")
             if device >= count:

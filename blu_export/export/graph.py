@@ -121,7 +121,7 @@ class Graph:
         self.initializers: dict[str, onnx.TensorProto] = parent.initializers if parent else {}
         self._constants: dict[tuple[Any, ...], str] = parent._constants if parent else {}
         self._used: set[str] = parent._used if parent else set()
-        self._stage = parent._stage if parent else ""
+        self._stage: str = parent._stage if parent else ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

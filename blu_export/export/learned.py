@@ -9,7 +9,6 @@ And layers whose natural ONNX form is slow are exchanged for equal ones before t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np

@@ -66,7 +66,7 @@ class _Graph:
             if not node.input or not all(n in self.constants for n in node.input if n):
                 continue
             feeds = {n: self.constants[n] for n in node.input if n}
-            values = ReferenceEvaluator(node).run(None, feeds)
+            values: list[NDArray[Any]] = ReferenceEvaluator(node).run(None, feeds)  # type: ignore[no-untyped-call, unused-ignore]
             for name, value in zip(node.output, values, strict=True):
                 self.constants[name] = value
                 if node.input[0] in self.labels:

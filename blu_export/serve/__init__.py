@@ -1,6 +1,6 @@
 """Serving a model over HTTP and gRPC.
 
-    app ── routes, pages            oip, grpc ── the Open Inference Protocol
+    app ── routes, pages            oip, rpc ── the Open Inference Protocol
         └─ service ── one photo's way: decode → batcher → un-mold; models come and go
               └─ batching ── queue, deadlines, batches
                     └─ device ── the worker process, restarted when it dies   (worker ── inside it)

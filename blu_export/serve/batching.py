@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 2
 """How often a canvas goes to the device when the worker dies under it: the second time alone, so that a
 canvas that kills workers fails by itself and a worker that was killed from outside costs no request."""
-SAFETY = 0.8
-"""Share of the deadline that the wait ahead of a new photo may take by estimate."""
+ALWAYS_IN = 2
+"""Photos that are let in however slow the device is: one on it, and one to follow without a pause."""
 MAX_BACKOFF = 30.0
 """Seconds between two attempts to start a worker, at most."""
 RETIRE_POLL = 0.05
@@ -124,13 +125,14 @@ class Batcher:
         """Take one of the server's places for a photo; given back at the end of the block.
 
         Raises:
-            BusyError: all are taken, or the wait would outlast the deadline.
+            BusyError: all are taken, or the wait would be longer than ``max_wait``.
             UnavailableError: there is no device, and none could be started.
         """
         ahead = self.load.inside * self.load.per_photo
         if self._failed_starts:
             raise UnavailableError("The model's worker cannot be started.", "Look at the server's log.", MAX_BACKOFF)
-        if self.load.inside >= self.settings.queue or ahead > SAFETY * self.settings.timeout:
+        too_long = ahead > self.settings.max_wait and self.load.inside >= ALWAYS_IN
+        if self.load.inside >= self.settings.queue or too_long:
             raise BusyError(
                 f"There are {self.load.inside} photos ahead, about {ahead:.1f} s of work.",
                 "Try again after the time in Retry-After.",
@@ -186,15 +188,15 @@ class Batcher:
 
     async def _next_batch(self) -> list[Work]:
         """The oldest canvas and those of its size that came soon after it."""
+        assert self._device is not None
         while not self._waiting:
             self._arrival.clear()
-            await self._arrival.wait()
+            await _first_of(self._arrival.wait(), self._device.ended())
         await self._wait_for_more()
         if not self._waiting:  # all callers gave up meanwhile
             return []
         first = self._waiting[0]
         shape = first.canvas.shape
-        assert self._device is not None
         limit = 1 if first.alone else self._device.fit(*shape[:2])
         batch = [work for work in self._waiting if work is first or (work.canvas.shape == shape and not work.alone)]
         batch = batch[: max(limit, 1)]
@@ -279,6 +281,18 @@ def _fail(batch: list[Work], why: str) -> None:
     for work in batch:
         if not work.result.done():
             work.result.set_exception(WorkerFailedError(why, "Send it again; if it fails again, report the photo."))
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of them is over; raise its error where it has one."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _report(task: asyncio.Task[None]) -> None:

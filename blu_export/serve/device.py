@@ -177,6 +177,11 @@ class Device:
         """How many canvases of this size make a batch; 0: not even one fits."""
         return self._arrays.fit(height, width)
 
+    async def ended(self) -> None:
+        """Wait for the worker's end; it always raises WorkerLostError then."""
+        code = await self._process.wait()
+        raise WorkerLostError(f"crash: the idle worker ended with code {code}")
+
     async def kill(self) -> int:
         """End the worker now; returns its exit code."""
         self._writer.close()

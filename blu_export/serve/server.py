@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
 import uvicorn
@@ -23,6 +24,8 @@ KEEP_ALIVE = 15
 SEND_TIMEOUT = 30.0
 """Seconds that a client may take no byte of its answer."""
 POLL = 0.05
+GRPC_GRACE = 1.0
+"""Seconds for answers to leave, after all work is done."""
 
 
 def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
@@ -77,8 +80,6 @@ class Server(uvicorn.Server):
 
     def capture_signals(self) -> Any:
         """Leave signals alone."""
-        from contextlib import nullcontext
-
         return nullcontext()
 
 
@@ -125,9 +126,15 @@ async def _serve_on(sockets: list[Any], service: Service) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.begin, number)
     loop.add_signal_handler(signal.SIGHUP, ending.reload)
-    host, port = sockets[0].getsockname()[:2]
-    log.info("listening", extra={"url": f"http://{host}:{port}", "port": port})
-    await server.serve(sockets)
+    async with AsyncExitStack() as stack:
+        ports = {"port": sockets[0].getsockname()[1]}
+        if settings.grpc_port is not None:
+            from blu_export.serve import rpc
+
+            rpc_server, ports["grpc_port"] = await rpc.start(service)
+            stack.push_async_callback(rpc_server.stop, GRPC_GRACE)
+        log.info("listening", extra={"url": f"http://{settings.host}:{ports['port']}", **ports})
+        await server.serve(sockets)
     log.info("stopped")
     return ending.interrupted
 

@@ -33,6 +33,9 @@ class ServeSettings:
     """How long the first photo of a batch waits for others while the device is idle."""
     queue: int = 64
     """Photos in the server at once, from the end of their upload to the end of their answer."""
+    max_wait: float = 5.0
+    """A photo is let in only if the work ahead of it takes no longer, by estimate: late answers help nobody,
+    and after an overload the server is itself again this soon."""
     timeout: float = 30.0
     """From the first byte of a request to its result, the queue included. A batch that keeps the device
     for longer serves nobody: the worker is taken for hung and restarted."""
@@ -63,7 +66,7 @@ class ServeSettings:
         for name in ("max_batch", "queue", "max_upload", "upload_memory", "max_pixels", "workers", "max_connections"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("timeout", "drain", "head_timeout"):
+        for name in ("max_wait", "timeout", "drain", "head_timeout"):
             if not 0 < getattr(self, name) <= 3600:
                 raise UsageError(f"{name} must be above 0 and at most an hour, not {getattr(self, name)} s.")
         for name in ("batch_delay", "notice"):

@@ -4,6 +4,12 @@ const make = (name, text = "") => Object.assign(document.createElement(name), { 
 const main = document.getElementById("docs"), example = main.querySelector("pre");
 example.textContent = example.textContent.replaceAll("ORIGIN", location.origin);
 
+function describe({ in: place, description = "", schema = {} }) {
+  const range = "minimum" in schema ? ` ${schema.minimum} to ${schema.maximum}` : "";
+  const kind = schema.enum ? schema.enum.join(", ") : `${schema.type}${range}`;
+  return `${place}: ${kind}. ${description}${schema.default ? ` Default: ${schema.default}.` : ""}`;
+}
+
 const api = await (await fetch("/openapi.json")).json();
 let group = null;
 for (const [path, methods] of Object.entries(api.paths)) {
@@ -13,7 +19,7 @@ for (const [path, methods] of Object.entries(api.paths)) {
     const article = make("article"), title = make("h3");
     title.append(make("code", `${method.toUpperCase()} ${path}`));
     article.append(title, make("div", [operation.summary, operation.description].filter(Boolean).join(". ")));
-    const rows = (operation.parameters ?? []).map((each) => [each.name, `${each.in}: ${each.description ?? ""} ${JSON.stringify(each.schema)}`]);
+    const rows = (operation.parameters ?? []).map((each) => [each.name, describe(each)]);
     for (const type of Object.keys(operation.requestBody?.content ?? {})) rows.push(["body", type]);
     for (const [status, answer] of Object.entries(operation.responses ?? {})) {
       rows.push([status, `${answer.description} ${Object.keys(answer.content ?? {}).join(", ")}`]);

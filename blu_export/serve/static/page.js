@@ -110,7 +110,7 @@ function addToStrip(photo) {
 function show(photo) {
   current = photo;
   lit = null;
-  $("drop").classList.remove("large");
+  document.body.classList.remove("empty");
   for (const each of photos) each.button.setAttribute("aria-current", each === photo);
   $("controls").hidden = !photo.result;
   if (photo.error) say(photo.error, true);
@@ -178,22 +178,30 @@ function light(each) {
 
 // ---- Drawing
 
-// A mask as a picture of its box: filled, with an outline that survives scaling down.
+// A mask as two pictures of its box: filled, and its outline, wide enough to survive scaling down.
 function paint(each) {
   const [top, left, bottom, right] = each.box, width = right - left, height = bottom - top;
   if (!each.mask || width < 1 || height < 1) return null;
-  const mask = crop(each.mask, each.box), bitmap = document.createElement("canvas");
-  Object.assign(bitmap, { width, height });
-  const context = bitmap.getContext("2d"), pixels = context.createImageData(width, height);
-  context.fillStyle = colour(each.class_id);
-  context.fillRect(0, 0, 1, 1);
-  const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
+  const mask = crop(each.mask, each.box), reach = Math.max(1, Math.round(Math.max(...each.mask.size) / 600));
+  const inside = (x, y) => x >= 0 && x < width && y >= 0 && y < height && mask[y * width + x];
+  const edge = new Uint8Array(mask.length);
   for (let i = 0; i < mask.length; i++) {
-    if (mask[i]) pixels.data.set([red, green, blue, 255], 4 * i);
+    const x = i % width, y = (i - x) / width;
+    edge[i] = mask[i] && !(inside(x - reach, y) && inside(x + reach, y) && inside(x, y - reach) && inside(x, y + reach));
   }
-  context.putImageData(pixels, 0, 0);
   each.pixels = mask;
-  return bitmap;
+  return { fill: picture(mask, width, height, each.class_id), edge: picture(edge, width, height, each.class_id) };
+}
+
+function picture(mask, width, height, id) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
+  context.fillStyle = colour(id);
+  context.fillRect(0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height);
+  for (let i = 0; i < mask.length; i++) pixels.data[4 * i + 3] = 255 * mask[i];
+  context.putImageData(pixels, 0, 0);
+  return canvas;
 }
 
 function draw() {
@@ -222,7 +230,9 @@ function drawMask(context, each, scale, opacity) {
   if (!$("masks").checked || !each.bitmap) return;
   const [top, left, bottom, right] = each.box.map((side) => side * scale);
   context.globalAlpha = lit === null ? opacity : lit === each ? Math.min(1, opacity + 0.25) : opacity * 0.35;
-  context.drawImage(each.bitmap, left, top, right - left, bottom - top);
+  context.drawImage(each.bitmap.fill, left, top, right - left, bottom - top);
+  context.globalAlpha = lit === null || lit === each ? 1 : 0.3;
+  context.drawImage(each.bitmap.edge, left, top, right - left, bottom - top);
   context.globalAlpha = 1;
 }
 
@@ -312,7 +322,6 @@ for (const id of ["masks", "boxes", "labels"]) $(id).onchange = draw;
 $("download").onclick = download;
 $("controls").onsubmit = (event) => event.preventDefault();
 addEventListener("resize", draw);
-$("drop").classList.add("large");
 $("strip").hidden = true;
 showValues();
 loadModel().catch(() => say("The server cannot be reached.", true));

@@ -1,0 +1,539 @@
+"""``blu serve`` under load, overload, faults and abuse, on loopback; one command, results as JSON and Markdown.
+
+    python benchmarks/serve.py [--model garments.onnx] [--quick] [--only overload,kill]
+
+Every answer is compared with what the same photo gets from a quiet server. Results go to
+benchmarks/results/serve.json and serve.md. The load generator runs on the machine that it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from loadgen import (  # noqa: E402
+    LOST,
+    REFUSED,
+    Reply,
+    ServerProcess,
+    closed_loop,
+    exchange,
+    open_loop,
+    percentile,
+    request,
+    summary,
+    until,
+)
+from malformed import KINDS, bomb  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+MEGABYTE = 2**20
+SCORE_TOLERANCE = 0.01
+"""Batches of different sizes round differently."""
+
+Start = Callable[..., Awaitable[ServerProcess]]
+
+
+@dataclass
+class Target:
+    """What is served, the photos that are sent, and the detections that they must get."""
+
+    start: Start
+    """``start(**settings)`` starts a server."""
+    photos: Sequence[bytes]
+    name: str
+    """Of the model."""
+    expected: Sequence[Any] = ()
+    rate: float = 0.0
+    """Photos per second that one server can do."""
+    unloaded: float = 0.0
+    """Seconds that a photo takes in a quiet server."""
+
+    def request(self, index: int) -> bytes:
+        """The ``index``-th request."""
+        return request(self.photos[index % len(self.photos)], "/v1/predict?masks=none")
+
+    async def learn(self) -> None:
+        """Ask a quiet server for the right answers and its pace."""
+        server = await self.start()
+        try:
+            replies = [await exchange(server.port, self.request(index)) for index in range(len(self.photos))]
+            self.expected = [reply.json()["detections"] for reply in replies]
+            self.unloaded = float(np.median([reply.seconds for reply in replies]))
+            self.rate = await pace(server, self, max(2.0, 8 * self.unloaded))
+        finally:
+            await server.stop(signal.SIGKILL)
+
+    def wrong(self, replies: Sequence[Reply]) -> int:
+        """How many of the answers (in the order of their requests) are not the right ones."""
+        return sum(
+            not same(reply.json()["detections"], self.expected[index % len(self.photos)])
+            for index, reply in enumerate(replies)
+            if reply.status == 200
+        )
+
+
+def same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
+    """Whether two lists of detections are equal but for rounding."""
+    return len(found) == len(expected) and all(
+        one["class_id"] == other["class_id"]
+        and abs(one["score"] - other["score"]) < SCORE_TOLERANCE
+        and all(abs(a - b) <= 2 for a, b in zip(one["box"], other["box"], strict=True))
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+async def pace(server: ServerProcess, target: Target, seconds: float, clients: int = 8) -> float:
+    """Photos per second with ``clients`` impatient clients."""
+    start = time.perf_counter()
+    replies = await closed_loop(server.port, clients, seconds, target.request)
+    return sum(reply.status == 200 for reply in replies) / (time.perf_counter() - start)
+
+
+async def ready(server: ServerProcess) -> bool:
+    """Whether the server says that it takes work."""
+    return (await exchange(server.port, request(b"", "/v2/health/ready", method="GET"))).status == 200
+
+
+async def saturation(target: Target, seconds: float, max_batches: Sequence[int] = (1, 4)) -> dict[str, Any]:
+    """Throughput by batch limit."""
+    found: dict[str, Any] = {}
+    for max_batch in max_batches:
+        server = await target.start(max_batch=max_batch)
+        try:
+            found[f"max_batch {max_batch}"] = {"photos_per_s": round(await pace(server, target, seconds), 3)}
+        finally:
+            await server.stop(signal.SIGKILL)
+    return found
+
+
+async def steady(target: Target, seconds: float, share: float = 0.6) -> dict[str, Any]:
+    """Latency of an open loop at a share of what the server can do."""
+    server = await target.start()
+    try:
+        replies = await open_loop(server.port, share * target.rate, seconds, target.request)
+    finally:
+        await server.stop(signal.SIGKILL)
+    return summary(replies) | {"rate": round(share * target.rate, 3), "wrong": target.wrong(replies)}
+
+
+async def overload(target: Target, seconds: float, times: float = 3.0) -> dict[str, Any]:
+    """Several times what the server can do, then the time until it is itself again; health answers throughout."""
+    server = await target.start()
+    try:
+        probes: list[Reply] = []
+
+        async def probe() -> None:
+            while True:
+                probes.append(await exchange(server.port, request(b"", "/v2/health/ready", method="GET")))
+                await asyncio.sleep(0.2)
+
+        probing = asyncio.create_task(probe())
+        sending = asyncio.create_task(open_loop(server.port, times * target.rate, seconds, target.request))
+        await asyncio.sleep(seconds)
+        end = time.perf_counter()
+        # Itself again: a photo takes no longer than three times what it takes in a quiet server.
+        while (reply := await exchange(server.port, target.request(0))).status != 200 or (
+            reply.seconds > 3 * target.unloaded
+        ):
+            if time.perf_counter() - end > 60:
+                break
+        recovery = time.perf_counter() - end
+        replies = await sending
+        probing.cancel()
+    finally:
+        await server.stop(signal.SIGKILL)
+    accepted = sum(reply.status == 200 for reply in replies)
+    return summary(replies) | {
+        "rate": round(times * target.rate, 3),
+        "photos_per_s": round(accepted / seconds, 3),
+        "wrong": target.wrong(replies),
+        "retry_after": all("retry-after" in reply.headers for reply in replies if reply.status == 429),
+        "recovery_s": round(recovery, 3),
+        "health": {str(status) for status in {probe.status for probe in probes}} == {"200"},
+        "health_p99_s": percentile(sorted(probe.seconds for probe in probes), 99),
+    }
+
+
+async def soak(target: Target, seconds: float) -> dict[str, Any]:
+    """Memory over time at 80 % load; the first fifth is warm-up."""
+    server = await target.start()
+    try:
+        warm = await open_loop(server.port, 0.8 * target.rate, seconds / 5, target.request)
+        before = server.memory()
+        replies = await open_loop(server.port, 0.8 * target.rate, 4 * seconds / 5, target.request)
+        after = server.memory()
+    finally:
+        await server.stop(signal.SIGKILL)
+    growth = {name: round(after[name] / before[name] - 1, 4) for name in before}
+    return summary(warm + replies) | {
+        "wrong": target.wrong(warm) + target.wrong(replies),
+        "memory_mb": {name: round(value / MEGABYTE, 1) for name, value in after.items()},
+        "growth": growth,
+    }
+
+
+async def kill(target: Target, seconds: float, kills: int = 3) -> dict[str, Any]:
+    """SIGKILL to the worker, several times, under load."""
+    server = await target.start()
+    try:
+        sending = asyncio.create_task(open_loop(server.port, 0.6 * target.rate, seconds, target.request))
+        for count in range(1, kills + 1):
+            await asyncio.sleep(seconds / (kills + 1) / 2)
+            os.kill(server.worker, signal.SIGKILL)
+            await server.wait_for("worker restarted", count)
+        replies = await sending
+    finally:
+        await server.stop(signal.SIGKILL)
+    return summary(replies) | {"wrong": target.wrong(replies), "kills": kills}
+
+
+async def hang(target: Target, timeout: float) -> dict[str, Any]:
+    """SIGSTOP to the worker: the photo on it runs into its deadline, the next ones are answered."""
+    server = await target.start(timeout=timeout)
+    try:
+        os.kill(server.worker, signal.SIGSTOP)
+        stuck = await exchange(server.port, target.request(0))
+        restarted = await until(lambda: ready(server), 60)
+        after = await exchange(server.port, target.request(1))
+    finally:
+        await server.stop(signal.SIGKILL)
+    right = after.status == 200 and same(after.json()["detections"], target.expected[1 % len(target.photos)])
+    return {
+        "stuck": {"status": stuck.status, "seconds": round(stuck.seconds, 3)},
+        "ready_again_s": None if restarted is None else round(restarted, 3),
+        "after": {"status": after.status, "right": right},
+    }
+
+
+async def terminate(target: Target, seconds: float) -> dict[str, Any]:
+    """SIGTERM under load: what was sent before the socket closed is answered, the exit code is 0."""
+    server = await target.start(notice=seconds / 4)
+    sending = asyncio.create_task(open_loop(server.port, 0.6 * target.rate, seconds, target.request))
+    await asyncio.sleep(seconds / 2)
+    server.process.send_signal(signal.SIGTERM)
+    await server.wait_for("stopping")
+    turned = not await ready(server)
+    start = time.perf_counter()
+    code = await server.stop(0)
+    replies = await sending
+    answered = [reply for reply in replies if reply.status not in (REFUSED, 503)]
+    return summary(replies) | {
+        "ready_said_503_while_listening": turned,
+        "exit_code": code,
+        "exit_s": round(time.perf_counter() - start, 3),
+        "lost": sum(reply.status == LOST for reply in answered),
+        "wrong": target.wrong(replies),
+    }
+
+
+async def reload(target: Target, seconds: float, times: int = 3) -> dict[str, Any]:
+    """SIGHUP under load, several times: the model is loaded again and swapped."""
+    server = await target.start()
+    try:
+        sending = asyncio.create_task(open_loop(server.port, 0.5 * target.rate, seconds, target.request))
+        for count in range(times):
+            await asyncio.sleep(seconds / (times + 1) / 2)
+            server.process.send_signal(signal.SIGHUP)
+            await server.wait_for("model ready", count + 2)
+        replies = await sending
+    finally:
+        await server.stop(signal.SIGKILL)
+    return summary(replies) | {"wrong": target.wrong(replies), "reloads": times}
+
+
+async def abuse(target: Target, count: int) -> dict[str, Any]:
+    """Malformed requests of all kinds, good photos among them: 4xx for these, right answers for those."""
+    server = await target.start()
+    rng = random.Random(0)
+    kinds = list(KINDS)
+    statuses: dict[str, set[int]] = {kind: set() for kind in kinds}
+    room = asyncio.Semaphore(8)
+
+    async def one(index: int) -> Reply:
+        kind = kinds[index % len(kinds)]
+        data = KINDS[kind](rng).replace(b"/v2/models/MODEL/", f"/v2/models/{target.name}/".encode(), 1)
+        async with room:
+            reply = await exchange(server.port, data)
+        statuses[kind].add(reply.status)
+        return reply
+
+    async def good() -> list[Reply]:
+        found: list[Reply] = []
+        while not attacking.done():
+            found.append(await exchange(server.port, target.request(len(found))))
+        return found
+
+    try:
+        await exchange(server.port, target.request(0))
+        before = server.memory()["server"]
+        attacking = asyncio.gather(*(one(index) for index in range(count)))
+        fine = await good()
+        replies = await attacking
+        growth = server.memory()["server"] - before
+    finally:
+        await server.stop(signal.SIGKILL)
+    return {
+        "requests": len(replies),
+        "kinds": len(kinds),
+        "by_status": {str(s): sum(reply.status == s for reply in replies) for s in sorted({r.status for r in replies})},
+        "not_4xx": sorted(kind for kind, found in statuses.items() if any(not 400 <= s < 500 for s in found)),
+        "good_photos": summary(fine) | {"wrong": target.wrong(fine)},
+        "growth_mb": round(growth / MEGABYTE, 1),
+    }
+
+
+async def bombs(target: Target, count: int = 20) -> dict[str, Any]:
+    """Small files that are huge photos: refused on their header, before any pixel is decoded."""
+    server = await target.start()
+    packed = bomb()
+    try:
+        await exchange(server.port, target.request(0))
+        before = server.memory()["server"]
+        replies = await asyncio.gather(*(exchange(server.port, request(packed)) for _ in range(count)))
+        growth = server.memory()["server"] - before
+    finally:
+        await server.stop(signal.SIGKILL)
+    statuses = sorted({reply.status for reply in replies})
+    return {
+        "file_bytes": len(packed),
+        "pixels_bytes": 3 * 20_000**2,
+        "statuses": statuses,
+        "growth_mb": round(growth / MEGABYTE, 1),
+    }
+
+
+async def slow_loris(target: Target, connections: int, seconds: float, head_timeout: float = 10.0) -> dict[str, Any]:
+    """Connections that say nothing, half a head, or half a body; meanwhile photos are answered as ever."""
+    server = await target.start()
+    openings = (
+        b"",
+        b"POST /v1/predict HTTP/1.1\r\nHost: blu\r\nX-Slow: ",
+        b"POST /v1/predict HTTP/1.1\r\nHost: blu\r\nContent-Length: 100000\r\n\r\n\xff\xd8\xff",
+    )
+    closed = 0
+
+    async def crawl(index: int) -> None:
+        nonlocal closed
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            writer.write(openings[index % len(openings)])
+            async with asyncio.timeout(60):
+                while not reader.at_eof():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(1):
+                            await reader.read(1000)
+                            continue
+                    writer.write(b"x" if index % len(openings) else b"")
+        closed += 1
+        writer.close()
+
+    try:
+        await exchange(server.port, target.request(0))
+        before = server.memory()["server"]
+        crawling = [asyncio.create_task(crawl(index)) for index in range(connections)]
+        replies = await open_loop(server.port, 0.5 * target.rate, seconds, target.request)
+        growth = server.memory()["server"] - before
+        gone = await until(lambda: _true(closed == connections), 60)
+        for task in crawling:
+            task.cancel()
+    finally:
+        await server.stop(signal.SIGKILL)
+    return summary(replies) | {
+        "connections": connections,
+        "wrong": target.wrong(replies),
+        "growth_mb": round(growth / MEGABYTE, 1),
+        "all_closed": gone is not None,
+    }
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+def direct(model: Path, photos: Sequence[bytes], seconds: float, batches: Sequence[int] = (1, 4)) -> dict[str, Any]:
+    """Photos per second of the runner alone, called in a loop on canvases that are ready."""
+    from blu_export.image import decode, mold
+    from blu_export.runtime import load_runner
+
+    found: dict[str, Any] = {}
+    with load_runner(model) as runner:
+        molded = [mold(decode(photo), runner.spec) for photo in photos]
+        for batch in batches:
+            chosen = [molded[index % len(molded)] for index in range(batch)]
+            canvas, window = np.stack([m.canvas for m in chosen]), np.stack([m.window for m in chosen])
+            runner.run(canvas, window)
+            runs, start = 0, time.perf_counter()
+            while time.perf_counter() - start < seconds:
+                runner.run(canvas, window)
+                runs += 1
+            found[f"batch {batch}"] = {"photos_per_s": round(runs * batch / (time.perf_counter() - start), 3)}
+    return found
+
+
+async def transfer(model: Path, photos: Sequence[bytes], runs: int = 20) -> dict[str, Any]:
+    """What the worker process costs: a batch's round trip less the time of the network in it."""
+    from blu_export.image import decode, mold
+    from blu_export.serve.device import Device
+    from blu_export.serve.settings import ServeSettings
+
+    device = await Device.start(ServeSettings(model))
+    try:
+        molded = [mold(decode(photo), device.info.spec) for photo in photos[:1] * 4]
+        found: dict[str, Any] = {}
+        for batch in (1, 4):
+            costs = []
+            for _ in range(runs):
+                start = time.perf_counter()
+                raw = await device.run([m.canvas for m in molded[:batch]], [m.window for m in molded[:batch]], 600)
+                costs.append(time.perf_counter() - start - raw.seconds)
+            found[f"batch {batch}"] = {"median_ms": round(1000 * float(np.median(costs)), 3)}
+        return found
+    finally:
+        await device.close()
+
+
+def demo_photos(count: int = 6) -> list[bytes]:
+    """Variations of the demo photo that get different detections: crops and mirror images."""
+    from PIL import Image, ImageOps
+
+    from blu_export.embedded import DEMO_PHOTO, embedded
+
+    found = []
+    with Image.open(embedded(DEMO_PHOTO)) as opened:
+        photo = opened.convert("RGB")
+    width, height = photo.size
+    for index in range(count):
+        cut = index * width // 20
+        variant = photo.crop((cut, 0, width, height - cut))
+        buffer = io.BytesIO()
+        (ImageOps.mirror(variant) if index % 2 else variant).save(buffer, "JPEG", quality=90)
+        found.append(buffer.getvalue())
+    return found
+
+
+def blu_target(model: Path) -> Target:
+    """``blu serve MODEL`` as a user starts it."""
+    blu = shutil.which("blu", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    assert blu is not None, "blu is not installed"
+
+    async def start(**settings: Any) -> ServerProcess:
+        options = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        return await ServerProcess.start([blu, "serve", model, "--port", "0", *options])
+
+    return Target(start, demo_photos(), model.stem)
+
+
+Scenario = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
+    """Everything that is measured, by name, in order."""
+    short, long = (10.0, 10.0) if quick else (30.0, 60.0)
+
+    async def runner_alone() -> dict[str, Any]:
+        return await asyncio.to_thread(direct, model, target.photos, short)
+
+    return {
+        "direct": runner_alone,
+        "transfer": lambda: transfer(model, target.photos, 5 if quick else 20),
+        "saturation": lambda: saturation(target, short),
+        "steady": lambda: steady(target, long),
+        "overload": lambda: overload(target, long),
+        "soak": lambda: soak(target, 30.0 if quick else 600.0),
+        "kill": lambda: kill(target, short),
+        "hang": lambda: hang(target, 10.0),
+        "terminate": lambda: terminate(target, short),
+        "reload": lambda: reload(target, short),
+        "abuse": lambda: abuse(target, 120 if quick else 1000),
+        "bombs": lambda: bombs(target),
+        "slow_loris": lambda: slow_loris(target, 300, short),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The results as a table."""
+    lines = [
+        f"Model {result['model']}, {result['machine']['cpu']}; alone a photo takes {result['unloaded_s']:.3f} s, at most "
+        f"{result['photos_per_s']:.2f} photos/s with 8 clients.",
+        "",
+        "| | result |",
+        "|---|---|",
+    ]
+    for name, values in result["scenarios"].items():
+        cells = [f"{key.replace('_', ' ')} {_cell(value)}" for key, value in values.items()]
+        lines.append(f"| {name.replace('_', ' ')} | {'; '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(each)}" for key, each in value.items())
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
+async def run(model: Path, only: Sequence[str], quick: bool) -> dict[str, Any]:
+    from blu_export.measure.machine import describe
+
+    target = blu_target(model)
+    print("learning the right answers …", file=sys.stderr)
+    await target.learn()
+    result: dict[str, Any] = {
+        "model": model.name,
+        "machine": describe(),
+        "unloaded_s": target.unloaded,
+        "photos_per_s": target.rate,
+        "scenarios": {},
+    }
+    for name, scenario in scenarios(target, model, quick).items():
+        if only and name not in only:
+            continue
+        print(f"{name} …", file=sys.stderr)
+        result["scenarios"][name] = found = await scenario()
+        print(json.dumps(found), file=sys.stderr)
+    return result
+
+
+def main() -> None:
+    from blu_export.embedded import embedded
+    from blu_export.files import atomic_write
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="model file; default: the embedded model")
+    parser.add_argument("--quick", action="store_true", help="short forms, about five minutes")
+    parser.add_argument("--only", default="", help="names of scenarios, separated by commas")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of serve.json and serve.md")
+    arguments = parser.parse_args()
+    only = [name for name in arguments.only.split(",") if name]
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy: nobody may change the file meanwhile.
+        source = arguments.model or embedded()
+        model = Path(shutil.copy(source, Path(folder) / source.name))
+        result = asyncio.run(run(model, only, arguments.quick))
+    for name, text in (("serve.json", json.dumps(result, indent=1) + "\n"), ("serve.md", markdown(result))):
+        with atomic_write(arguments.out / name) as temporary:
+            temporary.write_text(text)
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

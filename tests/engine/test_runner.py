@@ -1,0 +1,279 @@
+"""The runner's own work (buffers, batches, waits, threads, checks), on a GPU made of host memory."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blu_export.engine.cuda import Cuda, CudaError
+from blu_export.engine.sidecar import Batch, Sidecar
+from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.runtime import load_runner
+from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+from blu_export.runtime.tensorrt import TensorRtRunner
+
+from .fake_gpu import Error, FakeCuda, FakeTensorRt
+
+pytest.importorskip("onnxruntime")
+
+
+class Machine:
+    """A machine with a fake GPU, and an engine that was built for it."""
+
+    def __init__(self, onnx_path: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.cuda = FakeCuda()
+        self.trt = FakeTensorRt(self.cuda)
+        self.onnx = onnx_path
+        self.path = folder / "fake.engine"
+        self.path.write_bytes(onnx_path.read_bytes())
+        self.reference = OnnxRuntimeRunner(onnx_path)
+        self.describe()
+        patch.setattr("blu_export.runtime.tensorrt.load_builder", lambda name: self.trt)
+        patch.setattr("blu_export.runtime.tensorrt.Cuda", lambda device=0: Cuda(device, self.cuda))
+
+    def describe(self, **changes: Any) -> None:
+        """Write the sidecar."""
+        values: dict[str, Any] = {
+            "engine_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "onnx_sha256": "0" * 64,
+            "spec": self.reference.spec,
+            "builder": "tensorrt",
+            "builder_version": self.trt.__version__,
+            "target": "t4",
+            "capability": (7, 5),
+            "precision": "fp16",
+            "batch": Batch(*self.trt.sizes),
+            "rebuild": "blu build-engine fake.onnx --fp16 --target t4 -o fake.engine",
+        }
+        Sidecar(**(values | changes)).write(self.path)
+
+    def runner(self) -> TensorRtRunner:
+        return TensorRtRunner(self.path)
+
+
+@pytest.fixture
+def machine(
+    fake_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Machine]:
+    made = Machine(fake_onnx(), tmp_path, monkeypatch)
+    yield made
+    made.reference.close()
+
+
+def photos(count: int, seed: int = 0) -> tuple[Any, Any]:
+    random = np.random.default_rng(seed)
+    canvas = random.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    low, size = random.integers(0, 20, (count, 2)), random.integers(21, 44, (count, 2))
+    return canvas, np.concatenate([low, low + size], axis=1).astype(np.float32)
+
+
+def same(found: Any, wanted: Any) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
+def test_batches_of_any_size_give_what_the_model_gives(machine: Machine, count: int) -> None:
+    canvas, window = photos(count)
+    with machine.runner() as runner:
+        for _ in range(3):  # first run, capture, replay
+            same(runner.run(canvas, window), machine.reference.run(canvas, window))
+
+
+def test_a_small_batch_is_filled_up_to_the_engines_smallest(machine: Machine) -> None:
+    machine.trt.sizes = (2, 2, 4)
+    machine.describe()
+    canvas, window = photos(5)
+    with machine.runner() as runner:
+        same(runner.run(canvas, window), machine.reference.run(canvas, window))
+        assert runner.run(*photos(1))[0].shape[0] == 1
+
+
+def test_streams_keep_their_order_and_overlap(machine: Machine) -> None:
+    batches = [photos(count, seed) for seed, count in enumerate([1, 4, 6, 2, 1, 9])]
+    with machine.runner() as runner:
+        for (canvas, window), found in zip(batches, runner.stream(iter(batches)), strict=True):
+            same(found, machine.reference.run(canvas, window))
+        assert runner._made == 2, "the second batch did not get a lane of its own"
+
+
+def test_a_stream_that_is_left_gives_its_lanes_back(machine: Machine) -> None:
+    with machine.runner() as runner:
+        results = runner.stream(photos(1, seed) for seed in range(4))
+        next(results)
+        results.close()
+        assert len(runner._free) == runner._made
+        same(runner.run(*photos(2)), machine.reference.run(*photos(2)))
+
+
+def test_later_runs_are_replayed_graphs(machine: Machine) -> None:
+    with machine.runner() as runner:
+        assert runner.cuda_graphs == "off"
+        for _ in range(3):
+            runner.run(*photos(2))
+        assert (runner.cuda_graphs, machine.cuda.graphs, machine.cuda.launched) == ("on", 1, 2)
+        runner.run(*photos(1))
+        assert machine.cuda.graphs == 2
+
+
+def test_an_engine_that_cannot_be_captured_runs_without_and_says_so(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.trt.capturable = False
+    with machine.runner() as runner:
+        for _ in range(3):
+            same(runner.run(*photos(2)), machine.reference.run(*photos(2)))
+        assert runner.cuda_graphs.startswith("not possible")
+    assert machine.cuda.launched == 0
+    assert len([r for r in caplog.records if "without CUDA graphs" in r.message]) == 1
+
+
+def test_masks_of_empty_rows_stay_on_the_gpu(machine: Machine) -> None:
+    with machine.runner() as runner:
+        runner.run(*photos(1))
+        machine.cuda.copied_back = 0
+        runner.run(*photos(1))
+    rows, mask = 3, 28 * 28 * 4
+    assert machine.cuda.copied_back == 4 + rows * 6 * 4 + 2 * mask  # two detections of three rows
+
+
+def test_threads_share_a_runner(machine: Machine) -> None:
+    wanted = {seed: machine.reference.run(*photos(1 + seed % 5, seed)) for seed in range(24)}
+    problems: list[BaseException] = []
+
+    def work(seeds: range) -> None:
+        try:
+            for seed in seeds:
+                same(runner.run(*photos(1 + seed % 5, seed)), wanted[seed])
+        except BaseException as error:
+            problems.append(error)
+
+    with machine.runner() as runner:
+        threads = [threading.Thread(target=work, args=(range(n, 24, 4),)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not problems and runner._made <= 2
+
+
+def test_close_gives_everything_back(machine: Machine) -> None:
+    before = machine.cuda.free
+    runner = machine.runner()
+    list(runner.stream(photos(4, seed) for seed in range(3)))
+    runner.close()
+    cuda = machine.cuda
+    assert (cuda.free, cuda.host, cuda.streams, cuda.graphs) == (before, {}, {}, 0)
+    with pytest.raises(BluError, match="closed"):
+        runner.run(*photos(1))
+
+
+def test_memory_for_one_lane_only(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    with machine.runner() as runner:
+        machine.cuda.free = 10
+        for seed, found in enumerate(runner.stream(photos(2, seed) for seed in range(3))):
+            same(found, machine.reference.run(*photos(2, seed)))
+    assert "1 lane only" in caplog.text
+
+
+def test_too_little_memory(machine: Machine) -> None:
+    machine.cuda.free = 10
+    with pytest.raises(CudaError, match="smaller batch"):
+        machine.runner()
+    assert not machine.cuda.host and not machine.cuda.streams
+
+
+def test_a_lost_gpu_is_said_in_words(machine: Machine) -> None:
+    with machine.runner() as runner:
+        machine.cuda.failing = Error.cudaErrorIllegalAddress
+        with pytest.raises(CudaError, match="lost to this program") as caught:
+            runner.run(*photos(1))
+        assert caught.value.lost
+
+
+def test_rtx_captures_for_itself(machine: Machine) -> None:
+    machine.trt.__name__ = "tensorrt_rtx"
+    machine.describe(builder="tensorrt-rtx")
+    with machine.runner() as runner:
+        for _ in range(3):
+            same(runner.run(*photos(3)), machine.reference.run(*photos(3)))
+        assert machine.cuda.graphs == 0 and "TensorRT-RTX" in runner.cuda_graphs
+
+
+def test_load_runner_takes_engines(machine: Machine) -> None:
+    with load_runner(machine.path) as runner:
+        assert (runner.runtime, runner.precision, runner.device) == ("tensorrt", "fp16", "CUDA: Fake T4")
+        assert runner.spec == machine.reference.spec
+
+
+def test_inputs_of_the_wrong_shape(machine: Machine) -> None:
+    canvas, window = photos(2)
+    with machine.runner() as runner:
+        for bad in ((canvas[:, :32], window), (canvas, window[:1]), (canvas[:0], window[:0])):
+            with pytest.raises(UsageError, match="takes canvases"):
+                runner.run(*bad)
+
+
+REBUILD = "blu build-engine"
+
+
+def test_an_engine_that_was_changed_is_not_loaded(machine: Machine) -> None:
+    machine.path.write_bytes(machine.path.read_bytes() + b"\0")
+    machine.trt.Runtime = None  # type: ignore[assignment]  # nothing native may see it
+    with pytest.raises(ModelFileError, match=r"is not loaded.*blu build-engine"):
+        machine.runner()
+
+
+def test_an_engine_without_a_sidecar_is_not_loaded(machine: Machine) -> None:
+    machine.path.with_name("fake.engine.json").unlink()
+    with pytest.raises(ModelFileError, match="no sidecar"):
+        machine.runner()
+
+
+def test_another_version_of_the_builder(machine: Machine) -> None:
+    machine.trt.__version__ = "10.16.1"
+    with pytest.raises(ModelFileError, match=r"built by tensorrt 11.4.0, and 10.16.1 is installed.*blu build-engine"):
+        machine.runner()
+
+
+def test_another_card(machine: Machine) -> None:
+    machine.cuda.capability = (8, 6)
+    with pytest.raises(ModelFileError, match=r"for t4 \(sm75\), and this GPU is Fake T4 \(sm86\).*--target sm86"):
+        machine.runner()
+
+
+def test_other_shapes_than_the_sidecar_says(machine: Machine) -> None:
+    machine.describe(batch=Batch(1, 1, 16))
+    with pytest.raises(ModelFileError, match="other batch sizes than its sidecar says"):
+        machine.runner()
+    machine.describe(spec=machine.reference.spec.replace(detection_max_instances=7))
+    with pytest.raises(ModelFileError, match="other detections, masks than"):
+        machine.runner()
+
+
+def test_a_refused_engine_carries_the_builders_words(machine: Machine) -> None:
+    machine.trt.refusing = True
+    with pytest.raises(ModelFileError, match=r"serialization version mismatch.*blu build-engine"):
+        machine.runner()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "message"),
+    [(FakeCuda(devices=0), "cudaErrorNoDevice"), (FakeCuda(driver=0), "no NVIDIA driver"), (FakeCuda(), "GPU 3")],
+)
+def test_no_gpu(cuda: FakeCuda, message: str) -> None:
+    with pytest.raises(MissingDependencyError, match=message):
+        Cuda(3 if message == "GPU 3" else 0, cuda)
+
+
+def test_devices(machine: Machine) -> None:
+    with pytest.raises(UsageError, match="cannot run on 'cpu'"):
+        TensorRtRunner(machine.path, "cpu")
+    with pytest.raises(MissingDependencyError, match="no GPU 1"):
+        TensorRtRunner(machine.path, "cuda:1")

@@ -1,0 +1,144 @@
+"""Real servers on loopback, with the fake model; and photos whose detections are known."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from fake_runner import write_model
+
+PATIENCE = 60
+"""Seconds until a server that does not do what it should fails the test."""
+
+
+def png(colour: tuple[int, int, int] = (51, 51, 51), height: int = 48, width: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), colour, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def grey(level: int) -> bytes:
+    return png((level, level, level))
+
+
+@dataclass
+class Running:
+    """A server process and what its log says."""
+
+    process: subprocess.Popen[bytes]
+    model: Path
+    port: int = 0
+    grpc_port: int = 0
+    workers: list[int] = field(default_factory=list)
+    """Process ids of the workers, the last one the current."""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    _new: queue.SimpleQueue[dict[str, Any] | None] = field(default_factory=queue.SimpleQueue)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=PATIENCE, **options)
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The next line of the log with that event."""
+        while True:
+            line = self._new.get(timeout=PATIENCE)
+            assert line is not None, f"the server ended without '{event}': {self.lines}"
+            if line["event"] == event:
+                return line
+
+    def read_log(self) -> None:
+        assert self.process.stderr is not None
+        for raw in self.process.stderr:
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                line = {"event": "text", "text": raw.decode()}
+            self.lines.append(line)
+            if line["event"] in ("model ready", "worker restarted"):
+                self.workers.append(line.get("worker") or line["pid"])
+            self._new.put(line)
+        self._new.put(None)
+
+    def pause(self) -> None:
+        """Make the device stand still."""
+        os.kill(self.workers[-1], signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.workers[-1], signal.SIGCONT)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """``launch(seconds=…, shift=…, spec={…}, **settings)``: a server with the fake model."""
+    servers: list[Running] = []
+
+    def start(
+        seconds: float = 0.0, shift: float = 0.0, spec: dict[str, Any] | None = None, **settings: Any
+    ) -> Running:
+        model = settings.pop("model", None)
+        if model is None:
+            model = write_model(tmp_path_factory.mktemp("model") / "fake.onnx", seconds, shift, **(spec or {}))
+        given = {"model": str(model), "port": 0, "notice": 0.0} | settings
+        path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            [sys.executable, HERE / "serve_fake.py", json.dumps(given)],
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        server = Running(process, model)
+        servers.append(server)
+        threading.Thread(target=server.read_log, daemon=True).start()
+        listening = server.wait_for("listening")
+        server.port, server.grpc_port = listening["port"], listening.get("grpc_port", 0)
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait(PATIENCE)
+        assert server.process.stderr is not None
+
+
+@pytest.fixture(scope="session")
+def shared_server(launch: Start) -> Running:
+    """One server for all tests that leave it as it was."""
+    return launch(grpc_port=0, max_upload=300_000, max_pixels=1_000_000)
+
+
+@pytest.fixture
+def client(shared_server: Running) -> Iterator[httpx.Client]:
+    with shared_server.client() as client:
+        yield client

@@ -1,0 +1,126 @@
+"""A real worker process: its results, its errors, its death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runner import CRASH, HANG, REFUSE, FakeRunner, write_model
+
+from blu_export.errors import BluError, ModelFileError
+from blu_export.serve.device import Device, WorkerLostError
+from blu_export.serve.settings import ServeSettings
+from blu_export.serve.worker import VARIABLE_CANVAS_BYTES
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def find_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
+
+
+def settings(path: Path, **changes: Any) -> ServeSettings:
+    return ServeSettings(**{"model": path, "loader": "fake_runner:load", **changes})
+
+
+def canvas(colour: tuple[int, int, int], size: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.full((size, size, 3), colour, np.uint8)
+
+
+WINDOW = np.array([0, 0, 64, 64], np.float32)
+
+
+def test_the_worker_says_what_the_runner_says(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    canvases = [canvas((level, 0, 0)) for level in (10, 20, 30)]
+
+    async def main() -> None:
+        device = await Device.start(settings(path))
+        try:
+            assert (device.info.name, device.info.runtime, device.info.spec) == ("m", "fake", FakeRunner(str(path)).spec)
+            raw = await device.run(canvases, [WINDOW] * 3, 30)
+            detections, masks = FakeRunner(str(path)).run(np.stack(canvases), np.stack([WINDOW] * 3))
+            np.testing.assert_array_equal(raw.detections, detections)
+            np.testing.assert_array_equal(raw.masks, masks)
+            again = await device.run(canvases[2:], [WINDOW], 30)
+            np.testing.assert_array_equal(again.detections[0], detections[2])
+            np.testing.assert_array_equal(raw.detections, detections)  # not overwritten
+            assert device.fit(64, 64) == 4
+        finally:
+            await device.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(device.pid, 0)
+
+    asyncio.run(main())
+
+
+def test_canvases_that_follow_the_photo(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx", image_resize_mode="none")
+
+    async def main() -> None:
+        device = await Device.start(settings(path))
+        try:
+            for size in (64, 192, 128):
+                raw = await device.run([canvas((size, size, size), size)] * 2, [WINDOW * size / 64] * 2, 30)
+                np.testing.assert_allclose(raw.detections[:, 0, 5], size / 255, atol=1e-6)
+            assert device.fit(8192, 8192) == 1
+            assert 3 * 8192 * 8193 > VARIABLE_CANVAS_BYTES and device.fit(8192, 8193) == 0
+        finally:
+            await device.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_of_the_runner_comes_through_and_the_worker_lives(tmp_path: Path) -> None:
+    async def main() -> None:
+        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        try:
+            with pytest.raises(BluError, match="The fake refuses"):
+                await device.run([canvas(REFUSE)], [WINDOW], 30)
+            assert (await device.run([canvas((1, 2, 3))], [WINDOW], 30)).seconds >= 0
+        finally:
+            await device.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("colour", "timeout", "why"), [(CRASH, 30, "crash"), (HANG, 0.2, "hang")])
+def test_crash_and_hang_end_the_worker(tmp_path: Path, colour: Any, timeout: float, why: str) -> None:
+    async def main() -> None:
+        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        with pytest.raises(WorkerLostError, match=why):
+            await device.run([canvas(colour)], [WINDOW], timeout)
+        with pytest.raises(ProcessLookupError):
+            os.kill(device.pid, 0)
+
+    asyncio.run(main())
+
+
+def test_a_killed_idle_worker_is_noticed(tmp_path: Path) -> None:
+    async def main() -> None:
+        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        os.kill(device.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLostError):
+            await device.ended()
+        with pytest.raises(WorkerLostError):
+            await device.run([canvas((0, 0, 0))], [WINDOW], 30)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_cannot_be_loaded_is_the_workers_error(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_text("no JSON")
+    with pytest.raises(ModelFileError, match="no fake model"):
+        asyncio.run(Device.start(settings(path)))
+
+
+def test_a_loader_that_does_not_exist_is_a_lost_worker(tmp_path: Path) -> None:
+    with pytest.raises(WorkerLostError):
+        asyncio.run(Device.start(settings(write_model(tmp_path / "m.onnx"), loader="no_such_module:load")))

@@ -1,0 +1,127 @@
+"""Short forms of the drills of benchmarks/serve.py, on real servers with the fake model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HERE, grey
+from fake_runner import write_model
+
+BENCHMARKS = HERE.parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import serve as drills
+from loadgen import ServerProcess
+
+LEVELS = range(20, 240, 20)
+"""Photos of these grey levels, which are their scores times 255, are sent."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "fake.onnx", seconds=0.02)
+
+
+@pytest.fixture
+def target(model: Path) -> drills.Target:
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+    async def start(**settings: Any) -> ServerProcess:
+        given = {"model": str(model), "port": 0, "notice": 0.0, "queue": 16, "head_timeout": 1.0} | settings
+        return await ServerProcess.start([sys.executable, HERE / "serve_fake.py", json.dumps(given)], {"PYTHONPATH": path})
+
+    expected = [
+        [
+            {"class_id": 1, "score": level / 255, "box": [0, 0, 48, 64]},
+            {"class_id": 2, "score": level / 510, "box": [0, 0, 24, 32]},
+        ]
+        for level in LEVELS
+    ]
+    return drills.Target(start, [grey(level) for level in LEVELS], "fake", expected, rate=40.0, unloaded=0.03)
+
+
+def run(drill: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    async def main() -> dict[str, Any]:
+        return await drill
+
+    found = asyncio.run(main())
+    assert found.get("wrong", 0) == 0
+    return found
+
+
+def test_a_wrong_answer_would_be_noticed(target: drills.Target) -> None:
+    async def main() -> int:
+        server = await target.start()
+        try:
+            replies = [await drills.exchange(server.port, target.request(index)) for index in (1, 0)]
+        finally:
+            await server.stop(9)
+        return target.wrong(replies)
+
+    assert asyncio.run(main()) == 2
+
+
+def test_steady_load(target: drills.Target) -> None:
+    assert run(drills.steady(target, 1.0))["statuses"] == {"200": 24}
+
+
+def test_overload_gives_200_or_429_and_health_answers(target: drills.Target) -> None:
+    found = run(drills.overload(target, 2.0, times=5.0))
+    assert set(found["statuses"]) == {"200", "429"}
+    assert found["retry_after"] and found["health"]
+
+
+def test_killed_workers_cost_no_request(target: drills.Target) -> None:
+    found = run(drills.kill(target, 3.0, kills=2))
+    assert set(found["statuses"]) <= {"200", "429"}
+
+
+def test_a_hung_worker_costs_its_own_photo(target: drills.Target) -> None:
+    found = run(drills.hang(target, timeout=1.0))
+    assert found["stuck"]["status"] == 504
+    assert found["after"] == {"status": 200, "right": True}
+
+
+def test_sigterm_under_load_loses_nothing(target: drills.Target) -> None:
+    found = run(drills.terminate(target, 2.0))
+    assert found["ready_said_503_while_listening"]
+    assert (found["exit_code"], found["lost"]) == (0, 0)
+    assert set(found["statuses"]) <= {"200", "503", str(drills.REFUSED)}
+
+
+def test_reload_under_load_loses_nothing(target: drills.Target) -> None:
+    assert set(run(drills.reload(target, 3.0, times=2))["statuses"]) == {"200"}
+
+
+def test_thirty_kinds_of_malformed_requests(target: drills.Target) -> None:
+    found = run(drills.abuse(target, 120))
+    assert found["kinds"] == 30
+    assert found["not_4xx"] == []
+    assert set(found["good_photos"]["statuses"]) == {"200"}
+    assert found["good_photos"]["wrong"] == 0
+
+
+def test_decompression_bombs_are_refused_unopened(target: drills.Target) -> None:
+    found = run(drills.bombs(target, 10))
+    assert found["statuses"] == [413]
+    assert found["growth_mb"] < 100  # one bomb is 1,200 MB
+
+
+def test_slow_clients_cost_a_socket(target: drills.Target) -> None:
+    found = run(drills.slow_loris(target, 90, 2.0))
+    assert set(found["statuses"]) == {"200"}
+    assert found["growth_mb"] < 20
+    assert found["all_closed"]
+
+
+def test_memory_stays(target: drills.Target) -> None:
+    found = run(drills.soak(target, 5.0))
+    assert set(found["statuses"]) <= {"200", "429"}
+    assert found["growth"]["server"] < 0.1

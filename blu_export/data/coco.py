@@ -38,12 +38,11 @@ def load_coco(
     except (OSError, ValueError) as error:
         raise DatasetError(f"{source} cannot be read as JSON: {error}.", "Give a COCO instances file.") from error
     folder = os.fspath(images) if images is not None else _folder_beside(source)
-    class_names, records = parse_coco(content, folder, source)
-    return Dataset(class_names, records, name=source, read=read)
+    return parse_coco(content, folder, source, read)
 
 
-def parse_coco(content: Any, folder: str, source: str) -> tuple[tuple[str, ...], tuple[Record, ...]]:
-    """Class names and records of a decoded COCO file.
+def parse_coco(content: Any, folder: str, source: str, read: Callable[[str], bytes] = read_local) -> Dataset:
+    """The data set of a decoded COCO file.
 
     Category ids may have gaps (COCO's have); they are numbered 1, 2, … in ascending order, as the
     original does. Photos keep the file's order, photos without annotations included.
@@ -68,6 +67,7 @@ def parse_coco(content: Any, folder: str, source: str) -> tuple[tuple[str, ...],
                     box=(y, x, y + height, x + width),
                     segmentation=annotation["segmentation"],
                     iscrowd=bool(annotation.get("iscrowd", 0)),
+                    area=float(annotation["area"]) if "area" in annotation else None,
                 )
             )
         records = tuple(
@@ -79,7 +79,7 @@ def parse_coco(content: Any, folder: str, source: str) -> tuple[tuple[str, ...],
             f"{source} is not a COCO instances file: {error!r}.",
             "It needs images, annotations and categories as in COCO's instances_val2017.json.",
         ) from error
-    return class_names, records
+    return Dataset(class_names, records, source, read, category_ids=(0, *index_of))
 
 
 def _folder_beside(source: str) -> str:

@@ -26,6 +26,8 @@ class Annotation:
     segmentation: Segmentation
     iscrowd: bool = False
     """A region where objects are not told apart: neither a positive nor a negative example."""
+    area: float | None = None
+    """Pixels, as the source gives it (COCO tells small from large objects by it); None: those of the mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,15 @@ class Dataset:
         records: the photos.
         name: where it came from, for messages.
         read: gives the bytes of a ``Record.uri``; a reader with a cache for buckets.
+        category_ids: the source's own id of each class, by category index, for files of results that other
+            programs read; empty: the index itself.
     """
 
     class_names: tuple[str, ...]
     records: tuple[Record, ...]
     name: str = "data set"
     read: Callable[[str], bytes] = read_local
+    category_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,17 +106,20 @@ class Dataset:
         return masks
 
 
+def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """The compressed COCO RLE of polygons or an RLE, compressed or not."""
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, dict):
+        rle: dict[str, Any] = segmentation
+        return coco_mask.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle
+    polygons = [list(polygon) for polygon in segmentation if len(polygon) >= 6]
+    rle = coco_mask.merge(coco_mask.frPyObjects(polygons or [[0.0] * 6], height, width))
+    return rle
+
+
 def decode_mask(segmentation: Segmentation, height: int, width: int) -> NDArray[np.bool_]:
     """Bool [height, width] of polygons or an RLE, compressed or not."""
     from pycocotools import mask as coco_mask
 
-    if isinstance(segmentation, dict):
-        rle: Any = segmentation
-        if isinstance(rle["counts"], list):
-            rle = coco_mask.frPyObjects(rle, height, width)
-    else:
-        polygons = [list(polygon) for polygon in segmentation if len(polygon) >= 6]
-        if not polygons:
-            return np.zeros((height, width), bool)
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return np.asarray(coco_mask.decode(rle), bool)
+    return np.asarray(coco_mask.decode(encode_mask(segmentation, height, width)), bool)

@@ -161,7 +161,8 @@ class ParityReport:
 
     def lines(self) -> list[str]:
         """The ladder for people."""
-        lines = [f"{self.candidate} against {self.reference} on {len(self.photos)} photos"]
+        photos = "1 photo" if len(self.photos) == 1 else f"{len(self.photos)} photos"
+        lines = [f"{self.candidate} against {self.reference} on {photos}"]
         for check in self.checks:
             lines.append(f"  {'✓' if check.passed else '✗'} {check.name:<22} {_show(check)}")
         if self.matched:

@@ -1,0 +1,165 @@
+"""``blu export onnx``: Keras weights to one ONNX file, checked against them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blu_export.cli.common import JsonOption, command_app, printable, say, wrote
+from blu_export.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from blu_export.export.onnx import Exported
+
+app = command_app()
+
+DEFAULT_WEIGHTS = "garments.h5"
+
+
+@app.command()
+def export_onnx(
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "-w", help="Keras weights: .h5 or .keras. Default: the embedded model.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME.onnx, here.")] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Class names, one a line. Default: those in the file; COCO's where there are 81 classes."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A field of the spec (see blu inspect); may be given several times.", metavar="FIELD=VALUE"
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option(help="portable (ONNX Runtime, OpenVINO) or tensorrt.")] = "portable",
+    opset: Annotated[int, typer.Option(help="Version of the ONNX operator set, 17 to 22.")] = 18,
+    precision: Annotated[str, typer.Option(help="Of the learned layers: float32, fp16 or int8.")] = "float32",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Photos, a folder or a glob to measure fp16 and int8 on. Default: those of --images."),
+    ] = None,
+    calibration_method: Annotated[str, typer.Option(help="int8 ranges: minmax, percentile or entropy.")] = "minmax",
+    verify: Annotated[bool, typer.Option(help="Compare the file with the Keras model.")] = True,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--images", help="Photos, a folder or a glob to compare on. Default: the demo photo."),
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what became of it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert Keras weights to an ONNX file that finds the same, and prove it.
+
+    Reads Matterport's .h5 layout, other Keras files of a Mask R-CNN, and what blu train writes. The
+    backbone, the classes and all sizes follow from the tensors. The file is compared with the Keras
+    model before it gets its name: when they differ too much, the exit code is 1 and the file is
+    NAME.failed.onnx.
+
+    \b
+    blu export onnx --weights mask_rcnn_coco.h5
+    blu export onnx --weights shapes.h5 --classes names.txt --set image_min_dim=512 --set image_max_dim=512
+    blu export onnx --weights runs/garments/best.h5 --precision int8 --calibration photos/ -o garments-int8.onnx
+    """
+    from blu_export.embedded import embedded
+    from blu_export.export.onnx import export_onnx as export
+
+    source = weights or embedded(DEFAULT_WEIGHTS)
+    done = export(
+        source,
+        output or Path(default_name(source, target, precision)),
+        class_names=None if classes is None else read_class_names(classes),
+        settings=settings or [],
+        target=target,
+        opset=opset,
+        precision=precision,
+        calibration=_photos(calibration) or [],
+        method=calibration_method,
+        verify=verify,
+        images=_photos(images),
+        tell=say,
+    )
+    if tensors:
+        for line in tensor_lines(done):
+            say(line)
+    elif details := done.weights.details():
+        say(details)
+    print(json.dumps(to_json(done), indent=2) if as_json else printable(str(done.path)))
+    wrote(done.path, next_command(done))
+
+
+def default_name(weights: Path, target: str, precision: str) -> str:
+    """``garments.onnx``; ``garments.int8.tensorrt.onnx`` where it is not the usual form."""
+    stem = weights.name.removesuffix(weights.suffix).removesuffix(".weights")
+    parts = [stem, precision if precision != "float32" else "", target if target != "portable" else "", "onnx"]
+    return ".".join(filter(None, parts))
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Names, one a line; empty lines do not count.
+
+    Raises:
+        ModelFileError: the file cannot be read, or holds no names.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ModelFileError(f"The class names {path} cannot be read: {why}.", "Write one name a line.") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ModelFileError(f"The file of class names {path} is empty.", "Write one name a line.")
+    return names
+
+
+def tensor_lines(done: Exported) -> list[str]:
+    """Every tensor of the model and of the file. Missing and misshaped ones are errors before this."""
+    report = done.weights
+    return [
+        *(f"  loaded: {name}" for name in report.loaded),
+        *(f"  unexpected: {name}" for name in report.unexpected),
+    ]
+
+
+def to_json(done: Exported) -> dict[str, Any]:
+    """The result for machines."""
+    from blu_export.files import sha256_of
+
+    return {
+        "path": str(done.path),
+        "size": done.path.stat().st_size,
+        "sha256": sha256_of(done.path),
+        "target": done.target,
+        "precision": done.precision,
+        "opset": done.opset,
+        "nodes": done.nodes,
+        "spec": json.loads(done.spec.to_json()),
+        "tensors": {
+            "loaded": list(done.weights.loaded),
+            "missing": list(done.weights.missing),
+            "unexpected": list(done.weights.unexpected),
+            "wrong_shape": [list(entry) for entry in done.weights.wrong_shape],
+        },
+        "kept": done.kept,
+        "parity": None if done.parity is None else done.parity.to_json(),
+        "seconds": {name: round(value, 3) for name, value in done.seconds.items()},
+    }
+
+
+def next_command(done: Exported) -> str:
+    """What people do with such a file."""
+    if done.target == "tensorrt":
+        return f"blu build-engine {done.path} --{ {'float32': 'fp16'}.get(done.precision, done.precision) }"
+    return f"blu infer street.jpg --model {done.path}"
+
+
+def _photos(arguments: list[str] | None) -> list[Path] | None:
+    from blu_export.sources import find_images
+
+    if not arguments:
+        return None
+    if not (found := find_images(arguments)):
+        raise UsageError(f"There are no photos in {', '.join(arguments)}.")
+    return found

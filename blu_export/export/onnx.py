@@ -1,0 +1,255 @@
+"""From a weights file to a checked ONNX file: the whole of ``blu export onnx``."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blu_export import __version__
+from blu_export.errors import CheckFailedError, ModelFileError, UsageError
+from blu_export.extras import import_extra
+from blu_export.files import atomic_write
+from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+    from blu_export.export.precision import TypedParts
+    from blu_export.measure.verify import ParityReport
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.model.weights import WeightReport
+
+DEFAULT_OPSET = 18
+PACKAGES = ("onnx", "tf2onnx", "tensorflow", "keras", "numpy", "onnxruntime")
+"""Whose versions are noted in the file."""
+FAILED_SUFFIX = ".failed.onnx"
+"""Of a file that did not pass its parity check; the asked name is left alone."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file that was written, and what is known about it."""
+
+    path: Path
+    spec: ModelSpec
+    target: str
+    precision: str
+    opset: int
+    nodes: int
+    """Nodes of the graph, loop bodies not included."""
+    weights: WeightReport
+    parity: ParityReport | None
+    """None where it was not asked for."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Layers that are not in ``precision`` -> why."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each step took, in order."""
+
+
+def export_onnx(
+    weights: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    settings: Sequence[str] = (),
+    target: str = "portable",
+    opset: int = DEFAULT_OPSET,
+    precision: str = "float32",
+    calibration: Iterable[Any] = (),
+    method: str = "minmax",
+    verify: bool = True,
+    images: Iterable[Any] | None = None,
+    tell: Tell = lambda line: None,
+) -> Exported:
+    """Convert Keras weights, check the graph and its results, and write it.
+
+    Args:
+        weights: .h5 or .keras: Matterport's layout, any Keras 2 or 3 program's, or our own training's.
+        output: the .onnx file. It is written whole or not at all.
+        class_names, settings: see ``model.weights.Weights.make_spec``.
+        target: ``portable`` (ONNX Runtime, OpenVINO) or ``tensorrt``.
+        opset: version of the ONNX operator set, one of graph.OPSETS; int8 raises it where it must.
+        precision: of the learned parts: ``float32``, ``fp16`` or ``int8``.
+        calibration: photos that fp16 and int8 are measured on. Default: ``images``.
+        method: how int8 ranges are chosen, see ``precision.type_parts``.
+        verify: compare the file with the Keras model, instance by instance.
+        images: photos to compare on. Default: the demo photo.
+        tell: takes a line about each step.
+
+    Raises:
+        ModelFileError: the weights cannot be read or do not fit; nothing is written.
+        UsageError: names, settings, target, opset or precision are not possible.
+        CheckFailedError: the results differ from the Keras model's by more than the tolerance of the
+            precision; the file is then beside ``output``, under ``NAME.failed.onnx``.
+        MissingDependencyError: a package of the extra ``train`` is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
+    for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
+        import_extra(package)
+    from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.engine.prepare import canvases
+    from blu_export.export.learned import learned_parts
+    from blu_export.export.precision import type_parts
+    from blu_export.model.weights import build_model
+
+    output, photos = Path(output), list(images) if images is not None else [embedded(DEMO_PHOTO)]
+    _check_request(output, target, opset, precision)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
+    with step("read"):
+        model, report = build_model(weights, class_names, settings)
+    spec = model.spec.replace(provenance={**model.spec.provenance, "blu_version": __version__})
+    tell(f"read {weights}: {spec.backbone}, {spec.num_classes} classes, {report.summary()} ({seconds['read']:.1f} s)")
+    with step("convert"):
+        parts = learned_parts(model, opset)
+    tell(f"converted ({seconds['convert']:.1f} s)")
+    if precision != "float32":
+        tell(f"measuring layers for {precision}")
+    with step("type"):
+        measured_on = canvases(list(calibration) or photos, spec) if precision != "float32" else ()
+        typed = type_parts(parts, spec, precision, target, measured_on, method)
+    for note in typed.notes():
+        tell(note)
+    with step("compose"):
+        graph = checked_graph(typed, spec)
+    nodes, latest = len(graph.graph.node), graph.opset_import[0].version
+    tell(f"checked: {nodes} nodes, opset {latest}, for {target} ({seconds['compose']:.1f} s)")
+    parity = None
+    if verify:
+        tell(f"verifying on {len(photos)} photo{'s' * (len(photos) != 1)}")
+        with step("verify"):
+            parity = measure_parity(model, graph, typed, spec, photos)
+        for line in parity.lines():
+            tell(line)
+        tell(f"verified ({seconds['verify']:.1f} s)")
+        values = parity.to_json()
+        # The file goes elsewhere; where the photo lay is nobody's business there.
+        values["worst_image"] = Path(values["worst_image"]).name
+        _add_metadata(graph, {"blu_parity": json.dumps(values)})
+    passed = parity is None or parity.passed
+    path = output if passed else output.with_name(output.name.removesuffix(".onnx") + FAILED_SUFFIX)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString())
+    if parity is not None and not passed:
+        raise _failure(parity, path, weights)
+    return Exported(path, spec, target, precision, latest, nodes, report, parity, dict(typed.kept), seconds)
+
+
+def checked_graph(typed: TypedParts, spec: ModelSpec, rehearsal: bool = False) -> onnx.ModelProto:
+    """Typed parts as one model that passed the ONNX checker, full shape inference and the gate.
+
+    Raises:
+        ModelFileError: it did not pass.
+    """
+    import onnx
+
+    from blu_export.export.gate import gate
+    from blu_export.export.precision import compose_typed
+
+    graph = compose_typed(typed, spec, rehearsal)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelFileError(
+            f"The exported graph is not valid ONNX: {error}.", "This is a bug of blu: please report it."
+        ) from error
+    if not rehearsal:  # whose roundings are casts in the fixed maths
+        gate(graph, typed.target)
+    _add_metadata(
+        graph,
+        {
+            "blu_spec": spec.to_json(),
+            "blu_target": typed.target,
+            "blu_precision": typed.precision,
+            "blu_kept": json.dumps(dict(typed.kept)),
+            "blu_versions": json.dumps(_versions()),
+        },
+    )
+    return graph
+
+
+def measure_parity(
+    model: MaskRCNN, graph: onnx.ModelProto, typed: TypedParts, spec: ModelSpec, photos: Iterable[Any]
+) -> ParityReport:
+    """The graph in ONNX Runtime against the Keras model it came from.
+
+    The processor has no half-precision arithmetic, and ONNX Runtime widens such a graph to float32, so a
+    TensorRT graph with half-precision layers is judged by its rehearsal, in which every rounding is explicit.
+    """
+    from blu_export.measure.verify import verify
+    from blu_export.runtime.keras import KerasRunner
+    from blu_export.runtime.onnx_file import parse_onnx
+    from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+
+    rehearse = typed.target == "tensorrt" and typed.precision != "float32"
+    judged = checked_graph(typed, spec, rehearsal=True) if rehearse else graph
+    with OnnxRuntimeRunner(parse_onnx(judged.SerializeToString(), "the exported graph"), "cpu") as candidate:
+        if rehearse:
+            candidate.runtime = "rehearsal"
+        return verify(KerasRunner.of_model(model), candidate, photos)
+
+
+def _check_request(output: Path, target: str, opset: int, precision: str) -> None:
+    """Refuse at once what would fail after a minute of conversion."""
+    from blu_export.export.compose import TARGETS
+    from blu_export.export.graph import OPSETS
+    from blu_export.export.precision import PRECISIONS
+
+    for name, value, known in (
+        ("target", target, TARGETS),
+        ("opset", opset, OPSETS),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise UsageError(f"There is no {name} {value}.", f"It must be one of {', '.join(map(str, known))}.")
+    if output.suffix != ".onnx":
+        raise UsageError(f"{output} is no name for an ONNX file.", "Let it end in .onnx.")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder.", "Name a file.")
+
+
+def _failure(parity: ParityReport, path: Path, weights: str | os.PathLike[str]) -> CheckFailedError:
+    if parity.total == 0:
+        return CheckFailedError(
+            f"Nothing was found on the photos, so nothing could be compared; the file is {path}.",
+            "Give photos of what the model finds with --images, or --no-verify.",
+        )
+    failed = ", ".join(f"{check.name} {check.value:.4f}" for check in parity.checks if not check.passed)
+    return CheckFailedError(
+        f"{path} differs from {weights} more than it may: {failed}.",
+        f"See where they part with: blu verify {weights} {path} --stages",
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"blu": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # TensorFlow has several packages of one content
+            if package == "tensorflow":
+                import tensorflow
+
+                found[package] = tensorflow.__version__
+    return found
+
+
+def _add_metadata(graph: onnx.ModelProto, values: dict[str, str]) -> None:
+    from onnx import helper
+
+    helper.set_model_props(graph, {p.key: p.value for p in graph.metadata_props} | values)

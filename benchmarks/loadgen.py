@@ -153,7 +153,7 @@ class ServerProcess:
     def worker(self) -> int:
         """Process id of the current worker."""
         found = [line for line in self.lines if line["event"] in ("model ready", "worker restarted")]
-        return int(found[-1].get("worker") or found[-1]["pid"])
+        return int(found[-1]["worker"])
 
     def memory(self) -> dict[str, int]:
         """Bytes that server and worker have in memory for themselves (proportional set size)."""

@@ -40,6 +40,14 @@ class ImageError(BluError):
     """An image cannot be read, or is larger than allowed."""
 
 
+class ImageFormatError(ImageError):
+    """It is no image, or of a format that is not read."""
+
+
+class ImageSizeError(ImageError):
+    """It has more pixels than allowed."""
+
+
 class ModelFileError(BluError):
     """A weights, ONNX or engine file is corrupt, foreign or does not fit."""
 

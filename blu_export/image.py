@@ -21,7 +21,7 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, Tiff
 from PIL import Image as PilImage
 
 from blu_export.detections import Detections
-from blu_export.errors import ImageError, ModelFileError, UsageError
+from blu_export.errors import ImageError, ImageFormatError, ImageSizeError, ModelFileError, UsageError
 from blu_export.spec import MAX_CANVAS, SIZE_MULTIPLE, ModelSpec
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage.Image | NDArray[np.uint8]"
@@ -115,7 +115,7 @@ def _decode_file(file: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
     known = [plugin for magic, plugin in _FORMATS if content.startswith(magic)]
     if not known:
         what = "is not an image that can be read" if head else "is empty"
-        raise ImageError(f"{name} {what}.", "Use JPEG, PNG, WebP, BMP or TIFF.")
+        raise ImageFormatError(f"{name} {what}.", "Use JPEG, PNG, WebP, BMP or TIFF.")
     try:
         # The plugin itself, not Image.open: that would try other formats, and warn of sizes allowed here.
         image = known[0](file)
@@ -156,7 +156,7 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise ImageError(f"{name} has no pixels.")
     if height * width > max_pixels:
-        raise ImageError(
+        raise ImageSizeError(
             f"{name} has {width}×{height} pixels, more than the {max_pixels / 1e6:g} million allowed.",
             "Make it smaller, or raise the limit if you trust it.",
         )

@@ -268,7 +268,7 @@ class Batcher:
                 log.error("worker does not start", extra={"why": str(error), "next_try_s": pause})
                 await asyncio.sleep(pause)
         self._failed_starts = 0
-        log.warning("worker restarted", extra={"pid": self._device.pid})
+        log.warning("worker restarted", extra={"worker": self._device.pid})
 
 
 def _deliver(batch: list[Work], raw: RawBatch, started: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blu_export.errors import BluError
+from blu_export.errors import BluError, ImageFormatError, ImageSizeError
 
 
 class RequestError(BluError):
@@ -96,4 +96,8 @@ class DeadlineError(RequestError):
 
 def of_image_error(error: BluError) -> RequestError:
     """The request's error for an image that cannot be decoded or molded."""
+    if isinstance(error, ImageFormatError):
+        return UnsupportedTypeError(error.what, error.fix)
+    if isinstance(error, ImageSizeError):
+        return TooLargeError(error.what, "Send a smaller one.")
     return UnreadableImageError(error.what, error.fix)

@@ -71,15 +71,16 @@ class Running:
 
     def read_log(self) -> None:
         assert self.process.stderr is not None
-        for raw in self.process.stderr:
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                line = {"event": "text", "text": raw.decode()}
-            self.lines.append(line)
-            if line["event"] in ("model ready", "worker restarted"):
-                self.workers.append(line.get("worker") or line["pid"])
-            self._new.put(line)
+        with self.process.stderr as log:
+            for raw in log:
+                try:
+                    line = json.loads(raw)
+                except ValueError:
+                    line = {"event": "text", "text": raw.decode()}
+                self.lines.append(line)
+                if line["event"] in ("model ready", "worker restarted"):
+                    self.workers.append(line["worker"])
+                self._new.put(line)
         self._new.put(None)
 
     def pause(self) -> None:
@@ -103,6 +104,7 @@ Start = Callable[..., Running]
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """``launch(seconds=…, shift=…, spec={…}, **settings)``: a server with the fake model."""
     servers: list[Running] = []
+    readers: list[threading.Thread] = []
 
     def start(
         seconds: float = 0.0, shift: float = 0.0, spec: dict[str, Any] | None = None, **settings: Any
@@ -119,7 +121,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         )
         server = Running(process, model)
         servers.append(server)
-        threading.Thread(target=server.read_log, daemon=True).start()
+        readers.append(threading.Thread(target=server.read_log))
+        readers[-1].start()
         listening = server.wait_for("listening")
         server.port, server.grpc_port = listening["port"], listening.get("grpc_port", 0)
         return server
@@ -129,7 +132,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait(PATIENCE)
-        assert server.process.stderr is not None
+    for reader in readers:
+        reader.join(PATIENCE)
 
 
 @pytest.fixture(scope="session")

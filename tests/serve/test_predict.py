@@ -208,7 +208,8 @@ def test_wrong_method(client: httpx.Client) -> None:
 def test_serving_a_real_model_imports_no_tensorflow(launch: object, fake_onnx: object) -> None:
     server = launch(model=fake_onnx(), loader="blu_export.runtime:load_runner")  # type: ignore[operator]
     with server.client() as client:
-        found = client.post("/v1/predict", content=grey(51)).json()["detections"]
+        square = png(height=64, width=64)  # it fills the canvas, whose mean is the score
+        found = client.post("/v1/predict", content=square).json()["detections"]
     assert [round(each["score"], 4) for each in found] == [0.2, 0.1]
     mapped = {pid: Path(f"/proc/{pid}/maps") for pid in (server.process.pid, server.workers[-1])}
     if not all(path.exists() for path in mapped.values()):

@@ -13,6 +13,7 @@ EXTRAS = {
     "rtx": ("tensorrt_rtx",),
     "train": ("tensorflow", "keras", "tf2onnx", "onnx", "h5py", "fsspec", "s3fs", "matplotlib", "tensorboard"),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
+    "batch": ("pyarrow",),
     "ray": ("ray",),
 }
 """Importable packages by extra of this project."""
@@ -23,7 +24,8 @@ PURPOSES = {
     "rtx": "TensorRT-RTX engines for a named GPU, built on a machine without one",
     "train": "training, export to ONNX and the Keras reference (train-cpu: with the smaller TensorFlow)",
     "serve": "the HTTP server",
-    "ray": "batch jobs on a Ray cluster",
+    "batch": "blu batch: large sets of photos, in folders or buckets, to Parquet or COCO",
+    "ray": "blu batch and blu serve on a Ray cluster",
 }
 """What each extra is for."""
 

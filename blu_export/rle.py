@@ -66,14 +66,25 @@ def decode_rle(rle: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[n
     Raises:
         ValueError: these are no run lengths of a photo of this size.
     """
+    counts = run_lengths(rle, image_size)
+    height, width = image_size
+    mask: NDArray[np.bool_] = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    return mask
+
+
+def run_lengths(rle: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.int64]:
+    """Pixels of background, mask, background, … down the columns.
+
+    Raises:
+        ValueError: these are no run lengths of a photo of this size.
+    """
     height, width = image_size
     if list(rle["size"]) != [height, width] or min(image_size) < 0 or height * width > MAX_PIXELS:
         raise ValueError(f"a mask of {rle['size']} cannot be of a photo of {[height, width]}")
     counts = _counts(rle["counts"])
     if (len(counts) and (counts.min() < 0 or counts.max() > height * width)) or counts.sum() != height * width:
         raise ValueError(f"the runs do not add up to {height * width} pixels")
-    mask: NDArray[np.bool_] = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
-    return mask
+    return counts
 
 
 def _counts(text: str) -> NDArray[np.int64]:

@@ -1,0 +1,271 @@
+"""``blu evaluate``: COCO average precision of a model, or of a file of results."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blu_export.cli.common import (
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    RuntimeOption,
+    ThreadsOption,
+    command_app,
+    printable,
+    progress,
+    say,
+    show_log,
+    stdout,
+    wrote,
+)
+from blu_export.errors import CheckFailedError, DatasetError, UsageError
+from blu_export.runtime import RUNTIMES_BY_SUFFIX
+
+if TYPE_CHECKING:
+    from blu_export.data.dataset import Dataset
+    from blu_export.detector import Detector
+    from blu_export.measure.evaluate import Evaluation, Expectation, Rows
+
+app = command_app()
+
+USUAL_MIN_CONFIDENCE = 0.05
+"""Detections that a model drops above this score would have counted."""
+WIDTH = 110
+"""Columns of the tables off a terminal."""
+
+
+@app.command()
+def evaluate(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [DATASET]",
+            help="A model file, or a COCO results file (.json); default: the embedded model. Then the data set: a "
+            "folder, a COCO instances file, or a bucket (s3://…).",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO instances file; DATASET is then the folder of its photos.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Judge this COCO results file instead of a model.")] = None,
+    split: Annotated[str, typer.Option(help="Which part of a data set folder: val or train.")] = "val",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many photos.")] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(help='Exit with 1 unless it holds, e.g. "mask_ap>=0.30"; may be given several times.'),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the detections as a COCO results file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write plots, the worst photos and evaluation.json here.")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the worst photos --out shows.")] = 12,
+    as_json: JsonOption = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE for Keras weights, e.g. detection_min_confidence=0.05."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
+    runtime: RuntimeOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure COCO average precision of boxes and masks, per class and per size.
+
+    Classes of model and data set are matched by name.
+
+    \b
+    blu evaluate data/garments
+    blu evaluate coco.onnx coco/ --limit 500 --expect "mask_ap>=0.30" --out report
+    blu evaluate engine.engine photos/ --annotations instances_val.json --save results.json
+    blu evaluate --results results.json --annotations instances_val.json
+    """
+    from blu_export.data.load import load_dataset
+    from blu_export.measure.evaluate import Evaluator, Expectation
+    from blu_export.measure.evaluation_files import read_results, write_results
+
+    wanted = [Expectation.parse(text) for text in expect or ()]
+    asked = Request.of(arguments or [], annotations, results)
+    show_log()
+    detector, judged = None, f"results {asked.results}"
+    if asked.results is None:
+        detector, judged = _load(asked.model, settings or [], runtime, precision, device, threads)
+    whole = load_dataset(asked.dataset, split, asked.photos)
+    dataset = whole.limited(limit)
+    evaluator = Evaluator(dataset)
+    if detector is not None:
+        rows = _detect(detector, dataset, batch)
+    else:
+        assert asked.results is not None
+        photos = {record.image_id for record in dataset.records}
+        rows = [row for row in read_results(asked.results, whole) if row["image_id"] in photos]
+    evaluation = evaluator(rows)
+    report = {"judged": judged, "dataset": dataset.name, **evaluation.to_json(), **_verdict(wanted, evaluation)}
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(evaluation, judged, dataset.name)
+    if save is not None:
+        write_results(save, rows, dataset)
+        wrote(save, f"blu evaluate --results {save} {asked.dataset}")
+    if out is not None:
+        _write_report(out, report, evaluation, rows, dataset, worst)
+    _require(wanted, evaluation)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the arguments mean."""
+
+    dataset: str
+    photos: str | None = None
+    """Folder of the photos, where it is named."""
+    model: Path | None = None
+    """None: the embedded one."""
+    results: Path | None = None
+
+    @classmethod
+    def of(cls, arguments: list[str], annotations: Path | None, results: Path | None) -> Request:
+        """Sort out ``[MODEL or RESULTS] [DATASET]``.
+
+        Raises:
+            UsageError: something is absent, or there is too much.
+        """
+        words = list(arguments)
+        model = None
+        if results is None and words and _is_judged(words, annotations):
+            first = Path(words.pop(0))
+            model, results = (None, first) if first.suffix.lower() == ".json" else (first, None)
+        if len(words) > 1:
+            raise UsageError(f"'{words[0]}' is no model and no results file.", "Write: blu evaluate MODEL DATASET")
+        if annotations is not None:
+            return cls(str(annotations), words[0] if words else None, model, results)
+        if not words:
+            raise UsageError("There is no data set to evaluate on.", "Write: blu evaluate [MODEL] DATASET")
+        return cls(words[0], model=model, results=results)
+
+
+def _is_judged(words: list[str], annotations: Path | None) -> bool:
+    """Whether the first word is what is judged: a model file, or a results file in front of the truth."""
+    suffix = Path(words[0]).suffix.lower()
+    return suffix in RUNTIMES_BY_SUFFIX or (suffix == ".json" and (len(words) > 1 or annotations is not None))
+
+
+def _load(
+    model: Path | None,
+    settings: list[str],
+    runtime: str,
+    precision: str,
+    device: str | None,
+    threads: int | None,
+) -> tuple[Detector, str]:
+    """The detector, and what it is in words."""
+    from blu_export.detector import Detector, load
+    from blu_export.embedded import embedded
+    from blu_export.measure.verify import describe
+
+    path = model or embedded()
+    if settings and RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) != ("keras",):
+        raise UsageError(f"The settings of {path} are fixed in it.", "Give them with --set to blu export onnx.")
+    if settings:
+        from blu_export.runtime.keras import KerasRunner
+
+        detector = Detector(KerasRunner(path, device, settings=settings))
+    else:
+        detector = load(path, runtime=runtime, precision=precision, device=device, threads=threads)
+    least = detector.spec.detection_min_confidence
+    if least > USUAL_MIN_CONFIDENCE:
+        say(f"note: this model drops detections below score {least:g}, which lowers its average precision")
+    return detector, f"{path}, {describe(detector.runner)}"
+
+
+def _detect(detector: Detector, dataset: Dataset, batch: int) -> Rows:
+    from blu_export.measure.evaluate import detect
+
+    with detector.runner:
+        return list(chain.from_iterable(progress(detect(detector, dataset, batch), len(dataset))))
+
+
+def _verdict(wanted: list[Expectation], evaluation: Evaluation) -> dict[str, Any]:
+    checks = [
+        {"expected": str(each), "value": _null(evaluation.values, each.name), "passed": each.holds(evaluation.values)}
+        for each in wanted
+    ]
+    return {"expectations": checks, "passed": all(check["passed"] for check in checks)}
+
+
+def _null(values: dict[str, float], name: str) -> float | None:
+    value = values.get(name, math.nan)
+    return None if math.isnan(value) else value
+
+
+def _require(wanted: list[Expectation], evaluation: Evaluation) -> None:
+    values = evaluation.values
+    for each in wanted:
+        say(f"{'✓' if each.holds(values) else '✗'} {each}: {_number(values.get(each.name, math.nan))}")
+    if failed := [str(each) for each in wanted if not each.holds(values)]:
+        raise CheckFailedError(f"The model does not reach {', '.join(failed)}.")
+
+
+def _print(evaluation: Evaluation, judged: str, dataset: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = stdout()
+    if not console.is_terminal:
+        console.width = WIDTH
+    objects = sum(evaluation.objects.values())
+    console.print(Text(printable(f"{judged} on {dataset}")))
+    console.print(f"{evaluation.photos} photos, {objects} objects, {evaluation.detections} detections\n")
+    summary = Table(box=None, padding=(0, 1))
+    titles = ("AP", "AP50", "AP75", "AP S", "AP M", "AP L", "AR 1", "AR 10", "AR 100", "AR S", "AR M", "AR L")
+    summary.add_column("")
+    for title in titles:
+        summary.add_column(title, justify="right")
+    for kind, scores in evaluation.scores.items():
+        summary.add_row(kind, *map(_number, scores.summary.values()))
+    console.print(summary)
+    stats = ("ap", "ap50", "ap75", "ar100")
+    classes = Table(box=None, padding=(0, 1))
+    classes.add_column("\nclass")
+    classes.add_column("\nobjects", justify="right")
+    for kind in evaluation.scores:
+        for number, title in enumerate(("AP", "AP50", "AP75", "AR 100")):
+            classes.add_column(f"{'' if number else kind}\n{title}", justify="right")
+    for name in evaluation.class_names[1:]:
+        cells = [_number(scores.classes[name][stat]) for scores in evaluation.scores.values() for stat in stats]
+        classes.add_row(Text(printable(name)), str(evaluation.objects[name]), *cells)
+    console.print()
+    console.print(classes)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _write_report(
+    folder: Path, report: dict[str, Any], evaluation: Evaluation, rows: Rows, dataset: Dataset, worst: int
+) -> None:
+    from blu_export.files import atomic_write
+    from blu_export.measure.evaluation_files import draw_worst, plot_precision_recall
+
+    path = folder / "evaluation.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    wrote(path)
+    plot_precision_recall(folder / "precision_recall.png", evaluation)
+    wrote(folder / "precision_recall.png")
+    try:
+        pictures = draw_worst(folder / "worst", evaluation, rows, dataset, worst)
+    except DatasetError as error:  # results and annotations are enough for all else
+        say(f"no pictures of the worst photos: {error}")
+        return
+    if pictures:
+        say(f"wrote {len(pictures)} pictures of the worst photos to {folder / 'worst'}")

@@ -120,7 +120,7 @@ def plot_precision_recall(path: Path, evaluation: Evaluation) -> None:
             axes.plot(recall, values[:, there].mean(axis=1), style, color="black", linewidth=2, label=label)
         axes.set(title=f"{kind}: precision over recall", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="lower left")
+        axes.legend(title="average precision", fontsize="small", loc="lower left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -146,10 +146,14 @@ def draw_worst(folder: Path, evaluation: Evaluation, results: Rows, dataset: Dat
         ]
         titles = [f"annotated: {record.uri.rpartition('/')[2]}", f"found: {errors.missed} missed, {errors.false} false"]
         paths.append(folder / f"{rank:02d}-{Path(record.uri).stem}.jpg")
-        sheet = contact_sheet(pictures, titles, columns=2, tile=TILE)
-        with atomic_write(paths[-1]) as temporary:
-            temporary.write_bytes(cv2.imencode(".jpg", sheet[..., ::-1])[1].tobytes())
+        write_picture(paths[-1], contact_sheet(pictures, titles, columns=2, tile=TILE))
     return paths
+
+
+def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write uint8 [H, W, 3] RGB in the format that the suffix names."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(cv2.imencode(path.suffix, image[..., ::-1])[1].tobytes())
 
 
 def as_detections(rows: Iterable[dict[str, Any]], record: Record, class_names: tuple[str, ...]) -> Detections:

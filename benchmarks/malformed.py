@@ -28,24 +28,42 @@ def _cut(data: bytes, rng: random.Random) -> bytes:
 
 def _png(width: int, height: int, scanlines: bytes) -> bytes:
     """A PNG that says it is RGB of that size and holds these bytes, compressed."""
+    return _png_of(width, height, zlib.compress(scanlines))
 
+
+def _png_of(width: int, height: int, packed: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(scanlines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
-def bomb(width: int = 20_000, height: int = 20_000) -> bytes:
-    """A small file that is a large photo: black, ``3 · width · height`` bytes when decoded."""
-    packer = zlib.compressobj(9)
-    row = bytes(1 + 3 * width)
-    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    )
+def bombs() -> dict[str, bytes]:
+    """Small files that are large photos, by the bytes of RGB that they hold."""
+    tiff = io.BytesIO()
+    Image.new("1", (9400, 9400)).save(tiff, "TIFF", compression="group4")
+    return {
+        "34 bytes of WebP, 265 MB": WEBP_9400,
+        "3 kB of TIFF, 265 MB": tiff.getvalue(),
+        "1.2 MB of PNG, 1,200 MB": _black_png(20_000, 20_000),
+    }
+
+
+WEBP_9400 = bytes.fromhex("524946461a000000574542505650384c0e0000002fb7e42d09071011fd0f4444ff03")
+"""9400 x 9400 black pixels, lossless."""
+
+
+def _black_png(width: int, height: int) -> bytes:
+    """Zeros, packed once and repeated: blocks that end with a full flush do not depend on each other."""
+    size = height * (1 + 3 * width)
+    packer = zlib.compressobj(9, wbits=-15)
+    block = 2**20
+    one = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
+    rest = packer.compress(bytes(size % block)) + packer.flush()
+    checksum = (size % 65521) << 16 | 1  # Adler-32 of zeros
+    data = b"\x78\xda" + one * (size // block) + rest + struct.pack(">I", checksum)
+    return _png_of(width, height, data)
 
 
 def _form(body: bytes, boundary: str = "xyz", length: int | None = None) -> bytes:

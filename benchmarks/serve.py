@@ -1,9 +1,11 @@
 """``blu serve`` under load, overload, faults and abuse, on loopback; one command, results as JSON and Markdown.
 
     python benchmarks/serve.py [--model garments.onnx] [--quick] [--only overload,kill]
+    python benchmarks/serve.py --docs     # write the newest table into docs/serve.md
 
 Every answer is compared with what the same photo gets from a quiet server. Results go to
-benchmarks/results/serve.json and serve.md. The load generator runs on the machine that it measures.
+benchmarks/results/serve.json; ``--only`` replaces these scenarios in it. The load generator runs on the
+machine that it measures.
 """
 
 from __future__ import annotations
@@ -43,9 +45,12 @@ from loadgen import (  # noqa: E402
     summary,
     until,
 )
-from malformed import KINDS, bomb  # noqa: E402
+from malformed import KINDS  # noqa: E402
+from malformed import bombs as packed_bombs  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs" / "serve.md"
+MARK, MARK_END = "<!-- results: benchmarks/serve.py --docs -->", "<!-- end of results -->"
 MEGABYTE = 2**20
 SCORE_TOLERANCE = 0.01
 """Batches of different sizes round differently."""
@@ -302,29 +307,28 @@ async def abuse(target: Target, count: int) -> dict[str, Any]:
     }
 
 
-async def bombs(target: Target, count: int = 20) -> dict[str, Any]:
+async def bombs(target: Target, count: int = 8) -> dict[str, Any]:
     """Small files that are huge photos: refused on their header, before any pixel is decoded."""
     server = await target.start()
-    packed = bomb()
+    files = packed_bombs()
     try:
         await exchange(server.port, target.request(0))
         before = server.memory()["server"]
-        replies = await asyncio.gather(*(exchange(server.port, request(packed)) for _ in range(count)))
+        replies = await asyncio.gather(*(exchange(server.port, request(each)) for each in [*files.values()] * count))
         growth = server.memory()["server"] - before
     finally:
         await server.stop(signal.SIGKILL)
-    statuses = sorted({reply.status for reply in replies})
     return {
-        "file_bytes": len(packed),
-        "pixels_bytes": 3 * 20_000**2,
-        "statuses": statuses,
+        "files": list(files),
+        "requests": len(replies),
+        "statuses": sorted({reply.status for reply in replies}),
         "growth_mb": round(growth / MEGABYTE, 1),
     }
 
 
-async def slow_loris(target: Target, connections: int, seconds: float, head_timeout: float = 10.0) -> dict[str, Any]:
+async def slow_loris(target: Target, connections: int, seconds: float, **settings: Any) -> dict[str, Any]:
     """Connections that say nothing, half a head, or half a body; meanwhile photos are answered as ever."""
-    server = await target.start()
+    server = await target.start(**settings)
     openings = (
         b"",
         b"POST /v1/predict HTTP/1.1\r\nHost: blu\r\nX-Slow: ",
@@ -470,13 +474,52 @@ def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
     }
 
 
+async def run(model: Path, only: Sequence[str], quick: bool) -> dict[str, Any]:
+    """Measure; the result as JSON values."""
+    from blu_export.files import sha256_of
+    from blu_export.measure.machine import describe
+
+    target = blu_target(model)
+    say("learning the right answers")
+    await target.learn()
+    found: dict[str, Any] = {}
+    for name, scenario in scenarios(target, model, quick).items():
+        if only and name not in only:
+            continue
+        say(name)
+        found[name] = await scenario()
+        say(f"  {json.dumps(found[name])}")
+    return {
+        "model": model.name,
+        "sha256": sha256_of(model),
+        "machine": describe(),
+        "quick": quick,
+        "unloaded_s": round(target.unloaded, 4),
+        "photos_per_s": round(target.rate, 3),
+        "scenarios": found,
+    }
+
+
+def merged(new: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``new`` with the other scenarios of an earlier run of the same model on the same machine."""
+    if not path.exists():
+        return new
+    old = json.loads(path.read_text())
+    if any(old.get(key) != new[key] for key in ("sha256", "machine", "quick")):
+        return new
+    return new | {"scenarios": old["scenarios"] | new["scenarios"]}
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The results as a table."""
+    machine = result["machine"]
+    length = "Short forms. " if result["quick"] else ""
     lines = [
-        f"Model {result['model']}, {result['machine']['cpu']}; alone a photo takes {result['unloaded_s']:.3f} s, at most "
-        f"{result['photos_per_s']:.2f} photos/s with 8 clients.",
+        f"{length}Model `{result['model']}` (sha256 {result['sha256'][:12]}…) on {machine['processor']}, "
+        f"{machine['cores']} cores, the load generator on the same machine. In a quiet server a photo takes "
+        f"{result['unloaded_s']:.3f} s; with 8 clients in a closed loop it does {result['photos_per_s']:.2f} photos/s.",
         "",
-        "| | result |",
+        "| scenario | result |",
         "|---|---|",
     ]
     for name, values in result["scenarios"].items():
@@ -487,30 +530,27 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_cell(each)}" for key, each in value.items())
+        return ", ".join(f"{key.replace('_', ' ')}: {_cell(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "none"
     return "yes" if value is True else "no" if value is False else str(value)
 
 
-async def run(model: Path, only: Sequence[str], quick: bool) -> dict[str, Any]:
-    from blu_export.measure.machine import describe
+def update_docs(result: dict[str, Any], docs: Path = DOCS) -> None:
+    """Put the table between the marks of the docs."""
+    from blu_export.files import atomic_write
 
-    target = blu_target(model)
-    print("learning the right answers …", file=sys.stderr)
-    await target.learn()
-    result: dict[str, Any] = {
-        "model": model.name,
-        "machine": describe(),
-        "unloaded_s": target.unloaded,
-        "photos_per_s": target.rate,
-        "scenarios": {},
-    }
-    for name, scenario in scenarios(target, model, quick).items():
-        if only and name not in only:
-            continue
-        print(f"{name} …", file=sys.stderr)
-        result["scenarios"][name] = found = await scenario()
-        print(json.dumps(found), file=sys.stderr)
-    return result
+    text = docs.read_text()
+    before, mark, rest = text.partition(MARK)
+    _, end, after = rest.partition(MARK_END)
+    if not (mark and end):
+        raise SystemExit(f"{docs} has no marks '{MARK}' and '{MARK_END}'")
+    with atomic_write(docs) as temporary:
+        temporary.write_text(f"{before}{mark}\n{markdown(result)}{end}{after}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -521,17 +561,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model file; default: the embedded model")
     parser.add_argument("--quick", action="store_true", help="short forms, about five minutes")
     parser.add_argument("--only", default="", help="names of scenarios, separated by commas")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of serve.json and serve.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "serve.json", help="where the results go")
+    parser.add_argument("--docs", action="store_true", help=f"only write the table into {DOCS.name}")
     arguments = parser.parse_args()
+    if arguments.docs:
+        update_docs(json.loads(arguments.out.read_text()))
+        return
     only = [name for name in arguments.only.split(",") if name]
     with tempfile.TemporaryDirectory() as folder:
         # A copy: nobody may change the file meanwhile.
         source = arguments.model or embedded()
         model = Path(shutil.copy(source, Path(folder) / source.name))
         result = asyncio.run(run(model, only, arguments.quick))
-    for name, text in (("serve.json", json.dumps(result, indent=1) + "\n"), ("serve.md", markdown(result))):
-        with atomic_write(arguments.out / name) as temporary:
-            temporary.write_text(text)
+    result = merged(result, arguments.out)
+    with atomic_write(arguments.out) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
 
 

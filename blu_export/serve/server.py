@@ -76,11 +76,21 @@ def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its handling of signals: ``stop`` says when."""
+    """uvicorn without its handling of signals (see Ending); it says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, address: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.address = address
+        """What is told of the address."""
 
     def capture_signals(self) -> Any:
         """Leave signals alone."""
         return nullcontext()
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Listen, and only then say so: who waits for the line may connect at once."""
+        await super().startup(sockets)
+        log.info("listening", extra=self.address)
 
 
 def run(settings: ServeSettings) -> None:
@@ -120,20 +130,19 @@ async def _serve_on(sockets: list[Any], service: Service) -> bool:
         timeout_keep_alive=KEEP_ALIVE,
         backlog=1024,
     )
-    server = Server(config)
-    ending = Ending(service, server)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.begin, number)
-    loop.add_signal_handler(signal.SIGHUP, ending.reload)
     async with AsyncExitStack() as stack:
-        ports = {"port": sockets[0].getsockname()[1]}
+        address = _address(settings.host, sockets[0].getsockname()[1])
         if settings.grpc_port is not None:
             from blu_export.serve import rpc
 
-            rpc_server, ports["grpc_port"] = await rpc.start(service)
+            rpc_server, address["grpc_port"] = await rpc.start(service)
             stack.push_async_callback(rpc_server.stop, GRPC_GRACE)
-        log.info("listening", extra={"url": f"http://{settings.host}:{ports['port']}", **ports})
+        server = Server(config, address)
+        ending = Ending(service, server)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ending.begin, number)
+        loop.add_signal_handler(signal.SIGHUP, ending.reload)
         await server.serve(sockets)
     log.info("stopped")
     return ending.interrupted
@@ -200,6 +209,10 @@ def _listen(settings: ServeSettings) -> Any:
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.", "Choose another with --port."
         ) from error
     return listener
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", "port": port}
 
 
 def _allow_sockets(count: int) -> None:

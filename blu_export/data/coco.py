@@ -6,10 +6,10 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from blu_export.data.dataset import Annotation, Dataset, Record, read_local
+from blu_export.data.storage import Storage, join, open_storage, parent
 from blu_export.errors import DatasetError
 
 BACKGROUND = "BG"
@@ -19,7 +19,7 @@ def load_coco(
     annotations: str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
     *,
-    read: Callable[[str], bytes] = read_local,
+    storage: Storage | None = None,
 ) -> Dataset:
     """Read a COCO instances file.
 
@@ -27,18 +27,21 @@ def load_coco(
         annotations: path or URL of the JSON file.
         images: folder or URL of the photos; by default ``images`` beside the JSON file where there
             is such a folder, else the file's own folder.
-        read: gives the bytes of a path or URL, now and for the photos later.
+        storage: reads it; by default what the path or URL asks for.
 
     Raises:
         DatasetError: the file is missing, not COCO, or refers to photos or categories it lacks.
     """
     source = os.fspath(annotations)
+    storage = storage or open_storage(source)
+    found = storage.file(source)
     try:
-        content = json.loads(read(source))
-    except (OSError, ValueError) as error:
+        content = json.loads(storage.fetch(source, found.version) if found else storage.read(source))
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{source} cannot be read as JSON: {error}.", "Give a COCO instances file.") from error
-    folder = os.fspath(images) if images is not None else _folder_beside(source)
-    return parse_coco(content, folder, source, read)
+    folder = os.fspath(images) if images is not None else _folder_beside(source, storage)
+    photos = storage if ("://" in folder) == ("://" in source) else open_storage(folder)
+    return parse_coco(content, folder, source, photos.fetch)
 
 
 def parse_coco(content: Any, folder: str, source: str, read: Callable[[str], bytes] = read_local) -> Dataset:
@@ -71,7 +74,7 @@ def parse_coco(content: Any, folder: str, source: str, read: Callable[[str], byt
                 )
             )
         records = tuple(
-            Record(key, f"{folder}/{image['file_name']}", image["height"], image["width"], tuple(found[key]))
+            Record(key, join(folder, image["file_name"]), image["height"], image["width"], tuple(found[key]))
             for key, image in images.items()
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -82,6 +85,6 @@ def parse_coco(content: Any, folder: str, source: str, read: Callable[[str], byt
     return Dataset(class_names, records, source, read, category_ids=(0, *index_of))
 
 
-def _folder_beside(source: str) -> str:
-    parent = Path(source).parent
-    return str(parent / "images") if (parent / "images").is_dir() else source.rpartition("/")[0] or "."
+def _folder_beside(source: str, storage: Storage) -> str:
+    folder = join(parent(source), "images")
+    return folder if storage.is_folder(folder) else parent(source)

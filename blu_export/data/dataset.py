@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.errors import DatasetError
+from blu_export.errors import DatasetError, ImageError
 
 Segmentation = Sequence[Sequence[float]] | dict[str, Any]
 """Polygons [[x1, y1, x2, y2, …], …] in pixels (their union is the object), or a COCO RLE."""
@@ -80,15 +80,14 @@ class Dataset:
         Raises:
             DatasetError: the file cannot be read, or its size is not the annotated one.
         """
-        from blu_export.image import decode
-
         record = self.records[index]
         try:
-            image: NDArray[np.uint8] = decode(self.read(record.uri))
+            content = self.read(record.uri)
         except OSError as error:
             raise DatasetError(
                 f"The photo {record.uri} cannot be read: {error}.", "Run 'blu data check' on the data set."
             ) from error
+        image = decode_photo(content, record.uri)
         if image.shape[:2] != (record.height, record.width):
             raise DatasetError(
                 f"{record.uri} is {image.shape[1]}x{image.shape[0]}, its annotation says "
@@ -98,12 +97,38 @@ class Dataset:
         return image
 
     def load_masks(self, index: int) -> NDArray[np.bool_]:
-        """Masks of photo ``index``: bool [N, H, W] in the order of ``records[index].annotations``."""
+        """Masks of photo ``index``: bool [N, H, W] in the order of ``records[index].annotations``.
+
+        Raises:
+            DatasetError: an annotation cannot be a mask of this photo.
+        """
         record = self.records[index]
         masks = np.zeros((len(record.annotations), record.height, record.width), bool)
-        for mask, annotation in zip(masks, record.annotations, strict=True):
-            mask[:] = decode_mask(annotation.segmentation, record.height, record.width)
+        for number, annotation in enumerate(record.annotations):
+            try:
+                masks[number] = decode_mask(annotation.segmentation, record.height, record.width)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DatasetError(
+                    f"The mask of object {number + 1} on {record.uri} cannot be read: {error}.",
+                    "Correct the annotation.",
+                ) from error
         return masks
+
+
+def decode_photo(content: bytes, uri: str) -> NDArray[np.uint8]:
+    """The photo ``uri`` from its bytes: uint8 [H, W, 3], RGB.
+
+    Raises:
+        DatasetError: it is no image, or damaged.
+    """
+    from blu_export.image import decode
+
+    try:
+        return decode(content)
+    except ImageError as error:
+        raise DatasetError(
+            f"The photo {uri} cannot be decoded. {error.what}", "Run 'blu data check' on the data set."
+        ) from error
 
 
 def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
@@ -119,7 +144,18 @@ def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict[str
 
 
 def decode_mask(segmentation: Segmentation, height: int, width: int) -> NDArray[np.bool_]:
-    """Bool [height, width] of polygons or an RLE, compressed or not."""
+    """Bool [height, width] of polygons or an RLE, compressed or not.
+
+    Raises:
+        ValueError: the run lengths are not of a mask of this size.
+    """
     from pycocotools import mask as coco_mask
 
+    from blu_export.rle import decode_rle
+
+    if isinstance(segmentation, dict):
+        encoded: Any = segmentation
+        if isinstance(encoded["counts"], list):
+            encoded = {"size": encoded["size"], "counts": encode_mask(encoded, height, width)["counts"].decode()}
+        return decode_rle(encoded, (height, width))
     return np.asarray(coco_mask.decode(encode_mask(segmentation, height, width)), bool)

@@ -106,5 +106,5 @@ def test_foreign_files_are_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(DatasetError, match=str(path.name)):
         load_coco(path)
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="absent.json cannot be read: it does not exist"):
         load_coco(tmp_path / "absent.json")

@@ -35,7 +35,7 @@ def load(
     path: str | os.PathLike[str] | None = None,
     *,
     runtime: str = "auto",
-    precision: str = "auto",
+    precision: str = "file",
     device: str | None = None,
     threads: int | None = None,
 ) -> Detector:

@@ -12,6 +12,7 @@ from pathlib import Path
 # Before TensorFlow is imported anywhere: no noise about GPUs on every test's stderr.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("BLU_CACHE", "off")  # tests leave nothing in the user's cache
 
 import numpy as np
 import pytest

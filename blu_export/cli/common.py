@@ -27,7 +27,13 @@ ModelOption = Annotated[
 RuntimeOption = Annotated[
     str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or keras; auto takes the fastest that works here.")
 ]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32, fp16, bf16 or int8; auto takes the file as it is.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        help="file (as it is), float32, fp16, bf16 or int8 (the file beside it of that precision), or auto: "
+        "the fastest of them that passed its parity check."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: what the runtime chooses.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of the network. Default: the cores this process may use.")

@@ -73,7 +73,7 @@ def evaluate(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
     runtime: RuntimeOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = "file",
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:

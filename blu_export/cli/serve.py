@@ -51,7 +51,7 @@ def serve(
         bool, typer.Option("--reload", help="Take over a new model file as soon as it is there.")
     ] = False,
     runtime: RuntimeOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = "file",
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blu_export.detector import Detector
 
+from blu_export.detector import Detector
 from blu_export.errors import BluError, UsageError
 from blu_export.measure.cold import measure_cold
 from blu_export.measure.flops import count_flops

@@ -7,10 +7,11 @@ import platform
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from blu_export.runtime.cpu import processor
 
 _PACKAGES = ("blu-export", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "numpy",
              "opencv-python-headless")  # fmt: skip
@@ -32,15 +33,8 @@ def describe() -> dict[str, Any]:
 
 def processor_name() -> str:
     """The processor's name with the vector extensions that matter to inference."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = set(fields.get("flags", "").split())
-    extensions = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile") if f in flags]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(extensions)})"
+    name, extensions = processor()
+    return f"{name} ({', '.join(extensions)})" if extensions else name
 
 
 def matrix_peaks(threads: int) -> dict[str, float]:

@@ -1,13 +1,31 @@
-"""How many threads a network should use here."""
+"""What the processor is, and how many threads a network should use on it."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
+from functools import cache
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16")  # fmt: skip
+"""Vector extensions that decide how fast inference is, as Linux names them on x86-64 and ARM."""
+INT8_EXTENSIONS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Those that multiply 8-bit integers faster than float32 numbers."""
+
+
+@cache
+def processor() -> tuple[str, tuple[str, ...]]:
+    """(name, the EXTENSIONS that it has); no extensions where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), ()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return fields.get("model name", platform.machine()), tuple(name for name in EXTENSIONS if name in flags)
 
 
 def usable_cores(cgroup: Path = _CGROUP, topology: Path = _TOPOLOGY) -> int:

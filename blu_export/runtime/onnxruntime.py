@@ -13,6 +13,7 @@ from blu_export.errors import BluError, MissingDependencyError, ModelFileError, 
 from blu_export.extras import import_extra
 from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
+from blu_export.runtime.graph_cache import open_session
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class OnnxRuntimeRunner(Runner):
             CUDA where it works and the processor elsewhere.
         threads: of one network on the processor; None takes the cores that this process may use.
         source: names a model that was already read in errors.
+        store: keep the optimised graph on disk, for other processes that load the same file.
 
     Raises:
         ModelFileError: corrupt, foreign, or refused by ONNX Runtime.
@@ -45,6 +47,7 @@ class OnnxRuntimeRunner(Runner):
         device: str | None = None,
         threads: int | None = None,
         source: str = "model",
+        store: bool = False,
     ) -> None:
         if not isinstance(model, OnnxFile):
             source, model = os.fspath(model), read_onnx(model)
@@ -52,7 +55,7 @@ class OnnxRuntimeRunner(Runner):
         self.precision = model.precision
         ort = import_extra("onnxruntime")
         kind, index = _parse_device(device)
-        self._session = _open_session(ort, model, source, _choose_provider(ort, kind), index, threads)
+        self._session = _open_session(ort, model, source, _choose_provider(ort, kind), index, threads, store)
         active = self._session.get_providers()[0]
         if kind is not None and active != _PROVIDERS[kind]:
             raise MissingDependencyError(
@@ -99,18 +102,24 @@ def _choose_provider(ort: Any, kind: str | None) -> str:
     return next(name for name in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if name in ort.get_available_providers())
 
 
-def _open_session(ort: Any, model: OnnxFile, source: str, provider: str, index: int, threads: int | None) -> Any:
+def _open_session(
+    ort: Any, model: OnnxFile, source: str, provider: str, index: int, threads: int | None, store: bool
+) -> Any:
     if provider not in ort.get_available_providers():
         raise MissingDependencyError(
             f"This build of ONNX Runtime has no {provider}.",
             "Uninstall onnxruntime, then: pip install 'blu-export[gpu]'",
         )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors are raised, warnings are about other people's graphs
-    options.intra_op_num_threads = threads or usable_cores()
-    # Within a call the threads spin between operators (a sleep costs more than most operators here);
-    # between calls they must not, since then the next photo is being decoded on the same cores.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+
+    def make_options() -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors are raised, warnings are about other people's graphs
+        options.intra_op_num_threads = threads or usable_cores()
+        # Within a call the threads spin between operators (a sleep costs more than most operators here);
+        # between calls they must not, since then the next photo is being decoded on the same cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
     settings: dict[str, str] = {}
     if provider != _PROVIDERS["cpu"]:
         if hasattr(ort, "preload_dlls"):
@@ -119,11 +128,13 @@ def _open_session(ort: Any, model: OnnxFile, source: str, provider: str, index: 
     if provider == _PROVIDERS["cuda"]:
         # TF32 keeps ten bits of the mantissa: that would be another precision than the file's.
         settings |= {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    providers = [(provider, settings)]
-    if provider != _PROVIDERS["cpu"]:
-        providers += [(_PROVIDERS["cpu"], {})]
     try:
-        return ort.InferenceSession(model.data, options, providers=providers)
+        if provider == _PROVIDERS["cpu"] and store:
+            return open_session(ort, model.data, make_options, [provider])
+        providers = [(provider, settings)]
+        if provider != _PROVIDERS["cpu"]:
+            providers += [(_PROVIDERS["cpu"], {})]
+        return ort.InferenceSession(model.data, make_options(), providers=providers)
     except Exception as error:  # as in run
         raise ModelFileError(
             f"ONNX Runtime {ort.__version__} refuses {source}: {error}",

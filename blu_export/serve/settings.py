@@ -22,7 +22,7 @@ class ServeSettings:
     grpc_port: int | None = None
     """Serve the Open Inference Protocol over gRPC too; None: HTTP only."""
     runtime: str = "auto"
-    precision: str = "auto"
+    precision: str = "file"
     device: str | None = None
     threads: int | None = None
     """The four above as runtime.load_runner takes them."""

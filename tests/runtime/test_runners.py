@@ -69,7 +69,7 @@ def test_auto_says_what_it_took_and_why(fake_onnx: FakeOnnx, caplog: pytest.LogC
     caplog.set_level(logging.INFO, "blu_export")
     with load_runner(fake_onnx()) as runner:
         assert runner.runtime == "onnxruntime"
-    assert "runtime onnxruntime: the fastest for float32" in caplog.text
+    assert "runtime onnxruntime, float32: usually the fastest for float32" in caplog.text
 
 
 def test_auto_takes_openvino_for_int8(fake_onnx: FakeOnnx) -> None:

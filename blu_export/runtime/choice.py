@@ -1,0 +1,203 @@
+"""Which of a model's files runs fastest here, and in which runtime.
+
+Precisions of one model lie beside each other, as ``blu export onnx`` names them: ``coco.onnx``,
+``coco.int8.onnx``, ``coco.fp16.onnx``. A reduced one may stand in for the exact one when it was made from
+the same weights with the same settings and the parity that was measured at its export passed.
+
+What is fastest was either measured on this machine by ``blu benchmark``, which remembers it here, or
+follows from a rule. Nothing is measured while a model is being loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from blu_export.cache import cache_folder
+from blu_export.errors import MissingDependencyError, ModelFileError
+from blu_export.files import atomic_write
+from blu_export.runtime.cpu import INT8_EXTENSIONS, processor
+from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
+from blu_export.spec import ModelSpec
+
+RUNTIMES = ("onnxruntime", "openvino")
+"""What runs .onnx files."""
+REDUCED = ("int8", "fp16")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A file, the runtime for it, and why these."""
+
+    path: Path
+    model: OnnxFile
+    runtime: str
+    why: str
+
+
+def precision_path(path: Path, precision: str) -> Path:
+    """Where another precision of ``path`` lies: ``coco.onnx`` and int8 give ``coco.int8.onnx``."""
+    stem = path.name.removesuffix(".onnx")
+    for known in REDUCED:
+        stem = stem.removesuffix(f".{known}")
+    return path.with_name(f"{stem}.onnx" if precision == "float32" else f"{stem}.{precision}.onnx")
+
+
+def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choice:
+    """What to load for a named .onnx file.
+
+    Args:
+        runtime: ``auto``, ``onnxruntime`` or ``openvino``.
+        precision: ``file`` takes the file as it is, ``auto`` the fastest of its precisions that passed
+            their parity, and a name that one: the file itself, or the one beside it.
+
+    Raises:
+        ModelFileError: the file cannot be read, or there is no such precision of it.
+        MissingDependencyError: neither runtime is installed.
+    """
+    if precision == "auto":
+        files = {path: read_onnx(path)} | dict(stand_ins(path, device))
+    else:
+        path, model = _of_precision(path, precision)
+        files = {path: model}
+    runtimes = _installed() if runtime == "auto" else (runtime,)
+    if runtime == "auto" and device not in (None, "cpu"):
+        runtimes = ("onnxruntime",)
+    candidates = [(file, name) for file in files for name in runtimes]
+    if len(candidates) == 1:
+        why = "asked for" if runtime != "auto" else "the only one that fits here"
+        return Choice(path, files[path], candidates[0][1], why)
+    seconds, day = recall(path)
+    if all(_label(*candidate) in seconds for candidate in candidates):
+        chosen = min(candidates, key=lambda candidate: seconds[_label(*candidate)])
+        why = f"the fastest here, as blu benchmark measured on {day}"
+    else:
+        chosen, why = _by_rule(files, runtimes)
+    if chosen[0] != path:
+        why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"
+    return Choice(chosen[0], files[chosen[0]], chosen[1], why)
+
+
+def stand_ins(path: Path, device: str | None = None) -> Iterator[tuple[Path, OnnxFile]]:
+    """The reduced precisions beside a float32 file that may stand in for it on this device."""
+    model = read_onnx(path)
+    if model.precision != "float32":
+        return
+    for precision in REDUCED:
+        # A processor computes half precision in float32: slower than the exact file, and less exact.
+        fits = precision == "int8" if device in (None, "cpu") else precision == "fp16"
+        beside = precision_path(path, precision)
+        if fits and beside != path and beside.is_file():
+            other = read_onnx(beside)
+            if stands_in(other, spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))):
+                yield beside, other
+
+
+def stands_in(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
+    """Whether a reduced model was made from the same weights and settings, and its parity passed."""
+    parity = model.json_metadata("blu_parity")
+    passed = isinstance(parity, dict) and parity.get("passed") is True
+    weights = exact.provenance.get("weights_sha256")
+    same = weights is not None and spec.provenance.get("weights_sha256") == weights
+    return (
+        passed
+        and same
+        and spec.replace(provenance={}) == exact.replace(provenance={})
+        and model.metadata.get("blu_target", "portable") == "portable"
+    )
+
+
+def remember(path: Path, seconds: Mapping[tuple[Path, str], float]) -> None:
+    """Keep what was measured here for ``choose``: seconds per photo of (file, runtime)."""
+    if (record := _record(path)) is None:
+        return
+    measured = {_label(file, runtime): value for (file, runtime), value in seconds.items()}
+    values = {"day": date.today().isoformat(), "state": _state(path), "seconds": measured}
+    with atomic_write(record) as temporary:
+        temporary.write_text(json.dumps(values))
+
+
+def recall(path: Path) -> tuple[dict[str, float], str]:
+    """What was remembered for a model (seconds by "file runtime"), and the day; nothing where it is out of date."""
+    record = _record(path)
+    try:
+        values = json.loads(record.read_text()) if record else {}
+        if values.get("state") == _state(path):
+            return {str(k): float(v) for k, v in values["seconds"].items()}, str(values["day"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass  # absent, or not ours: the rule decides
+    return {}, ""
+
+
+def _of_precision(path: Path, precision: str) -> tuple[Path, OnnxFile]:
+    model = read_onnx(path)
+    if precision in ("file", model.precision):
+        return path, model
+    beside = precision_path(path, precision)
+    if not beside.is_file():
+        raise ModelFileError(
+            f"{path} is a {model.precision} model, not {precision}, and there is no {beside.name} beside it.",
+            f"Write one with: blu export onnx --precision {precision}",
+        )
+    return beside, read_onnx(beside)
+
+
+def _installed() -> tuple[str, ...]:
+    installed = tuple(name for name in RUNTIMES if find_spec(name) is not None)
+    if not installed:
+        raise MissingDependencyError(
+            "Neither ONNX Runtime nor OpenVINO is installed.", "Install them with: pip install 'blu-export[cpu]'"
+        )
+    return installed
+
+
+def _by_rule(files: Mapping[Path, OnnxFile], runtimes: tuple[str, ...]) -> tuple[tuple[Path, str], str]:
+    """The usual order of speeds (docs/performance.md), where this model was not measured here."""
+    exact, *reduced = files
+    units = sorted(INT8_EXTENSIONS.intersection(processor()[1]))
+    path = exact
+    if reduced and (files[reduced[0]].precision != "int8" or units):
+        path = reduced[0]
+    kind = files[path].precision
+    best = "openvino" if kind == "int8" and "openvino" in runtimes else runtimes[0]
+    why = f"usually the fastest for {kind}"
+    if kind == "int8" and units:
+        why += f" on a processor with {units[0]}"
+    return (path, best), f"{why}; blu benchmark {exact.name} measures it here"
+
+
+def _parity(model: OnnxFile) -> str:
+    parity = model.json_metadata("blu_parity")
+    return f"{parity['matched']} of {parity['instances']} instances matched at its export"
+
+
+def _label(path: Path, runtime: str) -> str:
+    return f"{path.name} {runtime}"
+
+
+def _record(path: Path) -> Path | None:
+    folder = cache_folder("choices")
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:40]
+    return folder and folder / f"{name}.json"
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What a measurement depends on. Sizes and times of the files rather than hashes: it is looked up at each start."""
+    files = [path, *(precision_path(path, precision) for precision in REDUCED)]
+    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
+    return {"files": stats, "versions": {name: _version(name) for name in RUNTIMES}, "processor": repr(processor())}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

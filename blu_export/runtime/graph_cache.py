@@ -1,0 +1,93 @@
+"""ONNX Runtime's optimised graphs on disk: the second process that loads a model starts in a fraction of the time.
+
+Most of a session's start goes into fusing nodes and laying the weights out for this processor. Both are
+stored; the weights lie in a file of their own, which ONNX Runtime maps into memory instead of reading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blu_export.cache import cache_folder, keep_newest
+from blu_export.runtime.cpu import processor
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Counts up when what is stored changes."""
+BYTES_ALLOWED = 4 * 2**30
+"""Of all stored graphs together."""
+_GRAPH, _WEIGHTS = "graph.onnx", "weights.bin"
+_SMALLEST_WEIGHT = 1024
+"""Bytes; smaller tensors stay in the graph."""
+
+
+def open_session(ort: Any, data: bytes, make_options: Callable[[], Any], providers: list[Any]) -> Any:
+    """An ``InferenceSession`` of a model on the processor, from the cache where it has been there before.
+
+    Args:
+        data: the ONNX file.
+        make_options: makes fresh ``SessionOptions``; what they set besides optimisation is kept.
+
+    Raises:
+        Exception: what ONNX Runtime raises for a model that it refuses.
+    """
+    folder = cache_folder("onnxruntime")
+    if folder is None:
+        return ort.InferenceSession(data, make_options(), providers=providers)
+    entry = folder / _key(ort, data)
+    session = _stored(ort, entry, make_options, providers)
+    return session or _store(ort, data, entry, make_options, providers)
+
+
+def _key(ort: Any, data: bytes) -> str:
+    """The layout of weights depends on the processor; the fusions on ONNX Runtime's version."""
+    place = hashlib.sha256(repr((FORMAT, ort.__version__, processor())).encode())
+    return f"{hashlib.sha256(data).hexdigest()[:40]}-{place.hexdigest()[:16]}"
+
+
+def _stored(ort: Any, entry: Path, make_options: Callable[[], Any], providers: list[Any]) -> Any:
+    if not (entry / _GRAPH).is_file():
+        return None
+    options = make_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(os.fspath(entry / _GRAPH), options, providers=providers)
+        os.utime(entry)
+    except Exception as error:  # damaged, or removed meanwhile: made again below
+        log.warning("the stored graph %s is of no use and is made again: %s", entry, error)
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+    return session
+
+
+def _store(ort: Any, data: bytes, entry: Path, make_options: Callable[[], Any], providers: list[Any]) -> Any:
+    """Optimise the model and store the outcome: whole or not at all, whoever else is doing the same."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=entry.parent, ignore_cleanup_errors=True) as work:
+            options = make_options()
+            options.optimized_model_filepath = os.path.join(work, _GRAPH)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_min_size_in_bytes", str(_SMALLEST_WEIGHT)
+            )
+            session = ort.InferenceSession(data, options, providers=providers)
+            made = Path(work, "made")
+            made.mkdir()
+            for name in (_GRAPH, _WEIGHTS):
+                if Path(work, name).exists():  # a model of small tensors only has no file of weights
+                    Path(work, name).replace(made / name)
+            if not entry.exists():
+                made.rename(entry)
+        keep_newest(entry.parent, BYTES_ALLOWED)
+        return session
+    except Exception as error:  # a full disk, a race lost, or a bad model: the last one shows below
+        log.debug("the optimised graph was not stored: %s", error)
+        return ort.InferenceSession(data, make_options(), providers=providers)

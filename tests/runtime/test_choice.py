@@ -1,0 +1,126 @@
+"""Which file and runtime `auto` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blu_export.errors import ModelFileError
+from blu_export.runtime import choice, load_runner
+from blu_export.runtime.choice import choose, precision_path, recall, remember
+
+FakeOnnx = Callable[..., Path]
+PASSED = {"passed": True, "instances": 10, "matched": 10}
+WEIGHTS = {"weights_sha256": "1" * 64}
+
+
+@pytest.fixture
+def family(fake_onnx: FakeOnnx, tmp_path: Path) -> Callable[..., Path]:
+    """``family(parity, provenance)``: model.onnx with a model.int8.onnx of that parity and origin beside it."""
+
+    def make(parity: object = PASSED, provenance: dict[str, str] = WEIGHTS, **fields: object) -> Path:
+        exact = tmp_path / "model.onnx"
+        fake_onnx(provenance=WEIGHTS).rename(exact)
+        metadata = {"blu_precision": "int8", "blu_parity": json.dumps(parity)}
+        fake_onnx(metadata, provenance=provenance, **fields).rename(tmp_path / "model.int8.onnx")
+        return exact
+
+    return make
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    return lambda *extensions: monkeypatch.setattr(choice, "processor", lambda: ("a processor", extensions))
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLU_CACHE", str(tmp_path / "cache"))
+
+
+def test_names_of_precisions() -> None:
+    assert precision_path(Path("a/coco.onnx"), "int8") == Path("a/coco.int8.onnx")
+    assert precision_path(Path("a/coco.int8.onnx"), "fp16") == Path("a/coco.fp16.onnx")
+    assert precision_path(Path("a/coco.int8.onnx"), "float32") == Path("a/coco.onnx")
+
+
+def test_int8_stands_in_where_the_processor_has_units_for_it(
+    family: Callable[..., Path], processor: Callable[..., None]
+) -> None:
+    path = family()
+    processor("avx2", "avx512_vnni")
+    found = choose(path, "auto", "auto", None)
+    assert (found.path.name, found.runtime) == ("model.int8.onnx", "openvino")
+    assert "avx512_vnni" in found.why and "10 of 10 instances" in found.why
+    processor("avx2")
+    assert choose(path, "auto", "auto", None).path == path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"parity": {"passed": False, "instances": 10, "matched": 5}},
+        {"parity": "nonsense"},
+        {"provenance": {"weights_sha256": "2" * 64}},
+        {"provenance": {}},
+        {"detection_min_confidence": 0.5},
+    ],
+)
+def test_what_may_not_stand_in(
+    family: Callable[..., Path], processor: Callable[..., None], arguments: dict[str, object]
+) -> None:
+    processor("avx512_vnni")
+    path = family(**arguments)
+    assert choose(path, "auto", "auto", None).path == path
+
+
+def test_the_file_as_it_is_unless_asked(family: Callable[..., Path], processor: Callable[..., None]) -> None:
+    processor("avx512_vnni")
+    path = family()
+    with load_runner(path) as runner:
+        assert runner.precision == "float32"
+    with load_runner(path, precision="int8") as runner:
+        assert runner.precision == "int8"
+    with load_runner(path.with_name("model.int8.onnx"), precision="float32") as runner:
+        assert runner.precision == "float32"
+    with pytest.raises(ModelFileError, match=r"there is no model\.fp16\.onnx beside it"):
+        load_runner(path, precision="fp16")
+
+
+def test_a_measurement_beats_the_rule(
+    family: Callable[..., Path], processor: Callable[..., None], memory: None
+) -> None:
+    processor("avx2")
+    path = family()
+    int8 = path.with_name("model.int8.onnx")
+    seconds = {(path, "onnxruntime"): 0.4, (path, "openvino"): 0.3}
+    remember(path, seconds)
+    assert choose(path, "auto", "file", None).runtime == "openvino"
+    # int8 was not measured: the rule decides among the files.
+    assert choose(path, "auto", "auto", None).path == path
+    remember(path, seconds | {(int8, "onnxruntime"): 0.1, (int8, "openvino"): 0.2})
+    found = choose(path, "auto", "auto", None)
+    assert (found.path, found.runtime) == (int8, "onnxruntime")
+    assert "measured" in found.why
+    assert choose(path, "openvino", "auto", None).path == int8
+
+
+def test_a_measurement_of_another_file_is_forgotten(family: Callable[..., Path], memory: None) -> None:
+    path = family()
+    remember(path, {(path, "onnxruntime"): 0.4, (path, "openvino"): 0.3})
+    assert recall(path)[0]
+    os.utime(path, (1, 1))
+    assert recall(path) == ({}, "")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": 1}', "null"])
+def test_a_broken_memory_is_no_memory(family: Callable[..., Path], memory: None, content: str) -> None:
+    path = family()
+    remember(path, {(path, "onnxruntime"): 0.4})
+    (record,) = (path.parent / "cache" / "choices").iterdir()
+    record.write_text(content)
+    assert recall(path) == ({}, "")

@@ -12,7 +12,7 @@ EXTRAS = {
     "gpu": ("tensorrt", "cuda"),
     "rtx": ("tensorrt_rtx",),
     "train": ("tensorflow", "keras", "tf2onnx", "onnx", "h5py", "fsspec", "s3fs", "matplotlib", "tensorboard"),
-    "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "grpc", "tritonclient"),
     "batch": ("pyarrow",),
     "ray": ("ray",),
 }
@@ -23,7 +23,7 @@ PURPOSES = {
     "gpu": "inference on NVIDIA GPUs: TensorRT, and ONNX Runtime's GPU build (instead of the extra cpu)",
     "rtx": "TensorRT-RTX engines for a named GPU, built on a machine without one",
     "train": "training, export to ONNX and the Keras reference (train-cpu: with the smaller TensorFlow)",
-    "serve": "the HTTP server",
+    "serve": "the HTTP and gRPC server",
     "batch": "blu batch: large sets of photos, in folders or buckets, to Parquet or COCO",
     "ray": "blu batch and blu serve on a Ray cluster",
 }

@@ -28,6 +28,8 @@ MAX_CONFIG_BYTES = 2**24
 BASE_SECONDS = 5
 BYTES_PER_SECOND = 2e7
 """Processor time that a file may take: ten times what an honest one needs."""
+LONGEST_FACTOR = 100
+"""Wall time over processor time, as the backstop where processor time cannot be limited: a busy machine gives little."""
 BASE_MEMORY = 2 * 2**30
 _STDIN = "-"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +82,9 @@ def _read_apart(source: str, name: str, size: int, content: bytes | None = None)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path, str(_ROOT)]))}
     command = [sys.executable, "-P", "-m", __name__, source, name, str(seconds), str(BASE_MEMORY + 4 * size)]
     try:
-        done = subprocess.run(command, input=content or b"", capture_output=True, env=environment, timeout=10 * seconds)
+        done = subprocess.run(
+            command, input=content or b"", capture_output=True, env=environment, timeout=LONGEST_FACTOR * seconds
+        )
     except subprocess.TimeoutExpired:
         raise ModelFileError(f"{name} cannot be read: it keeps the HDF5 library busy.", "Copy it again.") from None
     if done.returncode < 0:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import command_app, say, wrote
+from blu_export.cli.common import command_app, progress, say, wrote
 from blu_export.errors import UsageError
 from blu_export.train.config import RunConfig
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
     from blu_export.spec import ModelSpec
+    from blu_export.train.fit import Trainer
 
 app = command_app()
 
@@ -113,8 +114,9 @@ def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_r
     """Open the data, build the model, train, and say what was written."""
     import keras
 
+    from blu_export.cli.train_progress import TrainProgress
     from blu_export.model.mask_rcnn import MaskRCNN
-    from blu_export.train.distribute import is_chief, make_strategy
+    from blu_export.train.distribute import is_chief, make_deterministic, make_strategy
     from blu_export.train.fit import Trainer
     from blu_export.train.run_folder import RunFolder
     from blu_export.train.start import load_start
@@ -126,19 +128,17 @@ def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_r
     spec = make_spec(run, photos)
     settings = run.train
     keras.utils.set_random_seed(settings.seed)
+    make_deterministic()
     keras.config.set_dtype_policy("float32" if settings.precision == "float32" else f"mixed_{settings.precision}")
     with strategy.scope():
         model = MaskRCNN(spec.replace(image_resize_mode="none"))
-    target = None
-    if chief and not dry_run:
-        if not resume and (folder / "config.toml").exists():
-            raise UsageError(
-                f"There is a run in {folder} already.", "Resume it with --resume, or choose another --out."
-            )
-        target = RunFolder(folder)
-        target.save_config(run)
-    validator = Validator(validation) if validation is not None else None
-    trainer = Trainer(spec, model, photos, settings, target, validator, strategy)
+    writes = chief and not dry_run
+    if writes and not resume and (folder / "config.toml").exists():
+        raise UsageError(f"There is a run in {folder} already.", "Resume it with --resume, or choose another --out.")
+    validator = None
+    if validation is not None:
+        validator = Validator(validation.limited(settings.validate_photos or None), watch=progress)
+    trainer = Trainer(spec, model, photos, settings, None, validator, strategy)
     if resume and trainer.resume(folder):
         say(f"resuming after epoch {trainer.progress.epoch} of {settings.total_epochs}")
     else:
@@ -150,14 +150,32 @@ def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_r
     size = "x".join(map(str, trainer.canvas))
     say(f"{len(photos)} photos, {spec.num_classes - 1} classes, canvas {size}, {trainer.steps} steps per epoch")
     if dry_run:
-        losses = trainer.dry_run()
-        say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+        _dry_run(trainer, validation)
         return
-    trainer.run(on_epoch=lambda row: say(describe(row, settings.total_epochs)))
-    if target is not None:
+    if writes:  # not before all that can be refused has been
+        trainer.folder = RunFolder(folder)
+        trainer.folder.save_config(run)
+    try:
+        with TrainProgress(settings.total_epochs, trainer.steps, settings.batch) as on_step:
+            trainer.run(lambda row: say(describe(row, settings.total_epochs)), on_step)
+    except KeyboardInterrupt:
+        say(f"go on with: blu train --resume --out {folder}")
+        raise
+    if writes:
         best = folder / "best.h5"
         result = best if best.exists() else folder / "final.h5"
         wrote(result, f"blu export onnx --weights {result}")
+
+
+def _dry_run(trainer: Trainer, validation: Dataset | None) -> None:
+    """Say what a run would do, and make its first step."""
+    config = trainer.config
+    counted = f"{len(validation)} photos" if validation is not None else "none"
+    say(f"validation: {counted}; backbone {trainer.spec.backbone}, {config.optimizer}, {config.precision}")
+    for number, stage in enumerate(config.stages, start=1):
+        say(f"stage {number}: {stage.layers} for {stage.epochs} epochs")
+    losses = trainer.dry_run()
+    say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
 
 
 def open_data(data: dict[str, Any]) -> tuple[Dataset, Dataset | None]:

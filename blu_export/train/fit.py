@@ -87,6 +87,7 @@ class Trainer:
         self.folder, self.validate = folder, validate
         self.strategy = strategy or tf.distribute.get_strategy()
         self.canvas = training_canvas(spec, config)
+        self._check_batch()
         self.steps = config.steps_per_epoch or max(1, len(dataset) // config.batch)
         self.total_steps = self.steps * config.total_epochs
         targets = config.targets
@@ -119,8 +120,16 @@ class Trainer:
         self.progress, self.history = Progress(**state["progress"]), state["history"]
         return True
 
-    def run(self, on_epoch: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    def run(
+        self,
+        on_epoch: Callable[[Row], None] = lambda row: None,
+        on_step: Callable[[int, float], None] = lambda number, loss: None,
+    ) -> list[Row]:
         """Train to the end, or until validation no longer gets better; returns the history.
+
+        Args:
+            on_epoch: called with each new row of the history.
+            on_step: called after each step with its number in the run, from 0, and its loss.
 
         Raises:
             CheckFailedError: a loss is not finite.
@@ -132,7 +141,7 @@ class Trainer:
             if self._new_stage():
                 self.step = self._stage_step(progress.epoch)
             start = time.perf_counter()
-            row = {"epoch": progress.epoch + 1.0} | self._epoch(data, scaler)
+            row = {"epoch": progress.epoch + 1.0} | self._epoch(data, scaler, on_step)
             row["images_per_second"] = self.steps * config.batch / (time.perf_counter() - start)
             progress.epoch += 1
             progress.scale, progress.scale_age = scaler.scale, scaler.age
@@ -186,7 +195,7 @@ class Trainer:
 
         return self.strategy.distribute_datasets_from_function(part)
 
-    def _epoch(self, data: Any, scaler: LossScale) -> Row:
+    def _epoch(self, data: Any, scaler: LossScale, on_step: Callable[[int, float], None]) -> Row:
         config, sums, norms = self.config, dict.fromkeys((*LOSSES, "loss"), 0.0), []
         first = self.progress.epoch * self.steps
         rate = 0.0
@@ -201,8 +210,17 @@ class Trainer:
                 norms.append(values["norm"])
             if self.folder is not None:
                 self.folder.log_step(number, values | {"learning_rate": rate})
+            on_step(number, values["loss"])
         means = {name: value / self.steps for name, value in sums.items()}
         return means | {"norm": sum(norms) / max(1, len(norms)), "learning_rate": rate}
+
+    def _check_batch(self) -> None:
+        parts = self.strategy.num_replicas_in_sync * self.config.accumulate
+        if self.config.batch % parts:
+            raise UsageError(
+                f"A batch of {self.config.batch} photos cannot be cut into {parts} parts (devices times accumulate).",
+                f"Set --batch to a multiple of {parts}.",
+            )
 
     def _check_finite(self, values: Row, number: int, scaler: LossScale) -> None:
         bad = [name for name in LOSSES if not math.isfinite(values[name])]

@@ -35,7 +35,7 @@ def imagenet_tensors(backbone: str) -> Tensors:
     downloads and caches them.
 
     Raises:
-        MissingDependencyError: the package is not installed.
+        MissingDependencyError: the package is not installed, or the download fails.
     """
     if backbone == "efficientnet_lite0":
         spec = find_spec(LITE0_PACKAGE)
@@ -48,7 +48,14 @@ def imagenet_tensors(backbone: str) -> Tensors:
     import keras
 
     make = {"resnet50": keras.applications.ResNet50, "resnet101": keras.applications.ResNet101}[backbone]
-    return resnet_tensors(make(weights="imagenet", include_top=False))
+    try:
+        source = make(weights="imagenet", include_top=False)
+    except Exception as error:  # what Keras raises when a download fails is no narrower
+        raise MissingDependencyError(
+            f"The ImageNet weights of {backbone} cannot be downloaded: {error}.",
+            "Connect to the internet once, or start from a file: --weights FILE.",
+        ) from error
+    return resnet_tensors(source)
 
 
 def read_lite0(path: str | os.PathLike[str]) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,16 +29,21 @@ class Validator:
     Args:
         dataset: the validation photos.
         batch: photos that go through the model at once, where its canvas is fixed.
+        watch: passes the photos' results on, as they come; for a progress line.
     """
 
-    def __init__(self, dataset: Dataset, batch: int = 4) -> None:
+    def __init__(
+        self, dataset: Dataset, batch: int = 4, watch: Callable[[Iterable[Rows], int], Iterator[Rows]] | None = None
+    ) -> None:
         self.dataset = dataset
         self.batch = batch
+        self.watch = watch or (lambda rows, total: iter(rows))
         self.evaluator = Evaluator(dataset)
 
     def __call__(self, model: MaskRCNN, picture: Path | None = None) -> dict[str, float]:
         """AP by VALUES, 0..1; ``picture`` gets the predictions on the first few photos."""
-        rows = list(detect(Detector(KerasRunner.of_model(model)), self.dataset, self.batch))
+        found = detect(Detector(KerasRunner.of_model(model)), self.dataset, self.batch)
+        rows = list(self.watch(found, len(self.dataset)))
         if picture is not None:
             self._draw(picture, rows[:PICTURES])
         values = self.evaluator(list(chain.from_iterable(rows))).values

@@ -43,6 +43,10 @@ def export_onnx(
         typer.Option(help="Photos, a folder or a glob to measure fp16 and int8 on. Default: those of --images."),
     ] = None,
     calibration_method: Annotated[str, typer.Option(help="int8 ranges: minmax, percentile or entropy.")] = "minmax",
+    compress_to_fp16: Annotated[
+        bool,
+        typer.Option("--compress-to-fp16", help="Store the weights in 16 bits: half the size, computed in float32."),
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Compare the file with the Keras model.")] = True,
     images: Annotated[
         list[str] | None,
@@ -77,6 +81,7 @@ def export_onnx(
         precision=precision,
         calibration=_photos(calibration) or [],
         method=calibration_method,
+        compress_to_fp16=compress_to_fp16,
         verify=verify,
         images=_photos(images),
         tell=say,

@@ -66,6 +66,7 @@ def export_onnx(
     precision: str = "float32",
     calibration: Iterable[Any] = (),
     method: str = "minmax",
+    compress_to_fp16: bool = False,
     verify: bool = True,
     images: Iterable[Any] | None = None,
     tell: Tell = lambda line: None,
@@ -81,6 +82,7 @@ def export_onnx(
         precision: of the learned parts: ``float32``, ``fp16`` or ``int8``.
         calibration: photos that fp16 and int8 are measured on. Default: ``images``.
         method: how int8 ranges are chosen, see ``precision.type_parts``.
+        compress_to_fp16: store the kernels in half and compute in float32, see ``storage.compress``.
         verify: compare the file with the Keras model, instance by instance.
         images: photos to compare on. Default: the demo photo.
         tell: takes a line about each step.
@@ -103,6 +105,8 @@ def export_onnx(
 
     output, photos = Path(output), list(images) if images is not None else [embedded(DEMO_PHOTO)]
     _check_request(output, target, opset, precision)
+    if compress_to_fp16 and (target, precision) != ("portable", "float32"):
+        raise UsageError("Only a portable float32 file is compressed.", "Leave out --compress-to-fp16.")
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -126,7 +130,7 @@ def export_onnx(
     for note in typed.notes():
         tell(note)
     with step("compose"):
-        graph = checked_graph(typed, spec)
+        graph = checked_graph(typed, spec, compress_to_fp16=compress_to_fp16)
     nodes, latest = len(graph.graph.node), graph.opset_import[0].version
     tell(f"checked: {nodes} nodes, opset {latest}, for {target} ({seconds['compose']:.1f} s)")
     parity = None
@@ -150,7 +154,9 @@ def export_onnx(
     return Exported(path, spec, target, precision, latest, nodes, report, parity, dict(typed.kept), seconds)
 
 
-def checked_graph(typed: TypedParts, spec: ModelSpec, rehearsal: bool = False) -> onnx.ModelProto:
+def checked_graph(
+    typed: TypedParts, spec: ModelSpec, rehearsal: bool = False, compress_to_fp16: bool = False
+) -> onnx.ModelProto:
     """Typed parts as one model that passed the ONNX checker, full shape inference and the gate.
 
     Raises:
@@ -160,8 +166,11 @@ def checked_graph(typed: TypedParts, spec: ModelSpec, rehearsal: bool = False) -
 
     from blu_export.export.gate import gate
     from blu_export.export.precision import compose_typed
+    from blu_export.export.storage import compress
 
     graph = compose_typed(typed, spec, rehearsal)
+    if compress_to_fp16:
+        graph = compress(graph)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from blu_export.errors import ModelFileError
+from blu_export.export.storage import restore
 from blu_export.spec import ModelSpec
 
 PARTS = {
@@ -29,6 +30,7 @@ def split(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, onnx.ModelProto]
     Raises:
         ModelFileError: the model lacks a part, or a part is not joined to the rest as ``compose`` does it.
     """
+    model = restore(model)
     initializers = {t.name: t for t in model.graph.initializer}
     halves = {
         n.output[0]

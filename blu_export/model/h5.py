@@ -77,8 +77,11 @@ def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple
         raise ModelFileError(f"{name} cannot be read as HDF5 ({_one_line(error)}).", "Copy the file again.") from error
 
 
-def write_layers(path: str | os.PathLike[str], layers: Layers, spec_json: str) -> None:
-    """Write the flat Keras 2 layout, which Matterport's program reads too, with the spec beside it."""
+def write_layers(path: str | os.PathLike[str], layers: Layers, spec_json: str, half: bool = False) -> None:
+    """Write the flat Keras 2 layout, which Matterport's program reads too, with the spec beside it.
+
+    With ``half`` kernels are stored in 16 bits; vectors, the variances among them, always in 32.
+    """
     with h5py.File(path, "w", libver="earliest") as file:
         _write_strings(file, "layer_names", [name.encode() for name in layers])
         file.attrs["backend"] = b"tensorflow"
@@ -91,7 +94,8 @@ def write_layers(path: str | os.PathLike[str], layers: Layers, spec_json: str) -
             group = file.create_group(layer)
             _write_strings(group, "weight_names", [name.encode() for name, _ in tensors])
             for name, tensor in tensors:
-                group.create_dataset(name, data=np.asarray(tensor, np.float32))
+                dtype = np.float16 if half and tensor.ndim > 1 else np.float32
+                group.create_dataset(name, data=np.asarray(tensor, dtype))
 
 
 def _write_strings(group: Any, name: str, values: list[bytes]) -> None:

@@ -75,20 +75,32 @@ class MaskRCNN(keras.Model):
 
     def forward(self, canvas: Any, window: Any, anchors: Any) -> dict[str, Any]:
         """The whole forward pass as TensorFlow operations; returns the tensors named in STAGES."""
-        spec = self.spec
         shape = tf.shape(canvas)[1:3]
         *pyramid, _, rpn_class, rpn_bbox = self.trunk(self.preprocess(canvas), training=False)
-        rois = propose(rpn_class[..., 1], rpn_bbox, anchors, spec)
-        pooled = pyramid_roi_align(rois, pyramid, spec.pool_size, shape)
-        _, probabilities, deltas = self.box_head(pooled, training=False)
-        rows = tf.shape(rois)[:2]
-        probabilities = tf.reshape(probabilities, [rows[0], rows[1], spec.num_classes])
-        deltas = tf.reshape(deltas, [rows[0], rows[1], spec.num_classes, 4])
-        detections = select_detections(rois, probabilities, deltas, normalize_window(window, shape), spec)
+        rois = propose(rpn_class[..., 1], rpn_bbox, anchors, self.spec)
         return dict(zip(PYRAMID_LEVELS, pyramid, strict=False)) | {
             "rpn_class": rpn_class,
             "rpn_bbox": rpn_bbox,
             "rois": rois,
+            **self.detect_in(rois, pyramid, window, shape),
+        }
+
+    def detect_in(self, rois: Any, pyramid: list[Any], window: Any, shape: Any) -> dict[str, Any]:
+        """What follows from the proposals: the tensors of STAGES after ``rois``.
+
+        Args:
+            rois: float32 [B, R, 4], normalised.
+            pyramid: P2..P5.
+            window: float32 [B, 4], pixels.
+            shape: int [2], (height, width) of the canvas.
+        """
+        pooled = pyramid_roi_align(rois, pyramid, self.spec.pool_size, shape)
+        _, probabilities, deltas = self.box_head(pooled, training=False)
+        rows = tf.shape(rois)[:2]
+        probabilities = tf.reshape(probabilities, [rows[0], rows[1], self.spec.num_classes])
+        deltas = tf.reshape(deltas, [rows[0], rows[1], self.spec.num_classes, 4])
+        detections = select_detections(rois, probabilities, deltas, normalize_window(window, shape), self.spec)
+        return {
             "mrcnn_class": probabilities,
             "mrcnn_bbox": deltas,
             "detections": detections,

@@ -29,7 +29,7 @@ BASE_SECONDS = 5
 BYTES_PER_SECOND = 2e7
 """Processor time that a file may take: ten times what an honest one needs."""
 LONGEST_FACTOR = 100
-"""Wall time over processor time, as the backstop where processor time cannot be limited: a busy machine gives little."""
+"""Wall time over processor time: the backstop where processor time has no limit. A busy machine gives little."""
 BASE_MEMORY = 2 * 2**30
 _STDIN = "-"
 _ROOT = Path(__file__).resolve().parents[2]

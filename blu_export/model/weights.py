@@ -217,8 +217,12 @@ def load_weights(model: MaskRCNN, weights: Weights | str | os.PathLike[str]) -> 
     return report
 
 
-def save_weights(model: MaskRCNN, path: str | os.PathLike[str]) -> None:
-    """Write a model in the original's layout (flat Keras 2), with its spec in the attribute ``blu_spec``."""
+def save_weights(model: MaskRCNN, path: str | os.PathLike[str], half: bool = False) -> None:
+    """Write a model in the original's layout (flat Keras 2), with its spec in the attribute ``blu_spec``.
+
+    Args:
+        half: store kernels in 16 bits, rounded: half the size, for a file that is given away.
+    """
     layers: Layers = {}
     for name, layer in model.learned_layers().items():
         group = RPN_GROUP if name in RPN_LAYERS else name
@@ -227,7 +231,7 @@ def save_weights(model: MaskRCNN, path: str | os.PathLike[str]) -> None:
     if [name.split("/")[0] for name, _ in layers[RPN_GROUP][::2]] != list(RPN_LAYERS):
         raise AssertionError("the RPN's layers are not in the file's order")
     with atomic_write(path) as temporary:
-        write_layers(temporary, layers, model.spec.to_json())
+        write_layers(temporary, layers, model.spec.to_json(), half)
 
 
 def compare(wanted: Mapping[str, Sequence[tuple[str, Shape]]], found: Layers) -> WeightReport:

@@ -451,3 +451,13 @@ def test_a_library_that_fails_is_a_damaged_file(
     monkeypatch.setattr(weight_files, "BASE_SECONDS", 1)
     with pytest.raises(ModelFileError, match="damaged"):
         read_weight_file(saved)
+
+
+def test_half_is_half_the_size_and_rounds_kernels_only(model: Any, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.h5"
+    save_weights(model, path, half=True)
+    assert path.stat().st_size < 0.65 * saved.stat().st_size  # vectors stay whole, and this model is mostly headers
+    for layer, tensors in read_weights(saved).layers.items():
+        for (_, whole), (_, half) in zip(tensors, read_weights(path).layers[layer], strict=True):
+            assert half.dtype == np.float32
+            np.testing.assert_array_equal(half, whole.astype(np.float16 if whole.ndim > 1 else np.float32))

@@ -38,12 +38,13 @@ def load(
     precision: str = "file",
     device: str | None = None,
     threads: int | None = None,
+    throughput: bool = False,
 ) -> Detector:
     """Load a model; without a path the one that comes with the package.
 
     The arguments and errors are those of runtime.load_runner.
     """
-    return Detector(load_runner(path or embedded(), runtime, precision, device, threads))
+    return Detector(load_runner(path or embedded(), runtime, precision, device, threads, throughput))
 
 
 @dataclass
@@ -121,7 +122,8 @@ class Detector:
     def stream(self, sources: Iterable[Source], *, batch: int = 1, workers: int = 2) -> Iterator[Photo]:
         """Yield a Photo for each source, in order, while the next ones are under way.
 
-        Photos are decoded and un-molded in ``workers`` threads while the network works on others.
+        Photos are decoded and un-molded in ``workers`` threads while the network works on others, on as
+        many at a time as the runner has lanes.
         ``sources`` is read as results are taken, a few batches ahead: it may be endless. A photo that
         fails carries its error and the stream goes on.
 
@@ -138,7 +140,8 @@ class Detector:
 
     def _stream(self, sources: Iterable[Source], batch: int, workers: int) -> Iterator[Photo]:
         pool = ThreadPoolExecutor(workers, "blu-photo")
-        network = ThreadPoolExecutor(1, "blu-network")
+        lanes = self.runner.lanes
+        network = ThreadPoolExecutor(lanes, "blu-network")
 
         def run_then_finish(photos: list[Photo]) -> list[Future[Photo]]:
             self._run(photos)
@@ -146,8 +149,8 @@ class Detector:
 
         try:
             prepared = _map_ahead(pool, self._prepare, sources, batch + workers)
-            # Two batches: one in the network, one waiting, so that it never pauses.
-            for finishing in _map_ahead(network, run_then_finish, _group(prepared, batch), 2):
+            # One batch in each lane and one waiting, so that none ever pauses.
+            for finishing in _map_ahead(network, run_then_finish, _group(prepared, batch), lanes + 1):
                 for photo in finishing:
                     yield photo.result()
         finally:

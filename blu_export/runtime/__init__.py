@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.runtime.base import Runner
+from blu_export.runtime.cpu import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def load_runner(
     precision: str = "file",
     device: str | None = None,
     threads: int | None = None,
+    throughput: bool = False,
 ) -> Runner:
     """Load a model file into the runtime that fits it.
 
@@ -40,7 +42,9 @@ def load_runner(
             beside it; ``auto`` takes the fastest of them whose parity passed at its export, and logs
             which and why. See ``runtime.choice``.
         device: ``cpu``, ``cuda``, ``cuda:1``, … as the runtime knows it; None lets it choose.
-        threads: of one network on the processor; None takes the cores that this process may use.
+        threads: on the processor; None takes the cores that this process may use.
+        throughput: load for many photos rather than for the least time of one: ``Runner.lanes`` says how
+            many calls go best at the same time, and the threads are divided among them.
 
     Raises:
         UsageError: no such runtime or precision, or the runtime cannot run this kind of file.
@@ -56,7 +60,7 @@ def load_runner(
         raise ModelFileError(f"There is no model file {path}.", "Check the path; blu inspect shows what a model is.")
     _check_runtime(path, runtime)
     if path.suffix.lower() == ".onnx":
-        return _load_onnx(path, runtime, precision, device, threads)
+        return _load_onnx(path, runtime, precision, device, threads, throughput)
     runner = _load_other(path, device)
     if precision not in ("auto", "file", runner.precision):
         runner.close()
@@ -74,19 +78,30 @@ def _check_runtime(path: Path, runtime: str) -> None:
         raise UsageError(f"{runtime} cannot run {path}.", f"{path.suffix} files run in {' or '.join(choices)}.")
 
 
-def _load_onnx(path: Path, runtime: str, precision: str, device: str | None, threads: int | None) -> Runner:
+def _load_onnx(
+    path: Path, runtime: str, precision: str, device: str | None, threads: int | None, throughput: bool
+) -> Runner:
     from blu_export.runtime.choice import choose
 
     choice = choose(path, runtime, precision, device)
     source = os.fspath(choice.path)
     log.info("runtime %s, %s: %s", choice.runtime, choice.model.precision, choice.why)
+    lanes = 1
+    if throughput:
+        threads = threads or usable_cores()
+        lanes = min(choice.lanes, threads)
+        threads //= lanes
+    runner: Runner
     if choice.runtime == "openvino":
         from blu_export.runtime.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(choice.model, device, threads, source=source)
-    from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+        runner = OpenVinoRunner(choice.model, device, threads, source=source)
+    else:
+        from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(choice.model, device, threads, source=source, store=True)
+        runner = OnnxRuntimeRunner(choice.model, device, threads, source=source, store=True)
+    runner.lanes = lanes if runner.device == "CPU" else 1
+    return runner
 
 
 def _load_other(path: Path, device: str | None) -> Runner:

@@ -24,6 +24,8 @@ class Runner(ABC):
     """What it runs on, as shown to people: ``CPU``, ``CUDA: Tesla T4``."""
     precision: str
     """``float32``, ``fp16``, ``bf16`` or ``int8``: of the learned parts."""
+    lanes: int = 1
+    """Calls of ``run`` that go best at the same time, where there are many photos to do."""
 
     @abstractmethod
     def run(

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -24,13 +24,15 @@ from typing import Any
 from blu_export.cache import cache_folder
 from blu_export.errors import MissingDependencyError, ModelFileError
 from blu_export.files import atomic_write
-from blu_export.runtime.cpu import INT8_EXTENSIONS, processor
+from blu_export.runtime.cpu import INT8_EXTENSIONS, processor, usable_cores
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 from blu_export.spec import ModelSpec
 
 RUNTIMES = ("onnxruntime", "openvino")
 """What runs .onnx files."""
 REDUCED = ("int8", "fp16")
+MAX_LANES = 8
+"""Each lane holds a network's worth of activations."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Choice:
     path: Path
     model: OnnxFile
     runtime: str
+    lanes: int
+    """Photos in the network at the same time, each on its share of the threads, where there are many to do."""
     why: str
 
 
@@ -72,18 +76,19 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
     if runtime == "auto" and device not in (None, "cpu"):
         runtimes = ("onnxruntime",)
     candidates = [(file, name) for file in files for name in runtimes]
+    known = recall(path)
     if len(candidates) == 1:
-        why = "asked for" if runtime != "auto" else "the only one that fits here"
-        return Choice(path, files[path], candidates[0][1], why)
-    seconds, day = recall(path)
-    if all(_label(*candidate) in seconds for candidate in candidates):
-        chosen = min(candidates, key=lambda candidate: seconds[_label(*candidate)])
-        why = f"the fastest here, as blu benchmark measured on {day}"
+        chosen, why = candidates[0], "asked for" if runtime != "auto" else "the only one that fits here"
+    elif all(_label(*candidate) in known.seconds for candidate in candidates):
+        chosen = min(candidates, key=lambda candidate: known.seconds[_label(*candidate)])
+        why = f"the fastest here, as blu benchmark measured on {known.day}"
     else:
         chosen, why = _by_rule(files, runtimes)
     if chosen[0] != path:
         why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"
-    return Choice(chosen[0], files[chosen[0]], chosen[1], why)
+    # One photo a core was the faster way wherever it was measured (docs/performance.md).
+    lanes = known.lanes.get(_label(*chosen), min(usable_cores(), MAX_LANES)) if device in (None, "cpu") else 1
+    return Choice(chosen[0], files[chosen[0]], chosen[1], lanes, why)
 
 
 def stand_ins(path: Path, device: str | None = None) -> Iterator[tuple[Path, OnnxFile]]:
@@ -115,26 +120,44 @@ def stands_in(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
     )
 
 
-def remember(path: Path, seconds: Mapping[tuple[Path, str], float]) -> None:
-    """Keep what was measured here for ``choose``: seconds per photo of (file, runtime)."""
+@dataclass(frozen=True)
+class Known:
+    """What was measured here of one model, by "file runtime"."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of the network, one photo at a time."""
+    lanes: Mapping[str, int] = field(default_factory=dict)
+    """The better number of lanes for many photos."""
+    day: str = ""
+
+
+def remember(
+    path: Path, seconds: Mapping[tuple[Path, str], float], lanes: Mapping[tuple[Path, str], int] | None = None
+) -> None:
+    """Keep what was measured here for ``choose``, by (file, runtime); see Known."""
     if (record := _record(path)) is None:
         return
-    measured = {_label(file, runtime): value for (file, runtime), value in seconds.items()}
-    values = {"day": date.today().isoformat(), "state": _state(path), "seconds": measured}
+    values = {
+        "state": _state(path),
+        "day": date.today().isoformat(),
+        "seconds": {_label(*key): value for key, value in seconds.items()},
+        "lanes": {_label(*key): value for key, value in (lanes or {}).items()},
+    }
     with atomic_write(record) as temporary:
         temporary.write_text(json.dumps(values))
 
 
-def recall(path: Path) -> tuple[dict[str, float], str]:
-    """What was remembered for a model (seconds by "file runtime"), and the day; nothing where it is out of date."""
+def recall(path: Path) -> Known:
+    """What was remembered for a model; nothing where a file, a runtime or the processor has changed since."""
     record = _record(path)
     try:
         values = json.loads(record.read_text()) if record else {}
         if values.get("state") == _state(path):
-            return {str(k): float(v) for k, v in values["seconds"].items()}, str(values["day"])
+            seconds = {str(k): float(v) for k, v in values["seconds"].items()}
+            return Known(seconds, {str(k): int(v) for k, v in values["lanes"].items()}, str(values["day"]))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass  # absent, or not ours: the rule decides
-    return {}, ""
+    return Known()
 
 
 def _of_precision(path: Path, precision: str) -> tuple[Path, OnnxFile]:
@@ -162,16 +185,12 @@ def _installed() -> tuple[str, ...]:
 def _by_rule(files: Mapping[Path, OnnxFile], runtimes: tuple[str, ...]) -> tuple[tuple[Path, str], str]:
     """The usual order of speeds (docs/performance.md), where this model was not measured here."""
     exact, *reduced = files
-    units = sorted(INT8_EXTENSIONS.intersection(processor()[1]))
-    path = exact
-    if reduced and (files[reduced[0]].precision != "int8" or units):
-        path = reduced[0]
+    path = reduced[0] if reduced else exact
     kind = files[path].precision
-    best = "openvino" if kind == "int8" and "openvino" in runtimes else runtimes[0]
-    why = f"usually the fastest for {kind}"
-    if kind == "int8" and units:
-        why += f" on a processor with {units[0]}"
-    return (path, best), f"{why}; blu benchmark {exact.name} measures it here"
+    units = sorted(INT8_EXTENSIONS.intersection(processor()[1]))
+    best = "openvino" if kind == "int8" and units and "openvino" in runtimes else runtimes[0]
+    where = f" on a processor with{f' {units[0]}' if units else 'out int8 units'}" if kind == "int8" else ""
+    return (path, best), f"usually the fastest for {kind}{where}; blu benchmark {exact.name} measures it here"
 
 
 def _parity(model: OnnxFile) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from blu_export.errors import ModelFileError
 from blu_export.runtime import choice, load_runner
-from blu_export.runtime.choice import choose, precision_path, recall, remember
+from blu_export.runtime.choice import Known, choose, precision_path, recall, remember
 
 FakeOnnx = Callable[..., Path]
 PASSED = {"passed": True, "instances": 10, "matched": 10}
@@ -57,7 +57,8 @@ def test_int8_stands_in_where_the_processor_has_units_for_it(
     assert (found.path.name, found.runtime) == ("model.int8.onnx", "openvino")
     assert "avx512_vnni" in found.why and "10 of 10 instances" in found.why
     processor("avx2")
-    assert choose(path, "auto", "auto", None).path == path
+    found = choose(path, "auto", "auto", None)
+    assert (found.path.name, found.runtime) == ("model.int8.onnx", "onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -101,10 +102,12 @@ def test_a_measurement_beats_the_rule(
     remember(path, seconds)
     assert choose(path, "auto", "file", None).runtime == "openvino"
     # int8 was not measured: the rule decides among the files.
+    assert choose(path, "auto", "auto", None).path == int8
+    remember(path, seconds | {(int8, "onnxruntime"): 1.1, (int8, "openvino"): 1.2})
     assert choose(path, "auto", "auto", None).path == path
-    remember(path, seconds | {(int8, "onnxruntime"): 0.1, (int8, "openvino"): 0.2})
+    remember(path, seconds | {(int8, "onnxruntime"): 0.1, (int8, "openvino"): 0.2}, {(int8, "onnxruntime"): 3})
     found = choose(path, "auto", "auto", None)
-    assert (found.path, found.runtime) == (int8, "onnxruntime")
+    assert (found.path, found.runtime, found.lanes) == (int8, "onnxruntime", 3)
     assert "measured" in found.why
     assert choose(path, "openvino", "auto", None).path == int8
 
@@ -112,9 +115,9 @@ def test_a_measurement_beats_the_rule(
 def test_a_measurement_of_another_file_is_forgotten(family: Callable[..., Path], memory: None) -> None:
     path = family()
     remember(path, {(path, "onnxruntime"): 0.4, (path, "openvino"): 0.3})
-    assert recall(path)[0]
+    assert recall(path).seconds
     os.utime(path, (1, 1))
-    assert recall(path) == ({}, "")
+    assert recall(path) == Known()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": 1}', "null"])
@@ -123,4 +126,15 @@ def test_a_broken_memory_is_no_memory(family: Callable[..., Path], memory: None,
     remember(path, {(path, "onnxruntime"): 0.4})
     (record,) = (path.parent / "cache" / "choices").iterdir()
     record.write_text(content)
-    assert recall(path) == ({}, "")
+    assert recall(path) == Known()
+
+
+def test_many_photos_share_the_threads_of_one(family: Callable[..., Path], memory: None) -> None:
+    path = family()
+    remember(path, {}, {(path, "onnxruntime"): 4})
+    with load_runner(path, "onnxruntime") as runner:
+        assert runner.lanes == 1
+    with load_runner(path, "onnxruntime", threads=2, throughput=True) as runner:
+        assert runner.lanes == 2
+    with load_runner(path, "onnxruntime", threads=8, throughput=True) as runner:
+        assert runner.lanes == 4

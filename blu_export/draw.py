@@ -38,6 +38,7 @@ def overlay(
     fill: float = FILL,
     boxes: bool = True,
     labels: bool = True,
+    scores: bool = True,
 ) -> NDArray[np.uint8]:
     """Draw detections on a copy of their photo. Lines and letters grow with the photo.
 
@@ -47,7 +48,8 @@ def overlay(
         by: what has a colour of its own. A class has the same one on every photo.
         fill: opacity of the masks, 0..1.
         boxes: draw boxes.
-        labels: write class names and scores.
+        labels: write class names.
+        scores: write scores behind them.
 
     Returns:
         uint8 [H, W, 3] RGB.
@@ -72,7 +74,8 @@ def overlay(
             _box(drawn, detections.rois[i].tolist(), colours[i], max(1, round(unit)))
     if labels and len(detections):
         crowding = min(1.0, (CROWD / len(detections)) ** 0.25)
-        _labels(drawn, detections, colours, max(9, round(12.5 * unit * crowding)))
+        names = [f"{found.class_name} {found.score:.2f}" if scores else found.class_name for found in detections]
+        _labels(drawn, detections, names, colours, max(9, round(12.5 * unit * crowding)))
     return drawn
 
 
@@ -114,11 +117,13 @@ def _box(drawn: NDArray[np.uint8], roi: list[int], colour: Colour, width: int) -
     cv2.rectangle(drawn, (x1, y1), (x2 - 1, y2 - 1), colour, width)
 
 
-def _labels(drawn: NDArray[np.uint8], detections: Detections, colours: Sequence[Colour], size: int) -> None:
+def _labels(
+    drawn: NDArray[np.uint8], detections: Detections, names: Sequence[str], colours: Sequence[Colour], size: int
+) -> None:
     height, width = drawn.shape[:2]
     taken = np.zeros((0, 4), np.int64)
-    for found, colour in zip(detections, colours, strict=True):
-        label = _label(f"{found.class_name} {found.score:.2f}", colour, size, width, height)
+    for found, name, colour in zip(detections, names, colours, strict=True):
+        label = _label(name, colour, size, width, height)
         box = _place(found.roi.tolist(), (label.shape[1], label.shape[0]), (width, height), taken)
         taken = np.concatenate([taken, [box]])
         _blend(drawn, label, box)

@@ -26,7 +26,7 @@ COMMANDS = {
     "build-engine": "A TensorRT engine from an ONNX file, checked.",
     "verify": "Compare two models instance by instance.",
     "benchmark": "Time models per stage.",
-    "data": "Look at data sets, or convert them.",
+    "data check": "What is in a data set, and what is wrong with it.",
     "serve": "Serve a model over HTTP.",
     "batch": "Run a model over a large set of photos, resumable.",
     "inspect": "What a model file holds, and its measured parity.",
@@ -35,7 +35,7 @@ COMMANDS = {
 """Command -> its line in ``blu --help``. ``build-engine`` lives in ``cli/build_engine.py``, ``export onnx``
 in ``cli/export_onnx.py``: a module whose ``app`` is common.command_app(). A command is listed once it is there."""
 
-GROUPS = {"export": "Export a model: onnx, triton."}
+GROUPS = {"export": "Export a model: onnx, triton.", "data": "Look at data sets: check."}
 """First words of two-word commands -> their line in ``blu --help``."""
 
 EXAMPLES = """

@@ -47,6 +47,8 @@ def quantise(
     """
     quantization = import_extra("onnxruntime.quantization")
     part = at_opset(part, HALF_SCALES_OPSET)
+    given = onnx.ModelProto()
+    given.CopyFrom(part)  # the quantiser moves the weights of what it is given out of it
     # The stride collects one sample at a time, with every method: histograms need all tensors of a sample.
     options: dict[str, Any] = {"CalibStridedMinMax": 1, "WeightSymmetric": True}
     activation = quantization.QuantType.QUInt8
@@ -64,7 +66,7 @@ def quantise(
         warnings.simplefilter("ignore")  # about the quantiser's own use of NumPy
         path = Path(folder) / "part.onnx"
         quantization.quantize_static(
-            part,
+            given,
             path,
             reader,
             quant_format=quantization.QuantFormat.QDQ,

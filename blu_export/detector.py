@@ -148,9 +148,9 @@ class Detector:
             return [pool.submit(self._finish, photo) for photo in photos]
 
         try:
-            prepared = _map_ahead(pool, self._prepare, sources, batch + workers)
+            prepared = map_ahead(pool, self._prepare, sources, batch + workers)
             # One batch in each lane and one waiting, so that none ever pauses.
-            for finishing in _map_ahead(network, run_then_finish, _group(prepared, batch), lanes + 1):
+            for finishing in map_ahead(network, run_then_finish, _group(prepared, batch), lanes + 1):
                 for photo in finishing:
                     yield photo.result()
         finally:
@@ -206,7 +206,7 @@ class Detector:
                 self.timings[stage] += time.perf_counter() - start
 
 
-def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     """``map`` in a pool: in order, lazy, and never more than ``ahead`` items under way."""
     items = iter(items)
     waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(items, ahead))

@@ -25,6 +25,7 @@ from blu_export.cli.common import (
     stdout,
     wrote,
 )
+from blu_export.cli.data_check import CachedOption
 from blu_export.errors import CheckFailedError, DatasetError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX
 
@@ -66,6 +67,7 @@ def evaluate(
         Path | None, typer.Option("--out", "-o", help="Write plots, the worst photos and evaluation.json here.")
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst photos --out shows.")] = 12,
+    cached: CachedOption = None,
     as_json: JsonOption = False,
     settings: Annotated[
         list[str] | None,
@@ -87,17 +89,19 @@ def evaluate(
     blu evaluate engine.engine photos/ --annotations instances_val.json --save results.json
     blu evaluate --results results.json --annotations instances_val.json
     """
-    from blu_export.data.load import load_dataset
+    from blu_export.data.load import SPLITS, load_dataset
     from blu_export.measure.evaluate import Evaluator, Expectation
     from blu_export.measure.evaluation_files import read_results, write_results
 
+    if split not in SPLITS:
+        raise UsageError(f"There is no split '{split}'.", f"Splits are {', '.join(SPLITS)}.")
     wanted = [Expectation.parse(text) for text in expect or ()]
     asked = Request.of(arguments or [], annotations, results)
     show_log()
     detector, judged = None, f"results {asked.results}"
     if asked.results is None:
         detector, judged = _load(asked.model, settings or [], runtime, precision, device, threads)
-    whole = load_dataset(asked.dataset, split, asked.photos)
+    whole = load_dataset(asked.dataset, split, asked.photos, cached=cached, progress=progress)
     dataset = whole.limited(limit)
     evaluator = Evaluator(dataset)
     if detector is not None:

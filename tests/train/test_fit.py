@@ -13,10 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 from shapes import SIDE, Shapes, shapes, tiny_config, tiny_model, tiny_spec
 
-from blu_export.data.dataset import Dataset
 from blu_export.errors import ModelFileError
 from blu_export.model.weights import read_weights
 from blu_export.train.checkpoint import checkpoints, load_checkpoint
@@ -103,28 +101,28 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
               "fpn_classif_fc_layers_size", "post_nms_rois_inference", "pre_nms_limit")  # fmt: skip
     settings = [f"model.{name}={spec[name]}" for name in fields] + [
         "train.optimizer=adamw", "train.ema=0.9", "train.warmup_steps=4", "train.targets.proposals=50",
-        "train.targets.rois_per_image=24", "train.layers=heads:2,all:2",
+        "train.targets.rois_per_image=24", "train.layers=heads:1,all:4",
     ]  # fmt: skip
     options = ["--dataset", str(annotations), "--weights", "none", "--batch", "2", "--steps", "3", "--lr", "0.001"]
     options += [word for setting in settings for word in ("--set", setting)]
 
     finish(blu_train(*options, "--out", str(tmp_path / "whole")))
     with blu_train(*options, "--out", str(tmp_path / "killed")) as killed:
-        # Kill it as soon as an epoch is said to be done; checkpoint 2 ends the first stage.
+        # Kill it as soon as an epoch is said to be done, in the middle of the second stage.
         assert killed.stderr is not None
         for line in killed.stderr:
-            if line.startswith("epoch 2/4"):
+            if line.startswith("epoch 2/5"):
                 break
         killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "final.h5").exists()
     assert "resuming after epoch" in finish(blu_train("--resume", "--out", str(tmp_path / "killed")))
 
-    for one, other in zip(losses(tmp_path / "whole"), losses(tmp_path / "killed"), strict=True):
-        for name, value in one.items():
-            assert float(other[name]) == float(value), name
+    # To the last bit: see make_deterministic.
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    assert len(losses(tmp_path / "whole")) == 5
     for name, tensors in read_weights(tmp_path / "whole" / "final.h5").layers.items():
         for (_, a), (_, b) in zip(tensors, read_weights(tmp_path / "killed" / "final.h5").layers[name], strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+            np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -137,17 +135,3 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"epoch-3\.npz does not fit"):
         load_checkpoint(path, trainer.model, trainer.step.updater)
     assert not trainer.resume(tmp_path / "elsewhere")
-
-
-def test_validator_is_perfect_on_the_truth() -> None:
-    dataset: Dataset = shapes(3)
-    validator = Validator(dataset)
-    results = [
-        {key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.9}
-        for a in validator.truth["annotations"]
-    ]
-    from blu_export.train.validate import average_precision
-
-    assert average_precision(validator.truth, results)["mask_ap"] == pytest.approx(1.0)
-    assert average_precision(validator.truth, [])["mask_ap"] == 0.0
-    assert coco_mask.area(validator.truth["annotations"][0]["segmentation"]) > 0

@@ -1,4 +1,8 @@
-"""Trains the tiny model for a few steps under a distribution and prints the history: one process of a test."""
+"""Trains the tiny model for one step under a distribution and saves all that it changed: one process of a test.
+
+The step has no discrete choice in it that rounding could turn round: the RPN's outputs start at zero, so
+its proposals are the anchors themselves, in their order, whatever the sums before them come to.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-KIND = sys.argv[1]
+KIND, SAVED = sys.argv[1:]
 if KIND == "mirrored":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -16,22 +20,24 @@ if KIND == "mirrored":
 from shapes import shapes, tiny_config, tiny_model, tiny_spec  # noqa: E402  (the devices are fixed by now)
 
 from blu_export.data.augment import AugmentConfig  # noqa: E402
-from blu_export.train.distribute import is_chief, make_strategy  # noqa: E402
+from blu_export.train.distribute import is_chief, make_deterministic, make_strategy  # noqa: E402
 from blu_export.train.fit import Trainer  # noqa: E402
 
+make_deterministic()
 strategy = make_strategy(KIND)
 with strategy.scope():
     model = tiny_model()
+for name in ("rpn_class_raw", "rpn_bbox_pred"):
+    layer = model.learned_layers()[name]
+    layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
 config = tiny_config(
-    batch=4, epochs=2, steps_per_epoch=1, warmup_steps=0, optimizer="sgd", learning_rate=1e-2, ema=0.9, clip_norm=1.0,
+    batch=4, epochs=1, steps_per_epoch=1, warmup_steps=0, optimizer="sgd", learning_rate=1e-2, ema=0.9, clip_norm=1.0,
     augment=AugmentConfig(),
 )  # fmt: skip
-kernel = model.learned_layers()["fpn_p2"].kernel
-before = kernel.numpy()
-history = Trainer(tiny_spec(), model, shapes(6), config, strategy=strategy).run()
-moved = float(np.linalg.norm(kernel.numpy() - before))
-print(
-    json.dumps(
-        {"chief": is_chief(strategy), "replicas": strategy.num_replicas_in_sync, "history": history, "moved": moved}
-    )
-)
+trainer = Trainer(tiny_spec(), model, shapes(6), config, strategy=strategy)
+updater = trainer.step.updater
+before = [variable.numpy() for variable in updater.trained]
+(row,) = trainer.run()
+moved = [variable.numpy() - old for variable, old in zip(updater.trained, before, strict=True)]
+np.savez(SAVED, *moved, *(variable.numpy() for variable in updater.variables))
+print(json.dumps({"chief": is_chief(strategy), "replicas": strategy.num_replicas_in_sync, "row": row}))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import command_app, progress, say, wrote
-from blu_export.errors import UsageError
+from blu_export.cli.common import command_app, progress, say, show_log, wrote
+from blu_export.cli.data_check import CachedOption
+from blu_export.errors import DatasetError, UsageError
 from blu_export.train.config import RunConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def train(
         str | None, typer.Option(help="Training crop in pixels: 512, or HEIGHTxWIDTH; multiples of 64.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use this many photos only, for a quick look.")] = None,
+    cached: CachedOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: a new one under runs/.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
@@ -99,7 +101,7 @@ def train(
     else:
         run = RunConfig.read(config, settings or [], options)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up lines
-    start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run)
+    start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run, cached)
 
 
 def parse_canvas(text: str) -> list[int]:
@@ -110,7 +112,9 @@ def parse_canvas(text: str) -> list[int]:
     return [int(sides[0]), int(sides[-1])]
 
 
-def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_run: bool) -> None:
+def start_run(
+    run: RunConfig, folder: Path, resume: bool, distribute: str, dry_run: bool, cached: bool | None = None
+) -> None:
     """Open the data, build the model, train, and say what was written."""
     import keras
 
@@ -122,9 +126,10 @@ def start_run(run: RunConfig, folder: Path, resume: bool, distribute: str, dry_r
     from blu_export.train.start import load_start
     from blu_export.train.validate import Validator
 
+    show_log()
     strategy = make_strategy(distribute)
     chief = is_chief(strategy)
-    photos, validation = open_data(run.data)
+    photos, validation = open_data(run.data, cached)
     spec = make_spec(run, photos)
     settings = run.train
     keras.utils.set_random_seed(settings.seed)
@@ -178,17 +183,25 @@ def _dry_run(trainer: Trainer, validation: Dataset | None) -> None:
     say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
 
 
-def open_data(data: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
-    """The training and the validation photos that the table [data] names."""
+def open_data(data: dict[str, Any], cached: bool | None = None) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation photos that the table [data] names.
+
+    ``cached`` is about the index of DeepFashion2's annotations, see ``load_dataset``.
+    """
     from blu_export.data.load import has_split, load_dataset
 
     if not data.get("train"):
         raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
-    limit = data.get("limit")
-    images = data.get("images")
-    photos = load_dataset(data["train"], "train", images).limited(limit)
+
+    def part(source: str, split: str) -> Dataset:
+        found = load_dataset(source, split, data.get("images"), cached=cached, progress=progress)
+        if not found.records:
+            raise DatasetError(f"{found.name} has no photos.", "Give a data set with photos.")
+        return found.limited(data.get("limit"))
+
+    photos = part(data["train"], "train")
     source = data.get("val") or (data["train"] if has_split(data["train"], "val") else None)
-    validation = load_dataset(source, "val", images).limited(limit) if source else None
+    validation = part(source, "val") if source else None
     if validation is not None and validation.class_names != photos.class_names:
         raise UsageError(
             f"The validation set has other classes ({', '.join(validation.class_names[1:])}) than the training set "

@@ -65,7 +65,7 @@ def export_onnx(
     \b
     blu export onnx --weights mask_rcnn_coco.h5
     blu export onnx --weights shapes.h5 --classes names.txt --set image_min_dim=512 --set image_max_dim=512
-    blu export onnx --weights runs/garments/best.h5 --precision int8 --calibration photos/ -o garments-int8.onnx
+    blu export onnx --weights runs/garments/best.h5 --precision int8 --calibration photos/ -o garments.int8.onnx
     """
     from blu_export.embedded import embedded
     from blu_export.export.onnx import export_onnx as export

@@ -69,7 +69,8 @@ def serve(
     from blu_export.embedded import embedded
     from blu_export.extras import import_extra
 
-    for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+    packages = ["fastapi", "uvicorn", "prometheus_client", "python_multipart"]
+    for package in packages + (["grpc", "tritonclient"] if grpc_port is not None else []):
         import_extra(package)
     from blu_export.serve.logs import set_up
     from blu_export.serve.server import run

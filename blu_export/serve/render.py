@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,8 @@ def overlay_png(source: Any, kept: Detections) -> bytes:
 
     buffer = io.BytesIO()
     # Decoded a second time: keeping the pixels of every photo in the queue would cost far more memory.
-    Image.fromarray(overlay(decode(source), kept)).save(buffer, "PNG", compress_level=1)
+    photo = decode(source, max_pixels=math.prod(kept.image_size))
+    Image.fromarray(overlay(photo, kept)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -21,8 +21,6 @@ MAX_HEAD = 32 * 1024
 """Bytes of a request's head."""
 KEEP_ALIVE = 15
 """Seconds that a connection may be idle between two requests."""
-SEND_TIMEOUT = 30.0
-"""Seconds that a client may take no byte of its answer."""
 POLL = 0.05
 GRPC_GRACE = 1.0
 """Seconds for answers to leave, after all work is done."""
@@ -55,7 +53,7 @@ def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._send_timer = self.loop.call_later(SEND_TIMEOUT, self.transport.abort)
+            self._send_timer = self.loop.call_later(settings.send_timeout, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()

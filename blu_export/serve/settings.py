@@ -58,6 +58,8 @@ class ServeSettings:
     """After SIGTERM, how long work in flight may take."""
     head_timeout: float = 10.0
     """How long a client may take to send the head of a request."""
+    send_timeout: float = 30.0
+    """How long a client may take no byte of its answer."""
     max_connections: int = 4096
     loader: str = "blu_export.runtime:load_runner"
     """``module:function`` that loads the model in the worker process; tests bring their own."""
@@ -66,7 +68,7 @@ class ServeSettings:
         for name in ("max_batch", "queue", "max_upload", "upload_memory", "max_pixels", "workers", "max_connections"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("max_wait", "timeout", "drain", "head_timeout"):
+        for name in ("max_wait", "timeout", "drain", "head_timeout", "send_timeout"):
             if not 0 < getattr(self, name) <= 3600:
                 raise UsageError(f"{name} must be above 0 and at most an hour, not {getattr(self, name)} s.")
         for name in ("batch_delay", "notice"):
@@ -81,9 +83,12 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
     """The keys of a file: one per line; empty lines and lines that start with # do not count.
 
     Raises:
-        UsageError: the file holds no key, or one that is too short to be a secret.
+        UsageError: the file cannot be read, holds no key, or one that is too short to be a secret.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The key file {path} cannot be read: {error}.", "Write one key per line.") from error
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise UsageError(f"{path} holds no key.", "Write one per line; make one with: openssl rand -hex 32")

@@ -1,0 +1,230 @@
+"""Limits that hold: places, time, bytes, connections, keys. Real sockets, a device that the test stops."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+from conftest import PATIENCE, Running, Start, grey, png
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blu_export.errors import UsageError
+from blu_export.serve.limits import ApiKeys, image_of
+from blu_export.serve.problems import BadRequestError, UnauthorizedError, UnsupportedTypeError
+from blu_export.serve.settings import read_api_keys
+
+KEY = "0123456789abcdef0123"
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """The value of a metric without labels."""
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.split(" ")[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Ask again and again; every question is a request, which takes its time."""
+    for _ in range(20_000):
+        if condition():
+            return
+    raise AssertionError("it never came to that")
+
+
+@contextmanager
+def connection(server: Running, data: bytes = b"", receive_buffer: int | None = None) -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(PATIENCE)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall(data)
+        yield sock
+
+
+def rest(sock: socket.socket) -> bytes:
+    """Everything until the server closes; the start of it where it resets."""
+    found = b""
+    try:
+        while more := sock.recv(2**16):
+            found += more
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def head(length: int, path: str = "/v1/predict") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: blu\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def test_a_full_server_says_429_and_when_to_come_again(launch: Start) -> None:
+    server = launch(queue=2)
+    with server.client() as client, ThreadPoolExecutor(2) as pool:
+        server.pause()
+        waiting = [pool.submit(httpx.post, f"{server.url}/v1/predict", content=grey(51), timeout=PATIENCE) for _ in "12"]
+        until(lambda: metric(client, "blu_photos_inside") == 2)
+        refused = client.post("/v1/predict", content=grey(51))
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "busy"
+        for path in ("/v2/health/live", "/v2/health/ready", "/metrics", "/"):
+            assert client.get(path).status_code == 200
+        server.resume()
+        assert [each.result().status_code for each in waiting] == [200, 200]
+        assert client.post("/v1/predict", content=grey(51)).status_code == 200
+
+
+def test_the_deadline_includes_the_queue_and_expired_work_never_runs(launch: Start) -> None:
+    server = launch(timeout=1.0, max_batch=1)
+    with server.client() as client, ThreadPoolExecutor(3) as pool:
+        server.pause()
+        waiting = [pool.submit(httpx.post, f"{server.url}/v1/predict", content=grey(51), timeout=PATIENCE) for _ in "123"]
+        answers = [each.result() for each in waiting]
+        assert [each.status_code for each in answers] == [504] * 3
+        assert {each.json()["error"]["code"] for each in answers} == {"deadline"}
+        server.wait_for("worker restarted")  # it kept the device for longer than a request may last
+        assert client.post("/v1/predict", content=grey(51)).status_code == 200
+        assert metric(client, "blu_batch_size_count") == 1
+
+
+def test_a_body_that_does_not_come_is_408(launch: Start) -> None:
+    server = launch(timeout=0.5)
+    with connection(server, head(1000) + b"\xff\xd8\xff") as sock:
+        assert rest(sock).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/predict HTTP/1.1\r\nX-Slow: "])
+def test_a_head_that_does_not_come_ends_the_connection(launch: Start, sent: bytes) -> None:
+    server = launch(head_timeout=0.5)
+    with connection(server, sent) as sock:
+        assert rest(sock) == b""
+
+
+def test_a_head_that_is_too_long_is_refused(shared_server: Running) -> None:
+    with connection(shared_server, b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000) as sock:
+        assert rest(sock)[:12] in (b"HTTP/1.1 400", b"")
+
+
+def test_who_does_not_read_its_answer_is_cut_off(launch: Start) -> None:
+    server = launch(send_timeout=0.5)
+    body = png(height=3000, width=3000)  # its masks are 18 MB, more than sockets buffer
+    tensor = f'{{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {{"binary_data_size": {len(body) + 4}}}}}'
+    outputs = '[{"name": "masks", "parameters": {"binary_data": true}}]'
+    json = f'{{"inputs": [{tensor}], "outputs": {outputs}}}'.encode()
+    lines = head(len(json) + 4 + len(body), "/v2/models/fake/infer").replace(
+        b"\r\n\r\n", f"\r\nInference-Header-Content-Length: {len(json)}\r\n\r\n".encode()
+    )
+    request = lines + json + len(body).to_bytes(4, "little") + body
+    with server.client() as client:
+        before = metric(client, "process_open_fds")
+        with connection(server, request, receive_buffer=2**14) as sock:
+            assert sock.recv(12) == b"HTTP/1.1 200"
+            until(lambda: metric(client, "process_open_fds") == before)
+            assert len(rest(sock)) < 2 * 3000 * 3000
+
+
+def test_connections_beyond_the_limit_are_closed_at_once(launch: Start) -> None:
+    server = launch(max_connections=3)
+    with connection(server) as one, connection(server), connection(server):
+        with connection(server) as too_many:
+            assert rest(too_many) == b""
+        one.close()
+
+        def served() -> bool:
+            with connection(server, b"GET /v2/health/live HTTP/1.1\r\nHost: blu\r\nConnection: close\r\n\r\n") as sock:
+                return rest(sock).startswith(b"HTTP/1.1 200")
+
+        until(served)
+
+
+def test_memory_for_uploads_is_shared_and_given_back(launch: Start) -> None:
+    server = launch(upload_memory=100_000, max_upload=80_000)
+    body = b"no photo" * 8000
+
+    def status() -> int:
+        return httpx.post(f"{server.url}/v1/predict", content=body).status_code
+
+    assert status() == 415
+    with connection(server, head(80_000) + bytes(60_000)):
+        until(lambda: status() == 429)
+    until(lambda: status() == 415)  # the client is gone, and its bytes with it
+
+
+def test_keys_open_the_server(launch: Start) -> None:
+    server = launch(api_keys=[KEY, "another key that is long enough".replace(" ", "-")])
+    with server.client() as client:
+        refused = client.post("/v1/predict", content=grey(51))
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert refused.headers["x-request-id"] == refused.json()["request_id"]
+        for wrong in ("Bearer ", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer \u00e4".encode("latin-1")):
+            assert client.post("/v1/predict", content=grey(51), headers={"authorization": wrong}).status_code == 401
+        for right in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"x-api-key": "another-key-that-is-long-enough"}):
+            assert client.post("/v1/predict", content=grey(51), headers=right).status_code == 200
+        for path in ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"):
+            assert client.get(path).status_code == 200
+        for path in ("/metrics", "/v1/model", "/v2", "/v2/models/fake", "/nothing"):
+            assert client.get(path).status_code == 401
+
+
+def test_keys_open_grpc_too(launch: Start) -> None:
+    grpc = pytest.importorskip("tritonclient.grpc", reason="needs the extra serve")
+    server = launch(api_keys=[KEY], grpc_port=0)
+    tensor = grpc.InferInput("image", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([grey(51)], dtype=object))
+    with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        assert client.is_server_ready()
+        with pytest.raises(Exception, match="UNAUTHENTICATED"):
+            client.infer("fake", [tensor])
+        found = client.infer("fake", [tensor], headers={"authorization": f"Bearer {KEY}"})
+        assert found.as_numpy("class_ids").tolist() == [1, 2]
+
+
+def test_without_keys_everything_is_open() -> None:
+    ApiKeys(()).check(None, None)
+    with pytest.raises(UnauthorizedError):
+        ApiKeys((KEY,)).check(None, None)
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "short\n", "with a blank inside, but long\n", "ä" * 20])
+def test_key_files_that_hold_no_secret(text: str, tmp_path: object) -> None:
+    path = tmp_path / "keys.txt"  # type: ignore[operator]
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError):
+        read_api_keys(path)
+    path.write_text(f"# mine\n\n  {KEY}\n", encoding="utf-8")
+    assert read_api_keys(path) == (KEY,)
+    path.unlink()
+    with pytest.raises(UsageError, match=r"keys\.txt"):
+        read_api_keys(path)
+
+
+@given(
+    st.sampled_from(["multipart/form-data; boundary=x", "multipart/form-data; boundary", "image/png", "text/html", ""]),
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(
+            st.sampled_from(
+                [b"--x", b"--x--", b"\r\n", b"\r\n\r\n", b'Content-Disposition: form-data; name="a"; filename="b"', b"data"]
+            ),
+            max_size=20,
+        ).map(b"".join),
+    ),
+)
+def test_whatever_a_body_holds_it_is_a_photo_or_the_clients_fault(content_type: str, body: bytes) -> None:
+    try:
+        assert image_of(content_type, body)
+    except (BadRequestError, UnsupportedTypeError):
+        pass
+
+
+def test_the_first_file_of_a_form_counts() -> None:
+    def part(disposition: str, content: bytes) -> bytes:
+        return f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
+
+    body = part('name="note"', b"text") + part('name="a"; filename="a.png"', b"first") + part('name="b"; filename="b"', b"2")
+    assert image_of('multipart/form-data; boundary="x"', body + b"--x--\r\n") == b"first"

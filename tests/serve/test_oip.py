@@ -1,0 +1,183 @@
+"""The Open Inference Protocol as NVIDIA's tritonclient speaks it: the arrays are the library's, to the last bit."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import Running, png
+from fake_runner import FakeRunner
+
+pytest.importorskip("tritonclient", reason="needs the extra dev")
+
+import tritonclient.grpc
+import tritonclient.http
+from pycocotools import mask as coco_mask
+from tritonclient.utils import InferenceServerException
+
+from blu_export.detections import Detections
+from blu_export.detector import Detector
+from blu_export.image import decode
+
+PHOTO = png((90, 120, 150), 40, 72)
+OUTPUTS = ("rois", "class_ids", "scores", "masks", "masks_rle")
+MODEL = "fake"
+
+
+@pytest.fixture(scope="module")
+def expected(shared_server: Running) -> Detections:
+    return Detector(FakeRunner(str(shared_server.model)))(PHOTO)
+
+
+@pytest.fixture(params=["http", "grpc"])
+def triton(request: pytest.FixtureRequest, shared_server: Running) -> Iterator[Any]:
+    """(module, client): the same calls work on both."""
+    module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[request.param]
+    port = shared_server.port if request.param == "http" else shared_server.grpc_port
+    with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        yield module, client
+
+
+def photo_input(module: Any, binary: bool = True) -> Any:
+    tensor = module.InferInput("image", [1], "BYTES")
+    array = np.array([PHOTO], dtype=object)
+    if module is tritonclient.http:
+        tensor.set_data_from_numpy(array, binary_data=binary)
+    else:
+        tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def check(result: Any, expected: Detections) -> None:
+    for name, value in expected.to_dict().items():
+        found = result.as_numpy(name)
+        np.testing.assert_array_equal(found, value)
+        assert found.dtype == value.dtype
+    rles = [json.loads(each) for each in result.as_numpy("masks_rle")]
+    np.testing.assert_array_equal(coco_mask.decode(rles), expected.masks)
+
+
+def test_an_encoded_photo_gives_the_arrays_of_the_library(triton: Any, expected: Detections) -> None:
+    module, client = triton
+    check(client.infer(MODEL, [photo_input(module)]), expected)
+
+
+def test_pixels_give_the_same(triton: Any, expected: Detections) -> None:
+    module, client = triton
+    pixels = decode(PHOTO)
+    tensor = module.InferInput("image", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    check(client.infer(MODEL, [tensor]), expected)
+
+
+def test_binary_or_json_outputs_give_the_same(shared_server: Running, expected: Detections) -> None:
+    http = tritonclient.http
+    with http.InferenceServerClient(f"127.0.0.1:{shared_server.port}") as client:
+        for binary in (True, False):
+            outputs = [http.InferRequestedOutput(name, binary_data=binary) for name in OUTPUTS]
+            check(client.infer(MODEL, [photo_input(http)], outputs=outputs), expected)
+
+
+def test_only_wanted_outputs_are_sent(triton: Any) -> None:
+    module, client = triton
+    result = client.infer(MODEL, [photo_input(module)], outputs=[module.InferRequestedOutput("scores")], request_id="7")
+    assert result.as_numpy("scores").shape == (2,)
+    assert result.as_numpy("masks") is None
+    answer = result.get_response(as_json=True) if module is tritonclient.grpc else result.get_response()
+    assert (answer["id"], answer["model_name"]) == ("7", MODEL)
+
+
+def test_health_and_metadata(triton: Any) -> None:
+    module, client = triton
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_model_ready(MODEL) and client.is_model_ready(MODEL, "1")
+    json_form = {"as_json": True} if module is tritonclient.grpc else {}
+    assert client.get_server_metadata(**json_form)["name"] == "blu"
+    metadata = client.get_model_metadata(MODEL, **json_form)
+    assert [each["name"] for each in metadata["outputs"]] == list(OUTPUTS)
+    assert metadata["inputs"][0]["datatype"] == "BYTES"
+
+
+def test_errors_reach_the_client(triton: Any) -> None:
+    module, client = triton
+
+    def refusal(name: str, tensor: Any, **options: Any) -> str:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer(name, [tensor], **options)
+        return str(caught.value)
+
+    assert "no model 'other'" in refusal("other", photo_input(module))
+    assert "no output 'boxes'" in refusal(
+        MODEL, photo_input(module), outputs=[module.InferRequestedOutput("boxes")]
+    )
+    text = module.InferInput("image", [1], "BYTES")
+    text.set_data_from_numpy(np.array([b"no photo"], dtype=object))
+    assert "not an image" in refusal(MODEL, text)
+    many = module.InferInput("image", [2], "BYTES")
+    many.set_data_from_numpy(np.array([PHOTO, PHOTO], dtype=object))
+    assert "One photo per request" in refusal(MODEL, many)
+    wrong = module.InferInput("pixels", [1], "BYTES")
+    wrong.set_data_from_numpy(np.array([PHOTO], dtype=object))
+    assert "one input, 'image'" in refusal(MODEL, wrong)
+
+
+def test_a_version_that_is_not_there(triton: Any) -> None:
+    module, client = triton
+    with pytest.raises(InferenceServerException):
+        client.infer(MODEL, [photo_input(module)], model_version="2")
+
+
+def test_json_alone_is_enough(client: httpx.Client, expected: Detections) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PHOTO).decode()]}
+    answer = client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor], "outputs": [{"name": "rois"}]})
+    assert "inference-header-content-length" not in answer.headers
+    (output,) = answer.json()["outputs"]
+    assert output == {
+        "name": "rois",
+        "datatype": "INT32",
+        "shape": list(expected.rois.shape),
+        "data": expected.rois.ravel().tolist(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ({"data": ["%%%"]}, "base64"),
+        ({"data": [[1, 2]]}, "base64"),
+        ({"data": None}, "base64"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2]}, "not 3 numbers"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 256]}, "not 3 numbers"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, [2], 3]}, "no pixels"),
+        ({"datatype": "UINT8", "shape": [1, 3], "data": [1, 2, 3]}, "height, width, 3"),
+        ({"datatype": "UINT8", "shape": [0, 1, 3], "data": []}, "height, width, 3"),
+        ({"datatype": "FP32", "shape": [1], "data": [1.0]}, "BYTES"),
+        ({"parameters": {"binary_data_size": -1}}, "binary_data_size"),
+        ({"parameters": {"binary_data_size": "4"}}, "binary_data_size"),
+        ({"parameters": 5}, "malformed"),
+        ({"shape": 5}, "malformed"),
+        ({"shape": None}, "malformed"),
+    ],
+)
+def test_malformed_tensors_are_the_clients_fault(client: httpx.Client, tensor: dict[str, Any], message: str) -> None:
+    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [""]} | tensor]}
+    answer = client.post(f"/v2/models/{MODEL}/infer", json=body)
+    assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_compressed_requests_are_refused(client: httpx.Client) -> None:
+    answer = client.post(f"/v2/models/{MODEL}/infer", content=b"x", headers={"content-encoding": "gzip"})
+    assert (answer.status_code, "ompressed" in answer.json()["error"]) == (415, True)
+
+
+def test_grpc_calls_are_counted_and_logged(shared_server: Running, client: httpx.Client) -> None:
+    grpc = tritonclient.grpc
+    with grpc.InferenceServerClient(f"127.0.0.1:{shared_server.grpc_port}") as caller:
+        caller.infer(MODEL, [photo_input(grpc)])
+    assert 'blu_requests_total{protocol="grpc",route="ModelInfer",status="OK"}' in client.get("/metrics").text
+    assert any(line["event"] == "call" and line.get("method") == "ModelInfer" for line in shared_server.lines)

@@ -93,8 +93,8 @@ class Losses:
 def box_head_products(head: keras.Model, pooled: Any) -> tuple[Any, Any]:
     """Class logits [R, K] and deltas [R, K * 4] of the box head, its convolutions computed as matrix products.
 
-    Each of them sees a single position, and TensorFlow's gradient of such a convolution is 30 times slower
-    on a processor than that of the product: it was three quarters of a training step.
+    Each of them sees a single position, and TensorFlow's gradient of such a convolution is far slower on a
+    processor than that of the product: it was two thirds of a training step.
     """
     x = pooled
     for number in (1, 2):

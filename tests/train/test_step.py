@@ -14,7 +14,7 @@ from blu_export.data.pipeline import SampleConfig, SampleMaker
 from blu_export.errors import CheckFailedError
 from blu_export.train.config import LOSSES, TrainConfig
 from blu_export.train.fit import Trainer
-from blu_export.train.step import TrainStep, Updater
+from blu_export.train.step import TrainStep, Updater, box_head_products
 from blu_export.train.targets import AnchorTargets
 
 CONFIG = tiny_config(optimizer="sgd", learning_rate=0.1, ema=0.9)
@@ -129,3 +129,15 @@ def test_stages_change_what_learns_and_stop_early() -> None:
     assert learned[0] < learned[1]
     assert [row["mask_ap"] for row in history] == [0.5, 0.4]  # the second was no better
     assert trainer.progress.best == 0.5
+
+
+def test_the_box_head_as_products_is_the_box_head() -> None:
+    model, rng = tiny_model(), np.random.default_rng(0)
+    for name in ("mrcnn_class_bn1", "mrcnn_class_bn2"):
+        norm = model.box_head.get_layer(name)
+        norm.set_weights([rng.uniform(0.5, 2, w.shape) for w in norm.weights])
+    pooled = tf.constant(rng.normal(size=(5, *model.box_head.input_shape[1:])), tf.float32)
+    expected_logits, _, expected_deltas = model.box_head(pooled, training=False)
+    logits, deltas = box_head_products(model.box_head, pooled)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(deltas, tf.reshape(expected_deltas, deltas.shape), rtol=1e-4, atol=1e-5)

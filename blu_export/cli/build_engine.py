@@ -89,7 +89,8 @@ def build_engine(
         path, sidecar = build(request, photos, find_device(), lambda line: say(printable(line)), progress)
     print(path)
     wrote(path.with_name(path.name + ".json"))
-    wrote(path, f"blu infer street.jpg --model {path}" + ("" if sidecar.built_on else f"   (on a {sidecar.target})"))
+    where = "" if sidecar.built_on else f"   (on a machine with the GPU: {sidecar.target})"
+    wrote(path, f"blu infer street.jpg --model {path}{where}")
 
 
 def parse_batch(text: str) -> Batch:

@@ -12,14 +12,14 @@ from types import ModuleType
 from typing import Any
 
 from blu_export import __version__
-from blu_export.engine.builder import BuildOptions, Progress, build, is_rtx, make_logger, title
+from blu_export.engine.builder import BuildOptions, Progress, build, is_rtx, make_logger, rtx_capability, title
 from blu_export.engine.cuda import Cuda, DeviceError
 from blu_export.engine.inspector import inspect
 from blu_export.engine.libraries import BUILDERS, is_installed, load_builder
 from blu_export.engine.prepare import Prepared, prepare
 from blu_export.engine.sidecar import Batch, Sidecar, sidecar_path
 from blu_export.engine.targets import THIS_GPU, Target, parse_target
-from blu_export.errors import MissingDependencyError, UsageError
+from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write, sha256_of
 
 log = logging.getLogger(__name__)
@@ -128,11 +128,18 @@ def build_engine(
     """
     decided = plan(request, device)
     trt = load_builder(decided.builder)
+    if is_rtx(trt):
+        rtx_capability(trt, decided.target.capability)  # before minutes of work
     say(f"{title(trt)} for {decided.target}: {decided.why}")
     photos = list(photos)
     prepared = prepare(request.onnx, request.precision, photos, request.method)
     for note in prepared.notes:
         say(f"  {note}")
+    if request.precision != "float32":
+        prepared.layers.require(
+            f"They overflow or lose accuracy in {request.precision} on these photos: name others with --calibration, "
+            "look at the weights, or build with --fp32."
+        )
     rehearsal = None
     if request.verify and prepared.rehearsal is not None:
         report = prepared.verify(photos)
@@ -160,9 +167,10 @@ def build_engine(
         precision=request.precision,
         batch=request.batch,
         rebuild=rebuild_command(request, decided, output),
-        built_on=device.name if device and decided.builder == "tensorrt" else "",
+        built_on=device.name if device and device.capability == decided.target.capability else "",
         build_seconds=round(built.seconds, 1),
         kept=prepared.kept,
+        typed_share=prepared.layers.share,
         log=built.log,
         rehearsal=rehearsal,
         blu_version=__version__,
@@ -170,7 +178,7 @@ def build_engine(
     if device is not None and device.capability == decided.target.capability:
         sidecar = _checked_on_gpu(trt, built.engine, sidecar, prepared, request, photos, say)
     else:
-        reason = f"no {decided.target} is here: the engine was not loaded, inspected or run"
+        reason = f"there is no {decided.target} here: the engine was not loaded, inspected or run"
         say(f"  {reason}")
         sidecar = replace(sidecar, reduced_note=reason)
     with atomic_write(output) as temporary:
@@ -224,15 +232,12 @@ def _checked_on_gpu(
     runtime = trt.Runtime(logger)
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
-        from blu_export.errors import ModelFileError
-
         raise ModelFileError(f"{title(trt)} does not load the engine that it built: {logger.last_error()}.")
     if request.precision != "float32" and not is_rtx(trt):
-        report = inspect(trt, loaded, prepared.spec, request.batch, prepared.layers)
-        share = report.share
+        report = inspect(trt, loaded, prepared.spec, request.batch, prepared.layers.kinds)
         say(f"  learned layers: {report.note()}")
-        report.require(prepared.kept)
-        sidecar = replace(sidecar, reduced_share=share, reduced_note=report.note())
+        report.require("Build again with another --level, or report it: the file's types were not respected.")
+        sidecar = replace(sidecar, reduced_share=report.share, reduced_note=report.note())
     elif is_rtx(trt):
         sidecar = replace(sidecar, reduced_note="TensorRT-RTX chooses kernels when it runs: nothing to inspect before")
     if request.verify:

@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 KEPT_MESSAGES = 20
 """Different warnings that the sidecar quotes."""
 
+_NO_FLOAT32_PRODUCT = (
+    "TensorRT-RTX has no float32 matrix product for Turing cards: build with --fp16, or with --builder tensorrt on a "
+    "machine with the card."
+)
+
 Progress = Callable[[str, int, int], None]
 """``(phase, steps done, steps in all)``, called by the builder as it works."""
 
@@ -70,7 +75,7 @@ def build(
         KeyboardInterrupt: while it worked; the build was stopped.
     """
     start = time.perf_counter()
-    logger = make_logger(trt)
+    logger = make_logger(trt, quiet=True)
     builder = trt.Builder(logger)
     if builder is None:
         raise MissingDependencyError(
@@ -112,6 +117,23 @@ def is_rtx(trt: ModuleType) -> bool:
     return "rtx" in trt.__name__
 
 
+def rtx_capability(trt: ModuleType, capability: tuple[int, int]) -> Any:
+    """TensorRT-RTX's own value of a compute capability.
+
+    Raises:
+        UsageError: it does not build for this one.
+    """
+    name = "SM{}{}".format(*capability)
+    found = getattr(trt.ComputeCapability, name, None)
+    if found is None:
+        known = sorted(int(n[2:]) for n in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", n))
+        raise UsageError(
+            f"{title(trt)} does not build for {name.lower()}.",
+            f"It builds for {', '.join(f'sm{n}' for n in known)}; use --builder tensorrt on a machine with the GPU.",
+        )
+    return found
+
+
 def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then shows every layer's types
     config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa would be another precision than the file's
@@ -120,16 +142,8 @@ def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> None:
     if options.level is not None:
         config.builder_optimization_level = options.level
     if is_rtx(trt):
-        name = "SM{}{}".format(*options.capability)
-        capability = getattr(trt.ComputeCapability, name, None)
-        if capability is None:
-            known = sorted(n for n in dir(trt.ComputeCapability) if n.startswith("SM"))
-            raise UsageError(
-                f"{title(trt)} does not build for {name.lower()}.",
-                f"It builds for {', '.join(known).lower()}; use --builder tensorrt on a machine with the GPU.",
-            )
         config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
+        config.set_compute_capability(rtx_capability(trt, options.capability), 0)
 
 
 def _load_timing_cache(config: Any, path: Path | None) -> Any:
@@ -154,16 +168,17 @@ def _refusal(trt: ModuleType, messages: list[str], node_names: Collection[str]) 
     quoted = [n for message in messages for n in re.findall(r"[\w./:-]+", message.replace("'", " "))]
     node = next((n for n in quoted if n in node_names), None)
     where = f"node {node} of stage {node.partition('/')[0]}" if node else "the graph"
-    fix = (
-        "Build with --fp16."
-        if "FP32 GEMM is not supported" in text
-        else "Look at the message; blu inspect shows the file."
-    )
+    fix = _NO_FLOAT32_PRODUCT if "FP32 GEMM is not supported" in text else "blu inspect shows what is in the file."
     return ModelFileError(f"{title(trt)} refuses {where}: {' '.join(text.split())}.", fix)
 
 
-def make_logger(trt: ModuleType) -> Any:
-    """A logger for the builder or runtime that keeps warnings and errors."""
+def make_logger(trt: ModuleType, quiet: bool = False) -> Any:
+    """A logger for the builder or runtime that keeps warnings and errors.
+
+    Args:
+        quiet: errors are not shown as they come, since the caller quotes them.
+    """
+    error_level = logging.DEBUG if quiet else logging.ERROR
 
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         """Keeps what is worth a look."""
@@ -177,7 +192,7 @@ def make_logger(trt: ModuleType) -> Any:
             """Called by the native library, from any thread."""
             if severity <= trt.ILogger.Severity.ERROR:
                 self.errors.append(message)
-                log.error("%s", message)
+                log.log(error_level, "%s", message)
             elif severity == trt.ILogger.Severity.WARNING:
                 self.warnings[message.strip()] += 1
             else:

@@ -1,4 +1,4 @@
-"""What the engine inspector says about the learned layers: which run in half or int8, and which do not."""
+"""Which learned layers are in half or int8, and which are not: what the engine inspector says of an engine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _KINDS = (("int8", r"int8|\bi8"), ("half", r"half|fp16|float16|f16|h\d{3,}"), ("
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Kind of each learned layer: ``half``, ``int8``, ``float32``, or ``unknown`` where the inspector is silent."""
+    """Kind of each learned layer: ``half``, ``int8``, ``float32``, or ``unknown`` where nothing says it."""
 
     kinds: Mapping[str, str]
 
     @property
     def share(self) -> float | str:
-        """Share in half or int8; ``unknown`` when the inspector does not show enough layers to tell."""
+        """Share in half or int8; ``unknown`` when too few layers are known to tell."""
         reduced = sum(kind in ("half", "int8") for kind in self.kinds.values())
         silent = sum(kind == UNKNOWN for kind in self.kinds.values())
         total = len(self.kinds)
@@ -42,19 +42,14 @@ class LayerReport:
         counts = {kind: sum(k == kind for k in self.kinds.values()) for kind in ("int8", "half", "float32", UNKNOWN)}
         return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
-    def require(self, expected: Collection[str] = ()) -> None:
-        """Raise CheckFailedError when too many layers are in float32; it lists them.
-
-        Args:
-            expected: layers that were kept in float32 on purpose; they count too, but are not listed.
-        """
+    def require(self, fix: str) -> None:
+        """Raise CheckFailedError, with this fix, when too many layers are in float32; it lists them."""
         full = [name for name, kind in self.kinds.items() if kind == "float32"]
         if len(full) > len(self.kinds) * (1 - REDUCED_SHARE):
-            named = [name for name in full if name not in expected] or full
             raise CheckFailedError(
-                f"Only {1 - len(full) / len(self.kinds):.0%} of the learned layers are in half or int8; in float32 are "
-                f"{', '.join(named)}.",
-                "Build again with another --level, or report it: the file's types were not respected.",
+                f"{len(full)} of {len(self.kinds)} learned layers are in float32, which is more than "
+                f"{1 - REDUCED_SHARE:.0%}: {', '.join(full)}.",
+                fix,
             )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blu_export.engine.inspector import LayerReport
+from blu_export.engine.sidecar import UNKNOWN
 from blu_export.errors import UsageError
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
 from blu_export.spec import ModelSpec
@@ -52,12 +54,18 @@ class Prepared:
     """The model in float32 with its roundings explicit; None where the source is the model."""
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the learned layers."""
+    def layers(self) -> LayerReport:
+        """Kind of each learned layer as the graph asks for it: that of its weights."""
+        from onnx import TensorProto
+
         from blu_export.export.gate import LEARNED
         from blu_export.export.layers import WEIGHTED
 
-        return [n.name for n in self.model.graph.node if n.op_type in WEIGHTED and n.name.startswith(LEARNED)]
+        graph = self.model.graph
+        kinds = {t.name: "half" if t.data_type == TensorProto.FLOAT16 else "float32" for t in graph.initializer}
+        kinds |= {n.output[0]: "int8" for n in graph.node if n.op_type == "DequantizeLinear"}
+        layers = [n for n in graph.node if n.op_type in WEIGHTED and n.name.startswith(LEARNED)]
+        return LayerReport({n.name: kinds.get(n.input[1], UNKNOWN) for n in layers})
 
     @property
     def names(self) -> set[str]:
@@ -147,7 +155,7 @@ def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
 
 def _few(typed: TypedParts, precision: str) -> tuple[str, ...]:
     if precision == "int8" and 0 < typed.photos < FEW_PHOTOS:
-        return (f"ranges from {typed.photos} photos are a guess: give {FEW_PHOTOS} or more with --calibration",)
+        return (f"ranges from so few photos are a guess: give {FEW_PHOTOS} or more with --calibration",)
     return ()
 
 

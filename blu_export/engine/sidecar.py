@@ -54,12 +54,14 @@ class Sidecar:
     """The command that builds it again."""
     onnx_name: str = ""
     built_on: str = ""
-    """GPU that was there during the build; empty where there was none."""
+    """GPU of the target that was there during the build; empty where there was none."""
     build_seconds: float = 0.0
     kept: dict[str, str] = field(default_factory=dict)
     """Layers that are not in ``precision`` -> why."""
+    typed_share: float | str = UNKNOWN
+    """Share of learned layers whose weights are half or int8 in the graph that the builder was given."""
     reduced_share: float | str = UNKNOWN
-    """Share of learned layers that the engine inspector shows in half or int8; ``unknown`` where no inspector ran."""
+    """Share of them that the engine inspector shows in half or int8; ``unknown`` where no inspector ran."""
     reduced_note: str = ""
     log: dict[str, Any] = field(default_factory=dict)
     """Summary of the builder's log."""

@@ -60,7 +60,8 @@ class TypedParts:
         if self.precision == "float32":
             return []
         kept = [f"not in {self.precision}: {name} ({why})" for name, why in self.kept.items()]
-        return [*(kept or [f"every layer is in {self.precision}"]), f"measured on {self.photos} photos"]
+        photos = "1 photo" if self.photos == 1 else f"{self.photos} photos"
+        return [*(kept or [f"every layer is in {self.precision}"]), f"measured on {photos}"]
 
 
 def type_parts(

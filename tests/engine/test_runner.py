@@ -58,9 +58,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(
-    fake_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Machine]:
+def machine(fake_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(fake_onnx(), tmp_path, monkeypatch)
     yield made
     made.reference.close()

@@ -1,14 +1,13 @@
 """Benchmark: candidates side by side on the same photo, each beside the limit of the machine.
 
 A candidate is one model on one runtime. All are loaded, then take turns (``timing.take_turns``); the
-result is plain JSON, which ``report`` turns into tables and plots.
+result is plain JSON, which ``report`` and ``plots`` turn into tables and pictures.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,17 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from blu_export.detector import Detector
-from blu_export.errors import BluError, UsageError
+from blu_export.detector import STAGES, Detector
+from blu_export.errors import BluError, ModelFileError, UsageError
+from blu_export.extras import import_extra, missing_extra
 from blu_export.measure.cold import measure_cold
-from blu_export.measure.flops import count_flops
+from blu_export.measure.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.measure.machine import describe, matrix_peaks
-from blu_export.measure.onnx_stages import profile_stages
-from blu_export.measure.timing import Timing, take_turns
+from blu_export.measure.timing import NOISY_SPREAD, Timing, take_turns
+from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
+from blu_export.runtime.choice import REDUCED, precision_path, remember
+from blu_export.runtime.cpu import usable_cores
 
-RESULT_VERSION = 1
-BATCHES = (1, 4, 8)
-STAGES = ("decode", "mold", "run", "unmold")
+RESULT_VERSION = 2
+LARGE_INSTANCES = 100
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,25 @@ class Candidate:
     runtime: str
     """As shown in the table."""
     precision: str
-    open: Callable[[], Detector]
-    onnx: Path | None = None
-    """The file, where it is ours: its FLOPs are counted and its stages profiled."""
-    cold: tuple[Path, str, str] | None = None
-    """(model file, runtime, precision) for ``blu_export.load`` in a fresh process."""
+    open: Callable[[int], Detector]
+    """Loads it, for so many threads."""
+    file: Path | None = None
+    """The file, where it is one of ours. Of an .onnx file FLOPs are counted and stages profiled."""
+    device: str | None = None
     ours: bool = True
     """False for a peer: what a user would have without this project."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """More figures to keep beside the times, such as average precision."""
 
     @property
     def name(self) -> str:
         """Unique in a run."""
         return f"{self.model} · {self.runtime} · {self.precision}"
+
+    @property
+    def key(self) -> tuple[Path, str] | None:
+        """(file, runtime) as ``runtime.choice`` knows it; None for what it does not choose among."""
+        if self.file is None or self.file.suffix != ".onnx" or self.device is not None:
+            return None
+        return self.file, self.runtime
 
 
 @dataclass(frozen=True)
@@ -60,25 +68,85 @@ class Settings:
 
     repeats: int = 15
     warmup: int = 2
-    batches: tuple[int, ...] = BATCHES
+    batches: tuple[int, ...] = (1, 4, 8)
+    rounds: int = 3
+    """Repeats of what is measured one candidate at a time: batches, curves, fresh processes."""
     cold: bool = True
     profile: bool = True
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    curves: bool = True
+    threads: int = field(default_factory=usable_cores)
+
+
+QUICK = Settings(repeats=5, warmup=1, batches=(1,), rounds=1, curves=False)
+
+
+def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]:
+    """What can run a model file here: each runtime, and the other precisions beside an .onnx file.
+
+    Args:
+        path: .onnx, .engine, .h5 or .keras.
+        runtimes: only these; default all.
+
+    Raises:
+        ModelFileError: no such file, or it is no model.
+        UsageError: none of ``runtimes`` can run it.
+    """
+    known = RUNTIMES_BY_SUFFIX.get(path.suffix.lower())
+    if known is None:
+        raise ModelFileError(f"{path} is no model file.", f"Model files are {', '.join(RUNTIMES_BY_SUFFIX)}.")
+    chosen = [name for name in known if not runtimes or name in runtimes]
+    if not chosen:
+        raise UsageError(f"{' or '.join(runtimes)} cannot run {path}.", f"It runs in {' or '.join(known)}.")
+    if known != RUNTIMES_BY_SUFFIX[".onnx"]:
+        precision = "float32" if known == ("keras",) else "engine"
+        return [_of_file(path, path.stem, name, precision) for name in chosen]
+    from blu_export.runtime.onnx_file import read_onnx
+
+    named = read_onnx(path).precision
+    files = {named: path}
+    if named == "float32":
+        files |= {p: beside for p in REDUCED if (beside := precision_path(path, p)).is_file()}
+    gpu = "onnxruntime" in chosen and _has_cuda()
+    if not gpu:
+        files = {p: file for p, file in files.items() if p != "fp16" or file == path}  # float32 on a processor, slower
+    stem = precision_path(path, "float32").stem
+    found = [_of_file(file, stem, name, precision) for precision, file in files.items() for name in chosen]
+    if gpu:
+        found += [_of_file(file, stem, "onnxruntime", precision, "cuda") for precision, file in files.items()]
+    return found
+
+
+def _of_file(path: Path, model: str, runtime: str, precision: str, device: str | None = None) -> Candidate:
+    def open_it(threads: int) -> Detector:
+        return Detector(load_runner(path, runtime, "file", device, threads))
+
+    shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
+    return Candidate(model, shown, precision, open_it, path, device, ours=runtime != "keras")
+
+
+def _has_cuda() -> bool:
+    try:
+        return "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
+    except BluError:
+        return False
 
 
 def run_benchmark(
-    candidates: list[Candidate],
-    photo: Path,
-    settings: Settings,
-    say: Callable[[str], None] = lambda message: None,
+    candidates: Sequence[Candidate], photo: Path, settings: Settings, say: Say = lambda message: None
 ) -> dict[str, Any]:
-    """Measure every candidate on one photo.
+    """Measure every candidate on one photo, and remember the fastest for ``--runtime auto``.
+
+    What cannot be loaded here is listed under ``skipped`` with the reason.
 
     Args:
         say: called with a line of progress.
 
     Returns:
-        JSON values: machine, peaks (operations per second by precision), models, rows.
+        JSON values: machine, peaks (operations per second by precision), models, rows, skipped, spread,
+        curves.
+
+    Raises:
+        BluError: nothing could be measured.
     """
     if not candidates:
         raise UsageError("There is nothing to benchmark.", "Name a model file.")
@@ -93,122 +161,230 @@ def run_benchmark(
         "settings": {"repeats": settings.repeats, "warmup": settings.warmup},
         "models": {},
         "rows": [],
+        "skipped": [],
         "spread": 1.0,
     }
     for model in dict.fromkeys(candidate.model for candidate in candidates):
-        _measure_model(model, [c for c in candidates if c.model == model], photo, settings, result, say)
+        mine = [candidate for candidate in candidates if candidate.model == model]
+        _ModelRun(model, photo, settings, result, say).measure(mine)
+    if not result["rows"]:
+        reasons = "; ".join(f"{each['name']}: {each['why']}" for each in result["skipped"])
+        raise BluError(f"Nothing could be measured. {reasons}")
     return result
 
 
-def _measure_model(
-    model: str,
-    candidates: list[Candidate],
-    photo: Path,
-    settings: Settings,
-    result: dict[str, Any],
-    say: Callable[[str], None],
-) -> None:
-    encoded = photo.read_bytes()
-    detectors: dict[str, Detector] = {}
-    for candidate in candidates:
-        say(f"loading {candidate.name}")
-        detectors[candidate.name] = candidate.open()
-    stage_times: dict[str, list[dict[str, float]]] = {name: [] for name in detectors}
+class _ModelRun:
+    """The candidates of one model, measured into ``result``."""
 
-    def detect_once(name: str) -> Callable[[], None]:
-        def action() -> None:
-            detectors[name](encoded)
-            stage_times[name].append(dict(detectors[name].timings))
+    def __init__(self, model: str, photo: Path, settings: Settings, result: dict[str, Any], say: Say) -> None:
+        self.model = model
+        self.photo = photo
+        self.encoded = photo.read_bytes()
+        self.settings = settings
+        self.result = result
+        self.say = say
+        self.large: dict[str, float] = {}
+        """Seconds of decode, mold and unmold on 12 megapixels with LARGE_INSTANCES instances."""
 
-        return action
+    def measure(self, candidates: Sequence[Candidate]) -> None:
+        detectors = {}
+        for candidate in candidates:
+            self.say(f"loading {candidate.name}")
+            if (detector := self._open(candidate)) is not None:
+                detectors[candidate] = detector
+        if not detectors:
+            return
+        rows = self._turns(detectors)
+        for candidate, row in rows.items():
+            row["photos_per_second"] = self._rates(candidate, detectors[candidate])
+        self._curves(detectors)
+        for detector in detectors.values():
+            detector.runner.close()
+        detectors.clear()
+        lanes: dict[tuple[Path, str], int] = {}
+        for candidate, row in rows.items():
+            if candidate.key is not None:
+                lanes[candidate.key] = self._lanes(candidate, row)
+                if self.settings.profile and candidate.runtime == "onnxruntime":
+                    row["onnx_stages"] = self._profile(candidate.key[0])
+            if self.settings.cold and candidate.file is not None and candidate.device is None:
+                row["fresh_process"] = self._cold(candidate)
+        self._remember(rows, lanes)
 
-    rounds = take_turns(
-        {name: detect_once(name) for name in detectors},
-        settings.repeats,
-        settings.warmup,
-        lambda done: say(f"{model}: round {done} of {settings.repeats + settings.warmup}"),
-    )
-    result["spread"] = max(result["spread"], rounds.spread)
-    reference = detectors[candidates[0].name]
-    found = len(reference(encoded))
-    flops = _flops(candidates, reference, found)
-    result["models"][model] = {
-        "canvas": reference.spec.canvas,
-        "backbone": reference.spec.backbone,
-        "detections": found,
-        "gflop": flops.total / 1e9 if flops else None,
-        "gflop_by_stage": {k: v / 1e9 for k, v in flops.by_stage.items()} if flops else None,
-    }
-    for candidate in candidates:
-        detector = detectors[candidate.name]
-        stages = stage_times[candidate.name][settings.warmup :]
-        medians = {stage: float(np.median([s.get(stage, 0.0) for s in stages])) for stage in STAGES}
-        row: dict[str, Any] = {
-            "model": model,
-            "runtime": candidate.runtime,
-            "precision": candidate.precision,
-            "ours": candidate.ours,
-            "detections": len(detector(encoded)),
-            "end_to_end": Timing.of(rounds.seconds[candidate.name]).to_json(),
-            "stages": medians,
-            "notes": candidate.notes,
-        }
-        if flops:
-            row["gflops"] = flops.total / medians["run"] / 1e9
-            if peak := result["peaks"].get(candidate.precision):
-                row["share_of_peak"] = flops.total / medians["run"] / peak
-        result["rows"].append(row)
-    for row, candidate in zip(result["rows"][-len(candidates) :], candidates, strict=True):
-        row["photos_per_second"] = _throughput(detectors[candidate.name], encoded, settings, candidate, say)
-        if settings.profile and candidate.onnx and candidate.runtime == "onnxruntime":
-            say(f"profiling {candidate.name}")
-            row["onnx_stages"] = _profile(candidate.onnx, detectors[candidate.name], encoded, settings)
-    for detector in detectors.values():
-        detector.runner.close()
-    detectors.clear()
-    for row, candidate in zip(result["rows"][-len(candidates) :], candidates, strict=True):
-        if settings.cold and candidate.cold:
-            say(f"fresh process: {candidate.name}")
-            row["fresh_process"] = _best_cold(*candidate.cold, photo)
-
-
-def _best_cold(model: Path, runtime: str, precision: str, photo: Path) -> dict[str, float]:
-    """The median of three fresh processes, figure by figure."""
-    runs = [measure_cold(model, photo, runtime, precision) for _ in range(3)]
-    return {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
-
-
-def _throughput(
-    detector: Detector, encoded: bytes, settings: Settings, candidate: Candidate, say: Callable[[str], None]
-) -> dict[str, float]:
-    """Photos per second when the detector is handed lists of each batch size."""
-    rates = {}
-    for batch in settings.batches:
-        say(f"batch {batch}: {candidate.name}")
-        photos = [encoded] * batch
+    def _open(self, candidate: Candidate) -> Detector | None:
         try:
-            rounds = take_turns({"batch": lambda photos=photos, batch=batch: detector(photos, batch=batch)}, 3, 1)
-        except BluError:
-            continue  # A peer that holds one photo at a time has no figure for more.
-        rates[str(batch)] = batch / float(np.median(rounds.seconds["batch"]))
-    return rates
-
-
-def _flops(candidates: list[Candidate], reference: Detector, detections: int) -> Any:
-    path = next((c.onnx for c in candidates if c.onnx and c.precision == "float32"), None)
-    if path is None or reference.spec.canvas is None:
+            return candidate.open(self.settings.threads)
+        except BluError as error:
+            why = str(error)
+        except ModuleNotFoundError as error:
+            if (missing := missing_extra(error)) is None:
+                raise
+            why = str(missing)
+        self.say(f"skipped {candidate.name}: {why}")
+        self.result["skipped"].append({"name": candidate.name, "why": why})
         return None
-    import onnx
 
-    return count_flops(onnx.load(path), reference.spec.canvas, detections)
+    def _turns(self, detectors: dict[Candidate, Detector]) -> dict[Candidate, dict[str, Any]]:
+        """A row for each candidate, from interleaved calls on one photo."""
+        settings, times = self.settings, {candidate: [] for candidate in detectors}  # type: dict[Candidate, list[Any]]
+
+        def once(candidate: Candidate, detector: Detector) -> Callable[[], None]:
+            def action() -> None:
+                detector(self.encoded)
+                times[candidate].append(dict(detector.timings))
+
+            return action
+
+        total = settings.repeats + settings.warmup
+        rounds = take_turns(
+            {candidate.name: once(candidate, detector) for candidate, detector in detectors.items()},
+            settings.repeats,
+            settings.warmup,
+            lambda done: self.say(f"{self.model}: round {done} of {total}"),
+        )
+        self.result["spread"] = max(self.result["spread"], rounds.spread)
+        flops = self._facts(detectors)
+        rows: dict[Candidate, dict[str, Any]] = {}
+        for candidate, detector in detectors.items():
+            stages = times[candidate][settings.warmup :]
+            medians = {stage: float(np.median([s[stage] for s in stages])) for stage in STAGES}
+            row: dict[str, Any] = {
+                "model": self.model,
+                "runtime": candidate.runtime,
+                "precision": detector.runner.precision,
+                "device": detector.runner.device,
+                "ours": candidate.ours,
+                "detections": len(detector(self.encoded)),
+                "end_to_end": Timing.of(rounds.seconds[candidate.name]).to_json(),
+                "stages": medians,
+                "around_large": _share(self.large, medians["run"]),
+                "notes": {},
+            }
+            if flops:
+                row["flops_per_second"] = flops / medians["run"]
+                peak = self.result["peaks"].get(row["precision"])
+                if peak and detector.runner.device == "CPU":
+                    row["share_of_peak"] = flops / medians["run"] / peak
+            self.result["rows"].append(row)
+            rows[candidate] = row
+        return rows
+
+    def _facts(self, detectors: dict[Candidate, Detector]) -> float | None:
+        """Fill in what is true of the model whatever runs it; returns its FLOPs."""
+        reference = next(iter(detectors.values()))
+        spec, found = reference.spec, len(reference(self.encoded))
+        stages = self._flops(detectors, found)
+        self.large = around_the_network(spec, LARGE_PHOTO, LARGE_INSTANCES, self.settings.rounds)
+        self.result["models"][self.model] = {
+            "canvas": spec.canvas,
+            "backbone": spec.backbone,
+            "classes": spec.num_classes,
+            "detections": found,
+            "gflop": sum(stages.values()) / 1e9 if stages else None,
+            "gflop_by_stage": {name: work / 1e9 for name, work in stages.items()},
+            "around_12mp_100_instances": self.large,
+        }
+        return sum(stages.values()) or None
+
+    def _flops(self, detectors: dict[Candidate, Detector], found: int) -> dict[str, float]:
+        """FLOPs by stage of our float32 file; empty where there is none, or no ``onnx`` to read it."""
+        for candidate, detector in detectors.items():
+            if candidate.key is None or candidate.precision != "float32" or detector.spec.canvas is None:
+                continue
+            try:
+                onnx = import_extra("onnx")
+            except BluError as error:
+                self.say(f"FLOPs are not counted: {error}")
+                return {}
+            from blu_export.measure.flops import count_flops
+
+            return count_flops(onnx.load(candidate.key[0]), detector.spec.canvas, found).by_stage
+        return {}
+
+    def _rates(self, candidate: Candidate, detector: Detector) -> dict[str, float]:
+        """Photos per second of a list, by batch size; a runner that takes one photo only has no more figures."""
+        rates = {}
+        for batch in self.settings.batches:
+            self.say(f"batch {batch}: {candidate.name}")
+            photos = [self.encoded] * max(batch, 2)
+
+            def action(photos: list[bytes] = photos, batch: int = batch) -> object:
+                return detector(photos, batch=batch)
+
+            try:
+                times = take_turns({"batch": action}, self.settings.rounds, 1).seconds["batch"]
+            except BluError:
+                continue
+            rates[str(batch)] = len(photos) / float(np.median(times))
+        return rates
+
+    def _lanes(self, candidate: Candidate, row: dict[str, Any]) -> int:
+        """Photos per second with one photo a core; returns the better number of lanes."""
+        threads = self.settings.threads
+        if threads < 2:
+            return 1
+        self.say(f"one photo a core: {candidate.name}")
+        detector = candidate.open(1)
+        with detector.runner:
+            detector.runner.lanes = threads
+            photos = [self.encoded] * (2 * threads)
+            times = take_turns({"": lambda: detector(photos)}, self.settings.rounds, 1).seconds[""]
+        rate = len(photos) / float(np.median(times))
+        row["photos_per_second"]["one a core"] = rate
+        return threads if rate > row["photos_per_second"]["1"] else 1
+
+    def _curves(self, detectors: dict[Candidate, Detector]) -> None:
+        if not self.settings.curves:
+            return
+        for candidate, detector in detectors.items():
+            if candidate.key and candidate.precision == "float32" and detector.spec.canvas:
+                try:
+                    import_extra("onnx")
+                except BluError as error:
+                    self.say(f"the curves are left out: {error}")
+                    return
+                self.say(f"curves: {candidate.name}")
+                self.result["models"][self.model]["curves"] = measure_curves(
+                    candidate.key[0], detector.runner, self.settings.threads, self.settings.rounds, self.say
+                )
+                return
+
+    def _profile(self, path: Path) -> dict[str, float]:
+        from blu_export.image import decode, mold
+        from blu_export.measure.onnx_stages import profile_stages
+        from blu_export.runtime.onnx_file import read_onnx, spec_of
+
+        self.say(f"profiling {path.name}")
+        molded = mold(decode(self.encoded), spec_of(read_onnx(path), str(path)))
+        window = np.asarray(molded.window, np.float32)[None]
+        return profile_stages(path, molded.canvas[None], window, self.settings.threads, max(3, self.settings.rounds))
+
+    def _cold(self, candidate: Candidate) -> dict[str, float] | None:
+        """Medians over fresh processes, figure by figure; the first one, which fills the cache, does not count."""
+        assert candidate.file is not None
+        self.say(f"fresh process: {candidate.name}")
+        runtime = candidate.runtime.partition(" ")[0]
+        try:
+            runs = [measure_cold(candidate.file, self.photo, runtime) for _ in range(self.settings.rounds + 1)][1:]
+        except BluError as error:
+            self.say(f"skipped: {error}")
+            return None
+        return {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
+
+    def _remember(self, rows: dict[Candidate, dict[str, Any]], lanes: dict[tuple[Path, str], int]) -> None:
+        seconds = {c.key: row["stages"]["run"] for c, row in rows.items() if c.key is not None}
+        if not seconds:
+            return
+        if self.result["spread"] > NOISY_SPREAD:
+            self.say("the machine was too noisy: --runtime auto does not learn from this run")
+            return
+        remember(precision_path(next(iter(seconds))[0], "float32"), seconds, lanes)
 
 
-def _profile(path: Path, detector: Detector, encoded: bytes, settings: Settings) -> dict[str, float]:
-    from blu_export.image import decode, mold
-
-    molded = mold(decode(encoded), detector.spec)
-    window = np.asarray(molded.window, np.float32)[None]
-    return profile_stages(path, molded.canvas[None], window, settings.threads)
+def _share(around: dict[str, float], run: float) -> float:
+    """Share of all time that is not the network, were it to see such a photo."""
+    outside = sum(around.values())
+    return outside / (outside + run)
 
 
 def _commit() -> str | None:
@@ -216,7 +392,10 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None

@@ -1,13 +1,12 @@
 """A fresh process: how long until a model is loaded, and until the first photo's result is there.
 
-Run as ``python -m blu_export.measure.cold MODEL PHOTO RUNTIME PRECISION``; prints one JSON object. The
-clock starts where the parent started the process, so the interpreter's own start is counted.
+Run as ``python -m blu_export.measure.cold MODEL PHOTO RUNTIME``; prints one JSON object. The clock starts
+where the parent started the process, so the interpreter's own start is counted.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -16,10 +15,8 @@ from typing import Any
 
 from blu_export.errors import BluError
 
-_KIB = 1024
 
-
-def measure_cold(model: Path, photo: Path, runtime: str, precision: str) -> dict[str, float]:
+def measure_cold(model: Path, photo: Path, runtime: str) -> dict[str, float]:
     """Start a fresh Python and detect once.
 
     Returns:
@@ -29,10 +26,8 @@ def measure_cold(model: Path, photo: Path, runtime: str, precision: str) -> dict
     Raises:
         BluError: the process failed; the message carries its last line.
     """
-    arguments = [str(model), str(photo), runtime, precision, repr(time.time())]
-    done = subprocess.run(
-        [sys.executable, "-m", "blu_export.measure.cold", *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "blu_export.measure.cold", str(model), str(photo), runtime, repr(time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise BluError(f"A fresh process could not run {model} in {runtime}: {last[0]}")
@@ -40,20 +35,35 @@ def measure_cold(model: Path, photo: Path, runtime: str, precision: str) -> dict
     return figures
 
 
-def _main(arguments: list[str]) -> dict[str, Any]:
+def peak_memory_mib() -> float:
+    """The most memory that this process has held, in MiB; 0 where the system does not tell."""
+    try:
+        # Not getrusage: on Linux its maximum includes the parent's, from before the exec.
+        status = Path("/proc/self/status").read_text()
+        return float(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _main(model: str, photo: str, runtime: str, started: str) -> dict[str, Any]:
     import blu_export
 
-    model, photo, runtime, precision, started = arguments
-    detector = blu_export.load(model, runtime=runtime, precision=precision)
+    detector = blu_export.load(model, runtime=runtime)
     loaded = time.time()
     detector(photo)
     finished = time.time()
     return {
         "load_s": loaded - float(started),
         "first_result_s": finished - float(started),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB,
+        "peak_memory_mib": peak_memory_mib(),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(_main(sys.argv[1:])))
+    print(json.dumps(_main(*sys.argv[1:])))

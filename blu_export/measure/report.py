@@ -1,13 +1,14 @@
-"""Benchmark results for people: a Markdown table, plots, and a comparison of two runs."""
+"""Benchmark results for people: Markdown tables, and a comparison of two runs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from blu_export.errors import BluError
-from blu_export.measure.benchmark import RESULT_VERSION, STAGES
+from blu_export.measure.benchmark import RESULT_VERSION
 from blu_export.measure.timing import NOISY_SPREAD
 
 REGRESSION = 1.05
@@ -30,55 +31,133 @@ def read_results(path: Path) -> dict[str, Any]:
     return found
 
 
+def summary(result: dict[str, Any]) -> str:
+    """The machine and one table per model: what the README shows."""
+    blocks = ["\n".join(_machine_lines(result))]
+    for model, facts in result["models"].items():
+        rows = [row for row in result["rows"] if row["model"] == model]
+        blocks.append(f"{_heading(model, facts)}\n\n" + _speed_table(rows))
+    if result["skipped"]:
+        blocks.append("\n".join(f"Not measured: {each['name']}: {each['why']}" for each in result["skipped"]))
+    return "\n\n".join(blocks) + "\n"
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """The whole result as Markdown: machine, limits, one table per model."""
+    """The whole result: the summary, then stages, distributions, throughput and fresh processes of each model."""
+    blocks = [summary(result)]
+    for model, facts in result["models"].items():
+        rows = [row for row in result["rows"] if row["model"] == model]
+        blocks += [f"### {model}", "Time of one photo, and its parts, in ms.", _time_table(rows)]
+        blocks += ["Many photos a second, by batch; and a fresh process.", _load_table(rows)]
+        if any(row.get("onnx_stages") for row in rows):
+            blocks += ["Stages of the graph in ONNX Runtime, in ms.", _stage_table(facts, rows, result["peaks"])]
+    return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
+
+
+def _machine_lines(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     peaks = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in result["peaks"].items())
+    versions = ", ".join(
+        f"{name} {machine['versions'][name]}"
+        for name in ("tensorflow", "onnxruntime", "openvino")
+        if name in machine["versions"]
+    )
     lines = [
-        f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB. "
-        f"Measured matrix peak: {peaks}. {result['date'][:10]}, commit {result['commit']}.",
+        f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB; {versions}. "
+        f"Measured matrix peak: {peaks}. {result['date'][:10]}, commit {result['commit']}, "
+        f"{result['settings']['repeats']} repeats, medians.",
     ]
     if result["spread"] > NOISY_SPREAD:
         lines += ["", f"**The machine was noisy** (spread {result['spread']:.2f}): small differences mean nothing."]
-    for model, facts in result["models"].items():
-        rows = [row for row in result["rows"] if row["model"] == model]
-        lines += ["", *_model_table(model, facts, rows)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _model_table(model: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+def _heading(model: str, facts: dict[str, Any]) -> str:
     canvas = "×".join(map(str, facts["canvas"])) if facts["canvas"] else "any"
     work = f", {facts['gflop']:.0f} GFLOP" if facts["gflop"] else ""
-    ap = any("mask_ap" in row["notes"] for row in rows)
-    head = [
-        "runtime",
-        "precision",
-        "p50 ms",
-        "p90",
-        "faster",
-        *(f"{s} ms" for s in STAGES),
-        "of peak",
-        "photos/s 1/4/8",
-    ]
-    head += ["first result s", "memory MiB", "instances", *(["mask AP"] if ap else [])]
+    return f"**{model}** ({facts['backbone']}, {facts['classes']} classes, canvas {canvas}{work})"
+
+
+def _speed_table(rows: list[dict[str, Any]]) -> str:
+    accuracy = [name for name in ("box_ap", "mask_ap", "parity") if any(name in row["notes"] for row in rows)]
+    head = ["runtime", "precision", "ms a photo", f"over {rows[0]['runtime']}", "of peak", "outside the network"]
+    head += ["photos/s", "first result s", "instances", *(name.replace("_ap", " AP") for name in accuracy)]
     baseline = rows[0]["end_to_end"]["p50"]
-    lines = [f"**{model}** ({facts['backbone']}, canvas {canvas}{work}); faster = over {rows[0]['runtime']}", ""]
-    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    cells = []
     for row in rows:
-        times, cold = row["end_to_end"], row.get("fresh_process", {})
-        name = f"**{row['runtime']}**" if row["ours"] else row["runtime"]
-        cells = [name, row["precision"], _ms(times["p50"]), _ms(times["p90"]), f"{baseline / times['p50']:.2f}×"]
-        cells += [_ms(row["stages"][stage]) for stage in STAGES]
-        cells.append(f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else "–")
+        total, cold = row["end_to_end"]["p50"], row.get("fresh_process") or {}
         rates = row.get("photos_per_second", {})
-        cells.append(" / ".join(f"{rates[b]:.2f}" if b in rates else "–" for b in ("1", "4", "8")))
-        cells.append(f"{cold['first_result_s']:.2f}" if cold else "–")
-        cells.append(f"{cold['peak_memory_mib']:.0f}" if cold else "–")
-        cells.append(str(row["detections"]))
-        if ap:
-            cells.append(f"{row['notes']['mask_ap']:.3f}" if "mask_ap" in row["notes"] else "–")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        cells.append([
+            f"**{row['runtime']}**" if row["ours"] else row["runtime"],
+            row["precision"],
+            _ms(total),
+            f"{baseline / total:.2f}×",
+            f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else "–",
+            f"{1 - row['stages']['run'] / sum(row['stages'].values()):.1%}",
+            f"{max(rates.values()):.2f}" if rates else "–",
+            f"{cold['first_result_s']:.2f}" if cold else "–",
+            str(row["detections"]),
+            *(_note(row["notes"].get(name)) for name in accuracy),
+        ])  # fmt: skip
+    return _table(head, cells)
+
+
+def _time_table(rows: list[dict[str, Any]]) -> str:
+    head = ["runtime", "precision", "p50", "p90", "p99", "fastest", "decode", "mold", "run", "unmold"]
+    head += ["outside, 12 MP, 100 instances"]
+    return _table(head, [
+        [
+            row["runtime"], row["precision"],
+            *(_ms(row["end_to_end"][name]) for name in ("p50", "p90", "p99", "fastest")),
+            *(_ms(row["stages"][name]) for name in ("decode", "mold", "run", "unmold")),
+            f"{row['around_large']:.1%}",
+        ]
+        for row in rows
+    ])  # fmt: skip
+
+
+def _load_table(rows: list[dict[str, Any]]) -> str:
+    batches = list(dict.fromkeys(name for row in rows for name in row.get("photos_per_second", {})))
+    head = ["runtime", "precision", *(f"batch {n}" if n.isdecimal() else n for n in batches)]
+    head += ["loaded s", "first result s", "peak MiB"]
+    cells = []
+    for row in rows:
+        rates, cold = row.get("photos_per_second", {}), row.get("fresh_process") or {}
+        found = [f"{rates[n]:.2f}" if n in rates else "–" for n in batches]
+        found += [f"{cold[n]:.2f}" if cold else "–" for n in ("load_s", "first_result_s")]
+        cells.append([row["runtime"], row["precision"], *found, f"{cold['peak_memory_mib']:.0f}" if cold else "–"])
+    return _table(head, cells)
+
+
+def _stage_table(facts: dict[str, Any], rows: list[dict[str, Any]], peaks: dict[str, float]) -> str:
+    """One line a stage; for float32 its work and its share of the peak stand beside its time."""
+    profiled = [row for row in rows if row.get("onnx_stages")]
+    work = facts["gflop_by_stage"]
+    stages = sorted({name for row in profiled for name in row["onnx_stages"]},
+                    key=lambda name: -max(row["onnx_stages"].get(name, 0) for row in profiled))  # fmt: skip
+    head = ["stage", "GFLOP", *(row["precision"] for row in profiled), "of float32 peak"]
+    exact = next((row["onnx_stages"] for row in profiled if row["precision"] == "float32"), {})
+    cells = []
+    for stage in stages:
+        gflop, seconds = work.get(stage, 0.0), exact.get(stage, 0.0)
+        share = gflop * 1e9 / seconds / peaks["float32"] if gflop >= 0.1 and seconds else None
+        cells.append([
+            stage,
+            f"{gflop:.1f}" if gflop >= 0.1 else "–",
+            *(_ms(row["onnx_stages"].get(stage, 0.0)) for row in profiled),
+            f"{share:.0%}" if share is not None else "–",
+        ])  # fmt: skip
+    return _table(head, cells)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _note(value: Any) -> str:
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _ms(seconds: float) -> str:
@@ -90,76 +169,29 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
 
     Returns:
         A Markdown table, and the names of the rows that became slower by more than REGRESSION.
+
+    Raises:
+        BluError: the runs have no row in common.
     """
     before = {_key(row): row for row in old["rows"]}
-    lines = ["| candidate | old ms | new ms | new / old |", "|---|---|---|---|"]
-    slower = []
+    cells, slower = [], []
     for row in new["rows"]:
         if (then := before.get(_key(row))) is None:
             continue
-        ratio = row["end_to_end"]["p50"] / then["end_to_end"]["p50"]
+        first, second = then["end_to_end"]["p50"], row["end_to_end"]["p50"]
         name = " · ".join(_key(row))
-        lines.append(f"| {name} | {_ms(then['end_to_end']['p50'])} | {_ms(row['end_to_end']['p50'])} | {ratio:.2f} |")
-        if ratio > REGRESSION:
-            slower.append(f"{name}: {ratio:.2f}")
-    if len(lines) == 2:
+        cells.append([name, _ms(first), _ms(second), f"{second / first:.2f}"])
+        if second / first > REGRESSION:
+            slower.append(f"{name}: {second / first:.2f}")
+    if not cells:
         raise BluError(
             "The two results have no candidate in common.", "Benchmark the same models on the same runtimes."
         )
-    return "\n".join(lines) + "\n", slower
+    table = _table(["candidate", "old ms", "new ms", "new / old"], cells) + "\n"
+    if old["machine"]["processor"] != new["machine"]["processor"]:
+        table += f"\nTwo machines: {old['machine']['processor']}, then {new['machine']['processor']}.\n"
+    return table, slower
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["model"], row["runtime"], row["precision"]
-
-
-def plot_bars(result: dict[str, Any], path: Path) -> None:
-    """Median time of each candidate as bars split into stages, one panel per model (PNG)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    models = list(result["models"])
-    heights = [sum(row["model"] == model for row in result["rows"]) for model in models]
-    figure, axes = plt.subplots(
-        len(models), 1, figsize=(9, 1.2 * len(models) + 0.42 * sum(heights)), squeeze=False, height_ratios=heights
-    )
-    for axis, model in zip(axes[:, 0], models, strict=True):
-        rows = [row for row in result["rows"] if row["model"] == model][::-1]
-        labels = [f"{row['runtime']} {row['precision']}" for row in rows]
-        left = [0.0] * len(rows)
-        for stage, colour in zip(STAGES, ("#b9c4d0", "#7d93ab", "#2a6f97", "#e07a3f"), strict=True):
-            widths = [row["stages"][stage] * 1e3 for row in rows]
-            axis.barh(labels, widths, left=left, label=stage, color=colour)
-            left = [a + b for a, b in zip(left, widths, strict=True)]
-        axis.set_title(model, loc="left", fontsize=10)
-        axis.set_xlabel("ms per photo")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(ncols=len(STAGES), fontsize=8, frameon=False, loc="upper right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def plot_curves(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Small plots of cost against one quantity each (PNG).
-
-    Args:
-        curves: title to ``{"x": [...], "seconds": [...]}``.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 2.6), squeeze=False)
-    for axis, (title, curve) in zip(axes[0], curves.items(), strict=True):
-        axis.plot(curve["x"], [1e3 * s for s in curve["seconds"]], "o-", color="#2a6f97")
-        axis.set_xlabel(title)
-        axis.set_ylabel("ms per photo")
-        axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

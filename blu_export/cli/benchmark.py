@@ -1,0 +1,94 @@
+"""``blu benchmark``: time models on the runtimes that are here, and compare two runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blu_export.cli.common import JsonOption, ThreadsOption, command_app, printable, say, wrote
+from blu_export.errors import EXIT_CHECK_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from blu_export.measure.benchmark import Settings
+
+app = command_app()
+
+
+@app.command()
+def benchmark(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[MODELS...]", help=".onnx, .engine, .h5 or .keras. Default: the embedded model."),
+    ] = None,
+    photo: Annotated[
+        Path | None, typer.Option("--photo", help="The photo to detect on. Default: the demo photo.")
+    ] = None,
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option("--runtime", help="Only this one; may be given several times. Default: all that fit."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few repeats, one batch size, no curves.")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Timed calls of each candidate.")] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Folder for benchmark.json, benchmark.md and plots.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="OLD NEW", help="Two benchmark.json: show ratios, measure nothing."),
+    ] = None,
+) -> None:
+    """Time models per stage on every runtime that is here, beside the limit of this machine.
+
+    The precisions that lie beside an .onnx file take part. Candidates take turns on one photo; what the
+    fastest was is remembered on this machine for --runtime auto. With --compare the exit code is 1 when
+    something became more than 5 % slower.
+
+    \b
+    blu benchmark
+    blu benchmark coco.onnx coco.h5 --save results/
+    blu benchmark coco.onnx --runtime openvino --quick --json
+    blu benchmark --compare old/benchmark.json new/benchmark.json
+    """
+    if compare is not None:
+        _compare(*compare, as_json)
+        return
+    from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.measure.benchmark import file_candidates, run_benchmark
+    from blu_export.measure.report import markdown
+
+    known = ("keras", "onnxruntime", "openvino", "tensorrt")
+    if unknown := [name for name in runtimes or () if name not in known]:
+        raise UsageError(f"There is no runtime '{unknown[0]}'.", f"Runtimes are {', '.join(known)}.")
+    paths = models or [embedded()]
+    candidates = [candidate for path in paths for candidate in file_candidates(path, runtimes or ())]
+    result = run_benchmark(candidates, photo or embedded(DEMO_PHOTO), _settings(quick, repeats, threads), say)
+    print(json.dumps(result, indent=1) if as_json else printable(markdown(result)))
+    if save is not None:
+        from blu_export.measure.save import save_results
+
+        for path in save_results(result, save, say):
+            wrote(path)
+
+
+def _settings(quick: bool, repeats: int | None, threads: int | None) -> Settings:
+    from dataclasses import replace
+
+    from blu_export.measure.benchmark import QUICK, Settings
+
+    changes: dict[str, Any] = {"repeats": repeats, "threads": threads}
+    return replace(QUICK if quick else Settings(), **{name: value for name, value in changes.items() if value})
+
+
+def _compare(old: Path, new: Path, as_json: bool) -> None:
+    from blu_export.measure.report import compare, read_results
+
+    table, slower = compare(read_results(old), read_results(new))
+    print(json.dumps({"slower": slower}) if as_json else printable(table))
+    if slower:
+        say(f"slower: {'; '.join(slower)}")
+        raise typer.Exit(EXIT_CHECK_FAILED)

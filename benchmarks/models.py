@@ -8,6 +8,7 @@ accuracy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ SPECS = {
 DETECTIONS = 24
 """Objects that the scores are scaled to find on the photo that the statistics come from."""
 
+Say = Callable[[str], None]
+
 
 def make_model(spec: ModelSpec, photo: Any, seed: int = 1) -> Any:
     """A MaskRCNN with deterministic weights that finds about DETECTIONS objects on ``photo`` (uint8 RGB)."""
     import keras
-    from blu_export.image import mold
 
+    from blu_export.image import mold
     from blu_export.model.mask_rcnn import MaskRCNN
 
     keras.utils.set_random_seed(seed)
@@ -65,14 +68,38 @@ def make_model(spec: ModelSpec, photo: Any, seed: int = 1) -> Any:
     return model
 
 
-def write_weights(name: str, photo: Any, folder: Path) -> Path:
+def write_weights(name: str, photo: Path, folder: Path, say: Say) -> Path:
     """The weights file of one of SPECS; made once, then found again."""
-    from blu_export.model.weights import save_weights
+    from blu_export.extras import import_extra
+    from blu_export.files import atomic_write
+    from blu_export.image import decode
 
     path = folder / f"{name}.h5"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(make_model(SPECS[name], photo), path)
+        import_extra("tensorflow")
+        from blu_export.model.weights import save_weights
+
+        say(f"making the weights of {name}")
+        with atomic_write(path) as temporary:
+            save_weights(make_model(SPECS[name], decode(photo)), temporary)
+    return path
+
+
+def write_onnx(weights: Path, photo: Path, say: Say) -> Path:
+    """The exported file, and the int8 one beside it; made once, then found again.
+
+    Parity is not checked: with random weights it says nothing. Ranges of int8 come from ``photo`` alone.
+    """
+    from blu_export.runtime.choice import precision_path
+
+    path = weights.with_suffix(".onnx")
+    for precision in ("float32", "int8"):
+        output = precision_path(path, precision)
+        if not output.exists():
+            from blu_export.export.onnx import export_onnx
+
+            say(f"exporting {output.name}")
+            export_onnx(weights, output, precision=precision, calibration=[photo], verify=False)
     return path
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from blu_export.errors import BluError
 from blu_export.runtime.base import Runner
 
 
@@ -71,12 +72,15 @@ class NaiveRunner(Runner):
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # as in ours
         self.spec = spec
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.names = [i.name for i in self.session.get_inputs()]
 
     def run(self, canvas: Any, window: Any) -> Any:
         """See ``Runner.run``; batch 1 only."""
+        if len(canvas) > 1:
+            raise BluError("The naive conversion takes one photo at a time.")
         detections, masks = self.session.run(
             None, dict(zip(self.names, (canvas.astype(np.float32), window), strict=True))
         )

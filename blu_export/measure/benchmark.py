@@ -25,6 +25,7 @@ from blu_export.measure.timing import NOISY_SPREAD, Timing, take_turns
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
 from blu_export.runtime.choice import REDUCED, precision_path, remember
 from blu_export.runtime.cpu import usable_cores
+from blu_export.runtime.onnx_file import OnnxFile
 
 RESULT_VERSION = 2
 LARGE_INSTANCES = 100
@@ -48,6 +49,8 @@ class Candidate:
     device: str | None = None
     ours: bool = True
     """False for a peer: what a user would have without this project."""
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """More figures for its row."""
 
     @property
     def name(self) -> str:
@@ -102,26 +105,38 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
         return [_of_file(path, path.stem, name, precision) for name in chosen]
     from blu_export.runtime.onnx_file import read_onnx
 
-    named = read_onnx(path).precision
-    files = {named: path}
-    if named == "float32":
-        files |= {p: beside for p in REDUCED if (beside := precision_path(path, p)).is_file()}
-    gpu = "onnxruntime" in chosen and _has_cuda()
-    if not gpu:
-        files = {p: file for p, file in files.items() if p != "fp16" or file == path}  # float32 on a processor, slower
-    stem = precision_path(path, "float32").stem
-    found = [_of_file(file, stem, name, precision) for precision, file in files.items() for name in chosen]
-    if gpu:
-        found += [_of_file(file, stem, "onnxruntime", precision, "cuda") for precision, file in files.items()]
+    named = read_onnx(path)
+    models = {path: named}
+    if named.precision == "float32":
+        models |= {beside: read_onnx(beside) for p in REDUCED if (beside := precision_path(path, p)).is_file()}
+    devices = [None, "cuda"] if "onnxruntime" in chosen and _has_cuda() else [None]
+    found = []
+    for device in devices:
+        for file, model in models.items():
+            if model.precision == "fp16" and device is None and file != path:
+                continue  # a processor computes it in float32, slower than the exact file
+            for name in chosen if device is None else ["onnxruntime"]:
+                stem = precision_path(path, "float32").stem
+                found.append(_of_file(file, stem, name, model.precision, device, _parity(model)))
     return found
 
 
-def _of_file(path: Path, model: str, runtime: str, precision: str, device: str | None = None) -> Candidate:
+def _of_file(
+    path: Path, model: str, runtime: str, precision: str, device: str | None = None, notes: dict[str, Any] | None = None
+) -> Candidate:
     def open_it(threads: int) -> Detector:
         return Detector(load_runner(path, runtime, "file", device, threads))
 
     shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
-    return Candidate(model, shown, precision, open_it, path, device, ours=runtime != "keras")
+    return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})
+
+
+def _parity(model: OnnxFile) -> dict[str, Any]:
+    """What was measured at the export, for people."""
+    parity = model.json_metadata("blu_parity")
+    if not isinstance(parity, dict) or "matched" not in parity or "instances" not in parity:
+        return {}
+    return {"parity": f"{parity['matched']} of {parity['instances']}"}
 
 
 def _has_cuda() -> bool:
@@ -226,7 +241,8 @@ class _ModelRun:
 
     def _turns(self, detectors: dict[Candidate, Detector]) -> dict[Candidate, dict[str, Any]]:
         """A row for each candidate, from interleaved calls on one photo."""
-        settings, times = self.settings, {candidate: [] for candidate in detectors}  # type: dict[Candidate, list[Any]]
+        settings = self.settings
+        times: dict[Candidate, list[dict[str, float]]] = {candidate: [] for candidate in detectors}
 
         def once(candidate: Candidate, detector: Detector) -> Callable[[], None]:
             def action() -> None:
@@ -258,7 +274,7 @@ class _ModelRun:
                 "end_to_end": Timing.of(rounds.seconds[candidate.name]).to_json(),
                 "stages": medians,
                 "around_large": _share(self.large, medians["run"]),
-                "notes": {},
+                "notes": dict(candidate.notes),
             }
             if flops:
                 row["flops_per_second"] = flops / medians["run"]

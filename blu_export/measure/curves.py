@@ -7,6 +7,7 @@ again for other canvases, and its mask head is run on as many ROIs as there are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ def around_the_network(spec: ModelSpec, size: tuple[int, int], instances: int, r
     encoded = encode(random_photo(*size))
     image = decode(encoded)
     molded = mold(image, spec)
-    raw = random_detections(molded, spec, instances)
+    rows, masks = random_detections(molded, spec, instances)
     actions: dict[str, Callable[[], object]] = {
         "decode": lambda: decode(encoded),
         "mold": lambda: mold(image, spec),
-        "unmold": lambda: unmold(*raw, molded, spec),
+        "unmold": lambda: unmold(rows, masks, molded, spec),
     }
     rounds = take_turns(actions, repeats, 1)
     return {name: float(np.median(times)) for name, times in rounds.seconds.items()}
@@ -119,7 +120,7 @@ def _canvas_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: 
         onnx.helper.set_model_props(model, {"blu_spec": small.to_json()})
         with OnnxRuntimeRunner(parse_onnx(model.SerializeToString()), "cpu", threads) as runner:
             molded = mold(random_photo(*SMALL_PHOTO), small)
-            seconds.append(_median(lambda r=runner, m=molded: r.run(m.canvas[None], m.window[None]), repeats))  # type: ignore[misc]
+            seconds.append(_median(partial(runner.run, molded.canvas[None], molded.window[None]), repeats))
     return {"x": sides, "unit": "canvas side, px", "seconds": {"network": seconds}}
 
 
@@ -129,7 +130,7 @@ def _batch_curve(runner: Runner, repeats: int, say: Callable[[str], None]) -> Cu
     for batch in BATCHES:
         say(f"batch {batch}")
         canvas, window = np.stack([molded.canvas] * batch), np.stack([molded.window] * batch)
-        seconds.append(_median(lambda c=canvas, w=window: runner.run(c, w), repeats) / batch)  # type: ignore[misc]
+        seconds.append(_median(partial(runner.run, canvas, window), repeats) / batch)
     return {"x": list(BATCHES), "unit": "photos in a batch", "seconds": {"network, per photo": seconds}}
 
 
@@ -151,9 +152,9 @@ def _instance_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say
     heads, unmolds = [], []
     for count in counts:
         feed = {head.graph.input[0].name: rois[:count]}
-        heads.append(_median(lambda f=feed: session.run(None, f), repeats))  # type: ignore[misc]
-        raw = random_detections(molded, spec, count)
-        unmolds.append(_median(lambda r=raw: unmold(*r, molded, spec), repeats))  # type: ignore[misc]
+        heads.append(_median(partial(session.run, None, feed), repeats))
+        rows, masks = random_detections(molded, spec, count)
+        unmolds.append(_median(partial(unmold, rows, masks, molded, spec), repeats))
     return {"x": counts, "unit": "instances", "seconds": {"mask head": heads, "unmold, 12 MP": unmolds}}
 
 

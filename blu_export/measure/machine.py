@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -94,7 +95,8 @@ def _product_model(kind: str) -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _onnxruntime_products(threads: int) -> dict[str, Callable[[], Any]]:
@@ -108,7 +110,7 @@ def _onnxruntime_products(threads: int) -> dict[str, Callable[[], Any]]:
     a, _ = _operands()
     for precision, value in (("float32", a), ("int8", (a * 30 + 128).clip(0, 255).astype(np.uint8))):
         session = ort.InferenceSession(_product_model(precision), options, providers=["CPUExecutionProvider"])
-        products[precision] = lambda session=session, value=value: session.run(None, {"a": value})
+        products[precision] = partial(session.run, None, {"a": value})
     return products
 
 

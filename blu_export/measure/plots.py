@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from blu_export.detector import STAGES
 from blu_export.extras import import_extra
-from blu_export.measure.benchmark import STAGES
 
 _STAGE_COLOURS = ("#b9c4d0", "#7d93ab", "#2a6f97", "#e07a3f")
 _LINE_COLOURS = ("#2a6f97", "#e07a3f", "#7d93ab")

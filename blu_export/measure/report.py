@@ -136,7 +136,7 @@ def _stage_table(facts: dict[str, Any], rows: list[dict[str, Any]], peaks: dict[
     stages = sorted({name for row in profiled for name in row["onnx_stages"]},
                     key=lambda name: -max(row["onnx_stages"].get(name, 0) for row in profiled))  # fmt: skip
     head = ["stage", "GFLOP", *(row["precision"] for row in profiled), "of float32 peak"]
-    exact = next((row["onnx_stages"] for row in profiled if row["precision"] == "float32"), {})
+    exact: dict[str, float] = next((row["onnx_stages"] for row in profiled if row["precision"] == "float32"), {})
     cells = []
     for stage in stages:
         gflop, seconds = work.get(stage, 0.0), exact.get(stage, 0.0)

@@ -50,6 +50,10 @@ def serve(
     reload: Annotated[
         bool, typer.Option("--reload", help="Take over a new model file as soon as it is there.")
     ] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Serve on a Ray cluster: its address, auto, or local.")
+    ] = None,
+    replicas: Annotated[str, typer.Option(help="Copies on the cluster: a number, or a range like 1-4.")] = "1",
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "file",
     device: DeviceOption = None,
@@ -105,6 +109,12 @@ def serve(
     set_up()
     if not settings.api_keys and not _is_loopback(host):
         say(f"warning: anyone who reaches {host} can use this server; --api-key-file sets keys.")
+    if ray is not None:
+        import_extra("ray.serve")
+        from blu_export.serve import ray_app
+
+        ray_app.run(settings, ray_app.RaySettings(ray, *ray_app.parse_replicas(replicas)))
+        return
     run(settings)
 
 

@@ -107,8 +107,8 @@ _PREDICT_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service) -> ASGI:
-    """The ASGI application of a service."""
+def create_app(service: Service, all_metrics: Callable[[], Awaitable[bytes]] | None = None) -> ASGI:
+    """The ASGI application of a service; where it is one of several, ``all_metrics`` gives the metrics of all."""
     app = FastAPI(
         title="blu",
         version=__version__,
@@ -124,7 +124,8 @@ def create_app(service: Service) -> ASGI:
 
     @app.get("/metrics", summary="Metrics for Prometheus", tags=["operation"])
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        text = service.metrics.text() if all_metrics is None else await all_metrics()
+        return Response(text, media_type=CONTENT_TYPE)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

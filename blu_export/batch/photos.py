@@ -1,0 +1,100 @@
+"""Where photos come from: a folder, a glob, a list of names, a bucket."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from blu_export.errors import BluError, DatasetError, ImageError
+from blu_export.extras import import_extra
+from blu_export.sources import IMAGE_SUFFIXES, find_images
+
+if TYPE_CHECKING:
+    from blu_export.data.storage import Storage
+
+LIST_SUFFIXES = frozenset({".txt", ".lst"})
+READERS = 8
+"""Files that a worker reads at a time, ahead of the network."""
+
+
+def list_photos(source: str) -> list[str]:
+    """Absolute paths or URLs of all photos that a source names, each once, in a stable order.
+
+    Args:
+        source: a folder or bucket prefix, with what is below it; a glob; a list (.txt, one path or URL per line,
+            relative to the list); or one photo.
+
+    Raises:
+        DatasetError: there is no such source, or no photo in it.
+    """
+    remote = "://" in source
+    if PurePosixPath(source).suffix.lower() in LIST_SUFFIXES:
+        found = _read_list(source)
+    elif remote:
+        found = _list_remote(source)
+    else:
+        if not os.path.exists(source) and not glob.has_magic(source):
+            raise DatasetError(f"There is no {source}.", "Name a folder, a glob, a list in a .txt file, or a URL.")
+        found = [os.path.abspath(path) for path in find_images([source])]
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise DatasetError(f"There are no photos in {source}.", f"Photos end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    return found
+
+
+def _read_list(source: str) -> list[str]:
+    from blu_export.data.storage import join, parent
+
+    try:
+        text = _storage(source.partition("://")[0] if "://" in source else "").read(source).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{source} is no list of photos: it is not UTF-8.", "Write one name per line.") from error
+    folder = parent(source) if "://" in source else os.path.abspath(parent(source))
+    return [join(folder, line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _list_remote(source: str) -> list[str]:
+    protocol = source.partition("://")[0]
+    _storage(protocol).is_folder(source)  # its errors say what is missing: a package, credentials, the network
+    files = import_extra("fsspec").filesystem(protocol, use_listings_cache=False)
+    try:
+        paths = files.glob(source) if glob.has_magic(source) else files.find(source)
+    except OSError as error:
+        raise DatasetError(f"{source} cannot be listed: {error}.", "Check the URL and the credentials.") from error
+    return [str(files.unstrip_protocol(path)) for path in sorted(paths) if Path(path).suffix.lower() in IMAGE_SUFFIXES]
+
+
+@cache
+def _storage(protocol: str) -> Storage:
+    """The storage of a protocol; that of this machine for none."""
+    from blu_export.data.storage import open_storage
+
+    return open_storage(f"{protocol}://" if protocol else "")
+
+
+def read_photo(photo: str) -> Path | bytes | BluError:
+    """What image.decode takes, for a path or URL; the error where a URL cannot be read."""
+    if "://" not in photo:
+        return Path(photo)
+    try:
+        return _storage(photo.partition("://")[0]).read(photo)
+    except BluError as error:
+        return ImageError(error.what, error.fix)
+
+
+def read_ahead(photos: Sequence[str]) -> Iterator[Path | bytes | BluError]:
+    """``read_photo`` of each, in order, a few at a time."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(READERS, "blu-read") as pool:
+        for photo in photos:
+            waiting.append(pool.submit(read_photo, photo))
+            if len(waiting) >= READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

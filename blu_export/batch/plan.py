@@ -1,0 +1,113 @@
+"""Plan: which photo belongs to which shard. Written before the work starts; afterwards it only grows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from blu_export.batch.sink import Sink
+from blu_export.errors import DatasetError, UsageError
+
+PLAN_NAME = "_plan.json"
+"""Readers of Parquet folders pass over names that start with an underscore."""
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Photos whose results share a file."""
+
+    index: int
+    photos: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"part-{self.index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All photos of a job, in the order of their shards."""
+
+    model_sha256: str
+    min_score: float
+    photos: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+    """Shard ``i`` holds photos[ends[i - 1] : ends[i]]."""
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All of them."""
+        starts = (0, *self.ends[:-1])
+        return [
+            Shard(index, self.photos[start:end])
+            for index, (start, end) in enumerate(zip(starts, self.ends, strict=True))
+        ]
+
+    def extended(self, photos: list[str], shard_size: int) -> Plan:
+        """The plan with those photos that are not in it yet, in shards of their own."""
+        known = set(self.photos)
+        every = (*self.photos, *(photo for photo in photos if photo not in known))
+        ends = [min(start + shard_size, len(every)) for start in range(len(self.photos), len(every), shard_size)]
+        return Plan(self.model_sha256, self.min_score, every, (*self.ends, *ends))
+
+    def write(self, sink: Sink) -> None:
+        """Write it to the sink."""
+        values = {
+            "version": PLAN_VERSION,
+            "model_sha256": self.model_sha256,
+            "min_score": self.min_score,
+            "ends": self.ends,
+            "photos": self.photos,
+        }
+        sink.write(PLAN_NAME, json.dumps(values).encode())
+
+    @classmethod
+    def read(cls, sink: Sink) -> Plan:
+        """The plan in a sink.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        path = sink.path(PLAN_NAME)
+        try:
+            with sink.open(PLAN_NAME) as file:
+                values: dict[str, Any] = json.loads(file.read())
+            if values["version"] > PLAN_VERSION:
+                raise DatasetError(f"{path} was written by a newer blu.", "Upgrade blu-export.")
+            photos, ends = tuple(map(str, values["photos"])), tuple(map(int, values["ends"]))
+            if sorted(set(ends)) != list(ends) or (ends[-1] if ends else 0) != len(photos):
+                raise ValueError("its shards do not add up")
+            return cls(str(values["model_sha256"]), float(values["min_score"]), photos, ends)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path} cannot be read: {error}.", "Choose another sink.") from error
+
+    def check_same(self, model_sha256: str, min_score: float, sink: Sink) -> None:
+        """Raise UsageError when a job with other settings would be mixed into this one."""
+        fix = "Go on with those, or choose another sink."
+        if self.model_sha256 != model_sha256:
+            raise UsageError(f"{sink.url} holds results of another model, {self.model_sha256[:12]}….", fix)
+        if self.min_score != min_score:
+            raise UsageError(f"{sink.url} holds results from a score of {self.min_score} on, not {min_score}.", fix)
+
+
+def open_plan(sink: Sink, model_sha256: str, min_score: float, photos: list[str], shard_size: int) -> tuple[Plan, int]:
+    """The plan of a sink with all of these photos in it, and how many of them are new; it is in the sink afterwards.
+
+    Raises:
+        UsageError: the sink holds something else.
+    """
+    names = sink.names()
+    if PLAN_NAME in names:
+        plan = Plan.read(sink)
+        plan.check_same(model_sha256, min_score, sink)
+    elif strange := sorted(name for name in names if name.endswith(".parquet") and not name.startswith(".")):
+        raise UsageError(f"{sink.url} holds {strange[0]}, which is of no blu batch.", "Choose another sink.")
+    else:
+        plan = Plan(model_sha256, min_score)
+    extended = plan.extended(photos, shard_size)
+    if extended != plan:
+        extended.write(sink)
+    return extended, len(extended.photos) - len(plan.photos)

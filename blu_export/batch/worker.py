@@ -1,0 +1,178 @@
+"""The worker: a process that holds the model and turns shards into files. A crash or hang of a runtime ends here.
+
+It talks with its owner (batch.process) over a socket, in lines of JSON:
+
+    worker → owner   {"ready": …} once the model is loaded
+    owner → worker   {"index": N, "photos": […], "careful": false, "skip": {photo: error}}
+    worker → owner   {"done": photos of the shard so far}, and when ``careful`` {"start": number of the photo} before
+    worker → owner   {"summary": …} once the shard's file is in the sink
+    worker → owner   {"error": [kind, what, fix]} where the job cannot go on
+
+It ends when the owner closes its end, also in the middle of a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from blu_export.batch.photos import read_ahead
+from blu_export.batch.plan import Shard
+from blu_export.batch.shard import Summary, encode, row
+from blu_export.batch.sink import Sink
+from blu_export.detections import Detections
+from blu_export.detector import Detector, Photo, Source
+from blu_export.errors import BluError, ModelFileError
+from blu_export.files import sha256_of
+
+
+class Work:
+    """A loaded model that works off shards.
+
+    Args:
+        job: the fields of process.Job.
+        say: sends one message to the owner.
+    """
+
+    def __init__(self, job: dict[str, Any], say: Any) -> None:
+        self.job, self.say = job, say
+        self.sink = Sink(job["sink"])
+        module, _, name = job["loader"].partition(":")
+        runner = getattr(import_module(module), name)(job["model"], **job["options"])
+        if sha256_of(job["model"]) != job["model_sha256"]:
+            raise ModelFileError(f"{job['model']} has changed since the job began.", "Start it again.")
+        self.detector = Detector(runner, job["min_score"])
+        self.model = {
+            "sha256": job["model_sha256"],
+            "runtime": runner.runtime,
+            "device": runner.device,
+            "precision": runner.precision,
+        }
+
+    def run(self, shard: Shard, careful: bool, skip: dict[str, str]) -> Summary:
+        """Detect on a shard's photos and write its file.
+
+        Args:
+            shard: its photos.
+            careful: one photo after the other, each told before it begins.
+            skip: photos not to be tried, with their errors; only looked at when careful.
+        """
+        try:
+            return self._run(shard, careful, skip)
+        except BluError:  # a photo's result that cannot be read ends the stream
+            if careful:
+                raise
+            return self._run(shard, True, skip)
+
+    def _run(self, shard: Shard, careful: bool, skip: dict[str, str]) -> Summary:
+        start = time.perf_counter()
+        stages: Counter[str] = Counter()
+        rows: list[dict[str, Any]] = []
+        found: Detections | None
+        for photo, result in self._results(shard, careful, skip, stages):
+            found, error = (None, result) if isinstance(result, str) else (result, None)
+            write_start = time.perf_counter()
+            rows.append(row(photo, found, error, self.job["model_sha256"]))
+            stages["write"] += time.perf_counter() - write_start
+            self.say(done=len(rows))
+        write_start = time.perf_counter()
+        summary = Summary(
+            index=shard.index,
+            photos=len(rows),
+            failed=sum(each["error"] is not None for each in rows),
+            detections=sum(len(each["detections"] or ()) for each in rows),
+            seconds=time.perf_counter() - start,
+            stages=dict(stages),
+            model=self.model,
+            spec=self.detector.spec.to_json(),
+        )
+        self.sink.write(shard.name, encode(rows, summary))
+        stages["write"] += time.perf_counter() - write_start
+        return summary
+
+    def _results(
+        self, shard: Shard, careful: bool, skip: dict[str, str], stages: Counter[str]
+    ) -> Iterator[tuple[str, Detections | str]]:
+        """Each photo of the shard with its detections or its error, in order."""
+        unread: dict[int, str] = {}
+
+        def sources() -> Iterator[Source]:
+            photos = read_ahead(shard.photos)
+            for index in range(len(shard.photos)):
+                start = time.perf_counter()
+                source = next(photos)
+                stages["read"] += time.perf_counter() - start  # that the others had to wait for
+                if isinstance(source, BluError):
+                    unread[index] = str(source)
+                yield b"" if isinstance(source, BluError) else source
+
+        if careful:
+            for index, (photo, source) in enumerate(zip(shard.photos, sources(), strict=True)):
+                if photo in skip:
+                    yield photo, skip[photo]
+                    continue
+                self.say(start=index)
+                yield photo, unread.get(index) or self._alone(source)
+            return
+        stream = self.detector.stream(sources(), batch=self.job["batch"])
+        for index, (photo, result) in enumerate(zip(shard.photos, stream, strict=True)):
+            yield photo, unread.get(index) or self._outcome(result)
+        stages.update(self.detector.timings)
+
+    def _outcome(self, photo: Photo) -> Detections | str:
+        if photo.error is None:
+            return photo.result()
+        # The network refuses a batch as a whole: not every photo of it need be at fault.
+        return self._alone(photo.image) if photo.image is not None else str(photo.error)
+
+    def _alone(self, source: Source) -> Detections | str:
+        try:
+            # Not self.detector: its stream may be under way.
+            return Detector(self.detector.runner, self.detector.min_score)(source)
+        except BluError as error:
+            return str(error)
+
+
+def main() -> None:
+    """Work off shards until the owner closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the owner decides
+    logging.basicConfig(level=logging.WARNING, format="worker: %(name)s: %(message)s")
+    with socket.socket(fileno=int(sys.argv[1])) as sock, sock.makefile("rw", encoding="utf-8", buffering=1) as line:
+        requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        job = json.loads(line.readline())
+        threading.Thread(target=_receive, args=(line, requests), daemon=True).start()
+
+        def say(**message: Any) -> None:
+            sock.sendall(json.dumps(message).encode() + b"\n")
+
+        try:
+            work = Work(job, say)
+            say(ready=work.model)
+            while True:
+                request = requests.get()
+                shard = Shard(request["index"], tuple(request["photos"]))
+                say(summary=json.loads(work.run(shard, request["careful"], request["skip"]).to_json()))
+        except BluError as error:
+            say(error=[type(error).__name__, error.what, error.fix])
+
+
+def _receive(line: Any, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Take requests; end the process as soon as the owner is gone."""
+    for text in line:
+        requests.put(json.loads(text))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""``blu batch``: a large set of photos through a model, resumable, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blu_export.cli.common import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    RuntimeOption,
+    ThreadsOption,
+    command_app,
+    progress,
+    say,
+    show_log,
+)
+from blu_export.errors import EXIT_BAD_INPUT
+
+if TYPE_CHECKING:
+    from blu_export.batch.job import BatchJob, Report
+
+app = command_app()
+
+
+@app.command()
+def batch(
+    source: Annotated[
+        str, typer.Argument(help="Folder, glob, list of names (.txt, one per line) or bucket (s3://…) of photos.")
+    ],
+    sink: Annotated[str, typer.Argument(help="Folder or bucket of the results.")],
+    model: ModelOption = None,
+    file_format: Annotated[
+        str, typer.Option("--format", "-f", help="parquet, or coco: one COCO JSON beside the Parquet files.")
+    ] = "parquet",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that each hold the model. Default: 1; on Ray 1 per machine.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: its address, auto, or local to start one here.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Photos per file: what a crash costs, per worker.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Drop detections below this score; the model has a limit of its own.")
+    ] = 0.0,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try photos that failed once more.")] = False,
+    as_json: JsonOption = False,
+    runtime: RuntimeOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Find objects on all photos of a folder or bucket, into Parquet files or a COCO file.
+
+    Stopped or crashed, the same command goes on where it was: finished files are skipped. Photos that came
+    meanwhile are added. A photo that cannot be read gets a row with the error; the exit code is then 3.
+
+    \b
+    blu batch photos/ found/
+    blu batch s3://bucket/photos s3://bucket/found --ray auto
+    blu batch photos.txt found/ --format coco --workers 4 --threads 1
+    """
+    from blu_export.extras import import_extra
+
+    for package in ("pyarrow", "fsspec"):
+        import_extra(package)
+    from blu_export.batch.job import BatchJob, BatchSettings
+    from blu_export.embedded import embedded
+
+    show_log()
+    job = BatchJob(
+        BatchSettings(
+            source=source,
+            sink=sink,
+            model=model or embedded(),
+            format=file_format,
+            workers=workers,
+            ray=ray,
+            shard_size=shard_size,
+            batch=batch,
+            min_score=min_score,
+            retry_failed=retry_failed,
+            runtime=runtime,
+            precision=precision,
+            device=device,
+            threads=threads,
+        )
+    )
+    added = f", {job.new} of them new" if job.finished and job.new else ""
+    say(f"{job.total} photos{added}; {job.finished} are finished, {job.total - job.finished} to do")
+    for _ in progress(_run(job), job.total - job.finished):
+        pass
+    assert job.report is not None
+    print(json.dumps(job.report.to_json()) if as_json else _text(job.report))
+    if job.report.failed:
+        say(f"{job.report.failed} photos failed: their rows say why; --retry-failed tries them again")
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _run(job: BatchJob) -> Iterator[str]:
+    try:
+        yield from job.run()
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        raise
+
+
+def _text(report: Report) -> str:
+    lines = [
+        f"{report.coco or report.sink}: {report.photos} photos, {report.detections} detections, {report.failed} failed",
+    ]
+    if report.ran:
+        stages = "  ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in report.stage_seconds.items())
+        lines += [
+            f"this run: {report.ran} photos in {report.seconds:.1f} s, {report.rate:.2f}/s with {report.workers} "
+            f"worker{'s' * (report.workers > 1)} ({report.model['runtime']} on {report.model['device']}, "
+            f"{report.model['precision']})",
+            f"ms per photo in a worker: {1000 * report.worker_seconds:.1f}; stages, which overlap: {stages}",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""The fake model of the server's tests, and photos whose detections are known."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="needs the extra batch")
+
+HERE = Path(__file__).parent
+FAKES = HERE.parent / "serve"
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(FAKES))
+
+from batch_jobs import Colour, write_photo
+from fake_runner import write_model
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes find the fake model too."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "fake.onnx")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """``photos(10, …)``: a folder with a photo per colour, 00.png and so on."""
+
+    def make(*colours: Colour | int, folder: str = "photos") -> Path:
+        for index, colour in enumerate(colours):
+            write_photo(tmp_path / folder / f"{index:02d}.png", colour)
+        return tmp_path / folder
+
+    return make

@@ -1,0 +1,180 @@
+"""Jobs on processes of this machine: what comes out, and what bad photos and changed sources do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from batch_jobs import check_levels, rows, run, write_photo
+from fake_runner import CRASH, HANG, REFUSE, write_model
+from pycocotools.coco import COCO
+
+from blu_export.batch.plan import Shard
+from blu_export.batch.process import Job, Worker
+from blu_export.detector import load
+from blu_export.errors import BluError, DatasetError, ModelFileError, UsageError
+
+Photos = Callable[..., Path]
+
+
+def test_rows_are_what_blu_infer_finds(fake_onnx: Callable[..., Path], photos: Photos, tmp_path: Path) -> None:
+    model, folder = fake_onnx(), photos(60, 120, 240)
+    report = run(source=folder, sink=tmp_path / "found", model=model, loader="blu_export.runtime:load_runner")
+    detector = load(model)
+    for path, row in rows(tmp_path / "found").items():
+        expected = detector(path).to_json()
+        assert [row["height"], row["width"]] == expected["image_size"]
+        assert row["detections"] == expected["detections"]
+        assert (row["error"], row["model_sha256"]) == (None, report.model["sha256"])
+    assert (report.photos, report.ran, report.failed, report.detections) == (3, 3, 0, 6)
+    assert set(report.stage_seconds) == {"read", "decode", "mold", "run", "unmold", "write"}
+    # Anybody's reader of Parquet folders sees the rows and nothing else.
+    assert pq.read_table(tmp_path / "found").num_rows == 3
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_bad_photos_get_a_row_with_the_error(photos: Photos, model: Path, tmp_path: Path, batch: int) -> None:
+    folder = photos(10, REFUSE, 30, 40)
+    (folder / "text.jpg").write_text("no photo")
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{path}\n" for path in sorted(folder.iterdir())) + "gone.png\nmemory://gone.png\n")
+    report = run(source=names, sink=tmp_path / "found", model=model, batch=batch)
+    errors = {Path(path).name: row["error"] for path, row in rows(tmp_path / "found").items() if row["error"]}
+    assert set(errors) == {"01.png", "text.jpg", "gone.png"} and (report.failed, report.photos) == (4, 7)
+    assert "The fake refuses this photo" in errors["01.png"]
+    assert "is not an image" in errors["text.jpg"]
+    assert "memory://gone.png" in rows(tmp_path / "found")["memory://gone.png"]["error"]
+
+
+def test_a_photo_that_kills_workers_costs_itself_only(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder = photos(10, 20, CRASH, 40, 50)
+    report = run(source=folder, sink=tmp_path / "found", model=model, shard_size=3, batch=2)
+    found = rows(tmp_path / "found")
+    assert [Path(path).name for path, row in found.items() if row["error"]] == ["02.png"]
+    assert "SIGKILL" in found[str(folder / "02.png")]["error"]
+    assert (report.failed, report.photos) == (1, 5)
+
+
+def test_a_worker_that_hangs_is_killed(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder = photos(10, HANG, 30)
+    (tmp_path / "found").mkdir()
+    job = Job(str(model), _sha256(model), str(tmp_path / "found"), loader="fake_runner:load")
+    shard = Shard(0, tuple(str(path) for path in sorted(folder.iterdir())))
+    with Worker(job, patience=8.0) as worker:
+        summary = worker.run(shard)
+    assert (summary.photos, summary.failed) == (3, 1)
+
+
+def test_jobs_that_cannot_go_on_say_why(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder = photos(10)
+    model.write_text("{}")
+    with pytest.raises(BluError, match="worker|Worker"):
+        run(source=folder, sink=tmp_path / "found", model=model)
+    model.write_text("no JSON")
+    with pytest.raises(ModelFileError, match="is no fake model"):
+        run(source=folder, sink=tmp_path / "found2", model=model)
+    with pytest.raises(DatasetError, match="There is no model file"):
+        run(source=folder, sink=tmp_path / "found3", model=tmp_path / "gone.onnx")
+    with pytest.raises(UsageError, match="There is no format 'csv'"):
+        run(source=folder, sink=tmp_path / "found4", model=model, format="csv")
+    assert not (tmp_path / "found4").exists()
+
+
+def test_finished_shards_are_skipped_and_new_photos_added(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder, sink = photos(10, 20, 30, 40), tmp_path / "found"
+    assert run(source=folder, sink=sink, model=model, shard_size=2, workers=2).ran == 4
+    before = {path.name: path.stat().st_mtime_ns for path in sink.glob("part-*")}
+    write_photo(folder / "04.png", 50)
+    report = run(source=folder, sink=sink, model=model, shard_size=3)
+    assert (report.ran, report.photos) == (1, 5)
+    assert {name: (sink / name).stat().st_mtime_ns for name in before} == before
+    check_levels(sink, folder, [10, 20, 30, 40, 50])
+    nothing = run(source=folder, sink=sink, model=model)
+    assert (nothing.ran, nothing.photos, nothing.rate) == (0, 5, 0.0)
+
+
+def test_damaged_and_missing_files_are_made_again(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder, sink = photos(10, 20, 30, 40), tmp_path / "found"
+    run(source=folder, sink=sink, model=model, shard_size=1)
+    (sink / "part-00000.parquet").write_bytes(b"PAR1")
+    (sink / "part-00001.parquet").unlink()
+    (sink / "part-00002.parquet").write_bytes((sink / "part-00003.parquet").read_bytes())
+    assert run(source=folder, sink=sink, model=model).ran == 3
+    check_levels(sink, folder, [10, 20, 30, 40])
+
+
+def test_failed_photos_are_tried_again_when_asked(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder, sink = photos(10, 20, 30), tmp_path / "found"
+    (folder / "01.png").write_bytes(b"")
+    assert run(source=folder, sink=sink, model=model, shard_size=1).failed == 1
+    write_photo(folder / "01.png", 20)
+    assert run(source=folder, sink=sink, model=model).failed == 1
+    report = run(source=folder, sink=sink, model=model, retry_failed=True)
+    assert (report.ran, report.failed) == (1, 0)
+    check_levels(sink, folder, [10, 20, 30])
+
+
+def test_another_model_is_not_mixed_in(photos: Photos, model: Path, tmp_path: Path) -> None:
+    run(source=photos(10), sink=tmp_path / "found", model=model)
+    write_model(model, shift=1.0)
+    with pytest.raises(UsageError, match="results of another model"):
+        run(source=photos(10), sink=tmp_path / "found", model=model)
+
+
+def test_coco(photos: Photos, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, sink = photos(10, 20, 30), tmp_path / "found"
+    (folder / "01.png").write_bytes(b"no photo")
+    report = run(source=folder, sink=sink, model=model, shard_size=2, format="coco")
+    assert report.coco == str(sink / "detections.coco.json")
+    coco = COCO(report.coco)
+    assert [each["file_name"] for each in coco.loadImgs([1, 2, 3])] == [str(folder / f"0{i}.png") for i in range(3)]
+    assert "error" in coco.imgs[2] and coco.imgs[1]["height"] == 24
+    assert len(coco.anns) == 4 and [each["image_id"] for each in coco.anns.values()] == [1, 1, 3, 3]
+    assert coco.cats == {1: {"id": 1, "name": "coat"}, 2: {"id": 2, "name": "shoe"}}
+    whole = load_mask(coco, 1)
+    assert whole.shape == (24, 32) and whole.sum() == coco.anns[1]["area"]
+    again = run(source=folder, sink=sink, model=model, format="coco")
+    assert again.ran == 0 and COCO(again.coco).anns == coco.anns
+    assert sorted(path.name for path in sink.iterdir()) == [
+        "_plan.json",
+        "detections.coco.json",
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+
+
+def load_mask(coco: COCO, annotation: int) -> Any:
+    return coco.annToMask(coco.anns[annotation])
+
+
+def test_the_command(fake_onnx: Callable[..., Path], photos: Photos, tmp_path: Path) -> None:
+    folder = photos(60, 120)
+    command = ["batch", str(folder), str(tmp_path / "found"), "--model", str(fake_onnx())]
+
+    def blu(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "blu_export", *arguments], capture_output=True, text=True, check=False
+        )
+
+    first = blu(*command)
+    assert first.returncode == 0, first.stderr
+    assert "2 photos, 4 detections, 0 failed" in first.stdout and "2 photos in" in first.stdout
+    (folder / "02.png").write_bytes(b"no photo")
+    second = blu(*command, "--json")
+    assert second.returncode == 3
+    report = json.loads(second.stdout)
+    assert (report["photos"], report["ran"], report["failed"]) == (3, 1, 1)
+    assert "3 photos, 1 of them new; 2 are finished, 1 to do" in second.stderr
+    assert blu("batch", str(tmp_path / "nowhere"), str(tmp_path / "x"), "--model", str(fake_onnx())).returncode == 3
+
+
+def _sha256(path: Path) -> str:
+    from blu_export.files import sha256_of
+
+    return sha256_of(path)

@@ -1,0 +1,53 @@
+"""Where photos come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from batch_jobs import write_photo
+
+from blu_export.batch.photos import list_photos, read_photo
+from blu_export.errors import DatasetError
+
+
+def test_a_folder_and_what_is_below_it(photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = photos(1, 2)
+    write_photo(folder / "below" / "x.jpg", 3)
+    (folder / "notes.md").write_text("no photo")
+    expected = [str(folder / "00.png"), str(folder / "01.png"), str(folder / "below" / "x.jpg")]
+    assert list_photos(str(folder)) == expected
+    monkeypatch.chdir(folder.parent)
+    assert list_photos("photos") == expected
+    assert list_photos("photos/*.png") == expected[:2]
+    assert list_photos("photos/00.png") == expected[:1]
+
+
+def test_a_list_is_relative_to_itself_and_names_photos_once(photos: Callable[..., Path], tmp_path: Path) -> None:
+    folder = photos(1, 2)
+    names = tmp_path / "names.txt"
+    names.write_text(f"photos/01.png\n\n{folder / '00.png'}\r\nphotos/01.png\nmissing.png\ns3://bucket/a.jpg\n")
+    assert list_photos(str(names)) == [
+        str(folder / "01.png"),
+        str(folder / "00.png"),
+        str(tmp_path / "missing.png"),
+        "s3://bucket/a.jpg",
+    ]
+
+
+def test_sources_without_photos_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="There are no photos in"):
+        list_photos(str(tmp_path))
+    with pytest.raises(DatasetError, match="There is no .*absent"):
+        list_photos(str(tmp_path / "absent"))
+    with pytest.raises(DatasetError, match="There is no .*absent.txt"):
+        list_photos(str(tmp_path / "absent.txt"))
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(DatasetError, match="not UTF-8"):
+        list_photos(str(binary))
+
+
+def test_what_cannot_be_read_is_an_error_with_its_name() -> None:
+    assert "memory://nowhere/a.jpg" in str(read_photo("memory://nowhere/a.jpg"))

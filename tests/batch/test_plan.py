@@ -1,0 +1,64 @@
+"""The plan: fixed once, only added to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blu_export.batch.plan import PLAN_NAME, Plan, open_plan
+from blu_export.batch.sink import Sink
+from blu_export.errors import DatasetError, UsageError
+
+
+def test_photos_are_added_in_shards_of_their_own() -> None:
+    plan = Plan("hash", 0.0).extended(list("abcde"), 2)
+    assert [shard.photos for shard in plan.shards] == [("a", "b"), ("c", "d"), ("e",)]
+    more = plan.extended(list("xebay"), 3)
+    assert more.shards[:3] == plan.shards
+    assert [shard.photos for shard in more.shards[3:]] == [("x", "y")]
+    assert more.extended(list("ab"), 1) == more
+    assert more.shards[3].name == "part-00003.parquet"
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    sink = Sink(str(tmp_path / "found"))
+    plan, new = open_plan(sink, "hash", 0.5, list("abc"), 2)
+    assert new == 3
+    assert Plan.read(sink) == plan
+    assert open_plan(sink, "hash", 0.5, list("ab"), 99) == (plan, 0)
+    again, new = open_plan(sink, "hash", 0.5, list("abcd"), 99)
+    assert (new, again.ends) == (1, (2, 3, 4))
+
+
+def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
+    sink = Sink(str(tmp_path))
+    open_plan(sink, "hash", 0.5, ["a"], 2)
+    with pytest.raises(UsageError, match="another model"):
+        open_plan(sink, "other", 0.5, ["a"], 2)
+    with pytest.raises(UsageError, match="from a score of 0.5 on, not 0.0"):
+        open_plan(sink, "hash", 0.0, ["a"], 2)
+
+
+def test_a_folder_of_other_parquet_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sales.parquet").touch()
+    with pytest.raises(UsageError, match=r"holds sales\.parquet, which is of no blu batch"):
+        open_plan(Sink(str(tmp_path)), "hash", 0.0, ["a"], 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["sales.parquet"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"version": 9}',
+        '{"version": 1, "model_sha256": "a", "min_score": 0, "photos": ["a"], "ends": [2]}',
+        '{"version": 1, "model_sha256": "a", "min_score": 0, "photos": ["a", "b"], "ends": [2, 1, 2]}',
+    ],
+)
+def test_damaged_plans_are_errors(tmp_path: Path, text: str) -> None:
+    (tmp_path / PLAN_NAME).write_text(text)
+    with pytest.raises(DatasetError, match=PLAN_NAME):
+        Plan.read(Sink(str(tmp_path)))

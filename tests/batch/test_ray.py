@@ -1,0 +1,136 @@
+"""Jobs on a real Ray cluster of two nodes on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_jobs import PATIENCE, check_levels, start
+from fake_runner import CRASH, write_model
+
+from blu_export.batch.on_ray import Share, divide
+from blu_export.errors import UsageError
+
+FAKES = Path(__file__).parent.parent / "serve"
+LEVELS = list(range(10, 250, 10))
+
+
+def node(**resources: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": resources}
+
+
+def test_workers_share_the_machines() -> None:
+    nodes = [node(CPU=8.0), node(CPU=4.0), {"Alive": False, "Resources": {}}]
+    assert divide(nodes, None, None, False) == Share(2, 4, 0)
+    assert divide(nodes, 4, None, False) == Share(4, 2, 0)
+    assert divide(nodes, 3, 1, False) == Share(3, 1, 0)
+    gpus = [node(CPU=8.0, GPU=2.0), node(CPU=8.0)]
+    assert divide(gpus, None, None, True) == Share(2, 4, 1)
+    with pytest.raises(UsageError, match="3 workers of 4 CPUs and a GPU each do not fit"):
+        divide(gpus, 3, 4, True)
+    with pytest.raises(UsageError, match="2 workers of 8 CPUs each do not fit"):
+        divide(nodes, 2, 8, False)
+    with pytest.raises(UsageError, match="No machine of the cluster has a GPU"):
+        divide(nodes, None, None, True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head node without CPUs, and two nodes with one each."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def workers() -> dict[int, int]:
+    """Worker processes of batch jobs on this machine -> the processes that own them."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"blu_export.batch.worker" in (folder / "cmdline").read_bytes():
+                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def wait_until(holds: Callable[[], Any]) -> Any:
+    until = time.monotonic() + PATIENCE
+    while not (found := holds()):
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.slow
+def test_killed_drivers_actors_and_nodes_cost_no_photo(
+    cluster: Any, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, sink = photos(*LEVELS), tmp_path / "found"
+    settings = {
+        "source": folder,
+        "sink": sink,
+        "model": write_model(tmp_path / "slow.onnx", seconds=0.1),
+        "shard_size": 3,
+        "ray": cluster.address,
+    }
+
+    def finished() -> int:
+        return len(list(sink.glob("part-*.parquet")))
+
+    driver = start(**settings)
+    wait_until(lambda: finished() >= 2)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    wait_until(lambda: not workers())  # Ray ends what was the driver's
+    before = finished()
+    assert 2 <= before < 8
+
+    driver = start(**settings)
+    owned = wait_until(workers)
+    os.kill(next(iter(owned)), signal.SIGKILL)  # the process that holds the model
+    wait_until(lambda: finished() > before)
+    os.kill(next(iter(wait_until(workers).values())), signal.SIGKILL)  # Ray's actor
+    out, _ = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 0
+    report = json.loads(out.splitlines()[-1])
+    assert (report["ran"], report["photos"], report["failed"]) == (24 - 3 * before, 24, 0)
+    assert report["workers"] == 2
+    check_levels(sink, folder, LEVELS)
+
+
+@pytest.mark.slow
+def test_a_lost_node_and_a_bad_photo(cluster: Any, photos: Callable[..., Path], tmp_path: Path) -> None:
+    folder, sink = photos(*LEVELS, CRASH), tmp_path / "found"
+    extra = cluster.add_node(num_cpus=1)
+    driver = start(
+        source=folder,
+        sink=sink,
+        model=write_model(tmp_path / "slow.onnx", seconds=0.1),
+        shard_size=5,
+        ray=cluster.address,
+        workers=3,
+    )
+    wait_until(lambda: len(workers()) == 3)
+    cluster.remove_node(extra, allow_graceful=False)
+    out, _ = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 0
+    assert json.loads(out.splitlines()[-1])["failed"] == 1
+    (folder / "24.png").unlink()
+    found = json.loads((sink / "_plan.json").read_text())["photos"]
+    assert len(found) == 25

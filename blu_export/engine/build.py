@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blu_export import __version__
 from blu_export.engine.builder import BuildOptions, Progress, build, is_rtx, make_logger, rtx_capability, title
@@ -21,6 +21,9 @@ from blu_export.engine.sidecar import Batch, Sidecar, sidecar_path
 from blu_export.engine.targets import THIS_GPU, Target, parse_target
 from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write, sha256_of
+
+if TYPE_CHECKING:
+    import tensorrt
 
 log = logging.getLogger(__name__)
 
@@ -229,8 +232,8 @@ def _checked_on_gpu(
     from blu_export.runtime.tensorrt import TensorRtRunner
 
     logger = make_logger(trt)
-    runtime = trt.Runtime(logger)
-    loaded = runtime.deserialize_cuda_engine(engine)
+    runtime: tensorrt.Runtime = trt.Runtime(logger)
+    loaded: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         raise ModelFileError(f"{title(trt)} does not load the engine that it built: {logger.last_error()}.")
     if request.precision != "float32" and not is_rtx(trt):

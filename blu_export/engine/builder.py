@@ -10,12 +10,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blu_export.engine.sidecar import Batch
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write
 from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import tensorrt
 
 log = logging.getLogger(__name__)
 
@@ -76,23 +79,26 @@ def build(
     """
     start = time.perf_counter()
     logger = make_logger(trt, quiet=True)
-    builder = trt.Builder(logger)
+    builder: tensorrt.Builder | None = trt.Builder(logger)
     if builder is None:
         raise MissingDependencyError(
             f"{title(trt)} cannot start: {logger.last_error()}", "Look at blu doctor for driver and GPU."
         )
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    network: tensorrt.INetworkDefinition = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         raise _refusal(trt, [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)], node_names)
-    config = builder.create_builder_config()
+    config: tensorrt.IBuilderConfig = builder.create_builder_config()
     _configure(trt, config, options)
     cache = _load_timing_cache(config, options.timing_cache)
     height, width = spec.canvas or (0, 0)
-    profile = builder.create_optimization_profile()
+    profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
     sizes = (options.batch.smallest, options.batch.best, options.batch.largest)
-    profile.set_shape("canvas", *((n, height, width, 3) for n in sizes))
-    profile.set_shape("window", *((n, 4) for n in sizes))
+    for name, shape in (("canvas", (height, width, 3)), ("window", (4,))):
+        smallest, best, largest = ((size, *shape) for size in sizes)
+        profile.set_shape(name, smallest, best, largest)
     config.add_optimization_profile(profile)
     monitor = _make_monitor(trt, progress)
     config.progress_monitor = monitor
@@ -134,7 +140,7 @@ def rtx_capability(trt: ModuleType, capability: tuple[int, int]) -> Any:
     return found
 
 
-def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> None:
+def _configure(trt: ModuleType, config: tensorrt.IBuilderConfig, options: BuildOptions) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then shows every layer's types
     config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa would be another precision than the file's
     if options.workspace is not None:
@@ -142,15 +148,20 @@ def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> None:
     if options.level is not None:
         config.builder_optimization_level = options.level
     if is_rtx(trt):
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(rtx_capability(trt, options.capability), 0)
+        _aim(config, rtx_capability(trt, options.capability))
 
 
-def _load_timing_cache(config: Any, path: Path | None) -> Any:
+def _aim(config: Any, capability: Any) -> None:
+    """Build for one compute capability; TensorRT-RTX only."""
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
+def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path | None) -> tensorrt.ITimingCache | None:
     if path is None:
         return None
     data = path.read_bytes() if path.exists() else b""
-    cache = config.create_timing_cache(data)
+    cache: tensorrt.ITimingCache | None = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         log.warning("the timing cache %s is of another GPU or TensorRT version: a new one is begun", path)
         cache = config.create_timing_cache(b"")
@@ -158,7 +169,7 @@ def _load_timing_cache(config: Any, path: Path | None) -> Any:
     return cache
 
 
-def _parser_error(error: Any) -> str:
+def _parser_error(error: tensorrt.ParserError) -> str:
     return f"{error.node_name()} ({error.node_operator()}): {error.desc()}"
 
 

@@ -7,11 +7,14 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blu_export.engine.sidecar import UNKNOWN, Batch
 from blu_export.errors import CheckFailedError
 from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import tensorrt
 
 REDUCED_SHARE = 0.95
 """At least this share of the learned layers must be in half or int8 in an fp16 or int8 engine."""
@@ -53,15 +56,17 @@ class LayerReport:
             )
 
 
-def inspect(trt: ModuleType, engine: Any, spec: ModelSpec, batch: Batch, layers: Collection[str]) -> LayerReport:
+def inspect(
+    trt: ModuleType, engine: tensorrt.ICudaEngine, spec: ModelSpec, batch: Batch, layers: Collection[str]
+) -> LayerReport:
     """Ask the inspector of a loaded engine.
 
     Args:
-        engine: an ICudaEngine, built with detailed profiling verbosity.
+        engine: built with detailed profiling verbosity.
         layers: names of the ONNX nodes with weights.
     """
-    inspector = engine.create_engine_inspector()
-    context = engine.create_execution_context()
+    inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
+    context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:  # formats of dynamic shapes are shown for a context's shapes only
         height, width = spec.canvas or (0, 0)
         context.set_input_shape("canvas", (batch.best, height, width, 3))

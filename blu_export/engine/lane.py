@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from blu_export.engine.cuda import Cuda, CudaError
 from blu_export.engine.sidecar import Batch
 from blu_export.errors import BluError
 from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import tensorrt
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class Lane:
 
     Args:
         trt: the engine's module.
-        engine: an ICudaEngine with the inputs and outputs of a Mask R-CNN.
+        engine: with the inputs and outputs of a Mask R-CNN.
 
     Attributes:
         graphs: ``on``, ``off`` until the first run, or why there are no CUDA graphs.
@@ -39,9 +42,11 @@ class Lane:
         CudaError: the memory does not suffice.
     """
 
-    def __init__(self, trt: ModuleType, cuda: Cuda, engine: Any, spec: ModelSpec, batch: Batch) -> None:
+    def __init__(
+        self, trt: ModuleType, cuda: Cuda, engine: tensorrt.ICudaEngine, spec: ModelSpec, batch: Batch
+    ) -> None:
         self._trt, self._cuda, self._engine, self._batch = trt, cuda, engine, batch
-        self._contexts: dict[int, Any] = {}
+        self._contexts: dict[int, tensorrt.IExecutionContext] = {}
         self._captured: dict[int, Any] = {}
         self._pinned: list[int] = []
         self._device: dict[str, int] = {}
@@ -139,11 +144,13 @@ class Lane:
         flat: NDArray[Any] = np.frombuffer(memory, dtype=kind)  # type: ignore[call-overload]
         return flat.reshape(shape)
 
-    def _make_context(self, size: int) -> Any:
-        trt, engine = self._trt, self._engine
+    def _make_context(self, size: int) -> tensorrt.IExecutionContext:
+        trt = self._trt
+        engine: tensorrt.ICudaEngine = self._engine
+        context: tensorrt.IExecutionContext | None
         if is_rtx(trt):
             # It compiles kernels when it runs, so it captures for itself, when they are ready.
-            config = engine.create_runtime_config()
+            config: Any = engine.create_runtime_config()
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             context = engine.create_execution_context(config)
         else:
@@ -164,7 +171,8 @@ class Lane:
     def _enqueue(self, size: int) -> None:
         for name in ("canvas", "window"):
             self._copy(name, "cudaMemcpyHostToDevice", self._host[name][:size].nbytes)
-        if not self._contexts[size].execute_async_v3(int(self._stream)):
+        context: tensorrt.IExecutionContext = self._contexts[size]
+        if not context.execute_async_v3(int(self._stream)):
             raise BluError(f"TensorRT could not start a batch of {size}.", "Its log, shown before this, says why.")
         for name in ("num_detections", "detections"):
             self._copy(name, "cudaMemcpyDeviceToHost", self._host[name][:size].nbytes)

@@ -28,16 +28,14 @@ def tensorrt() -> ModuleType:
     Raises:
         MissingDependencyError: it is not installed, its libraries do not load, or it is too old.
     """
+    install = "Install it with: pip install 'blu-export[gpu]'"
+    if not _has("tensorrt"):
+        raise MissingDependencyError("TensorRT is not installed.", install)
     try:
         module = import_module("tensorrt")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"TensorRT is not installed ({error.name} is missing).", "Install it with: pip install 'blu-export[gpu]'"
-        ) from error
     except (ImportError, OSError) as error:
         raise MissingDependencyError(
-            f"TensorRT is installed but its libraries do not load: {error}.",
-            "Install them with: pip install 'blu-export[gpu]'",
+            f"TensorRT is installed but its libraries do not load: {error}.", install
         ) from error
     if tuple(int(n) for n in module.__version__.split(".")[:2]) < OLDEST_TENSORRT:
         raise MissingDependencyError(
@@ -58,7 +56,7 @@ def tensorrt_rtx() -> ModuleType:
         MissingDependencyError: bindings or libraries are not installed, or do not load.
     """
     install = "Install it with: pip install 'blu-export[rtx]' (x86-64 Linux)"
-    name = next((n for n in _RTX_BINDINGS if find_spec(n) is not None), None)
+    name = next((n for n in _RTX_BINDINGS if _has(n)), None)
     if name is None:
         raise MissingDependencyError("TensorRT-RTX is not installed.", install)
     try:
@@ -76,8 +74,13 @@ def load_builder(name: str) -> ModuleType:
 
 def is_installed(name: str) -> bool:
     """Whether the builder's bindings are there (they may still fail to load)."""
-    modules = _RTX_BINDINGS if name == "tensorrt-rtx" else ("tensorrt",)
-    return any(find_spec(module) is not None for module in modules)
+    return any(_has(module) for module in (_RTX_BINDINGS if name == "tensorrt-rtx" else ("tensorrt",)))
+
+
+def _has(module: str) -> bool:
+    """Whether a package is there; a folder without code, as packages of type stubs leave it, is none."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def _rtx_libraries() -> list[Path]:

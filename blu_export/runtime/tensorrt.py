@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from blu_export.engine.sidecar import Sidecar, read_sidecar
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import tensorrt
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,9 @@ class TensorRtRunner(Runner):
         cuda = Cuda(_device_number(device))
         sidecar.check_device(path, cuda.name, cuda.capability)
         self._logger = make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(data)
+        runtime: tensorrt.Runtime = trt.Runtime(self._logger)
+        self._runtime = runtime  # lives as long as its engine
+        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise ModelFileError(
                 f"{title(trt)} refuses {path}: {self._logger.last_error()}.", f"Build it again: {sidecar.rebuild}"
@@ -76,18 +80,21 @@ class TensorRtRunner(Runner):
         self._start(trt, cuda, engine, sidecar, str(path))
 
     @classmethod
-    def of_engine(cls, trt: ModuleType, engine: Any, sidecar: Sidecar, cuda: Cuda | None = None) -> TensorRtRunner:
+    def of_engine(
+        cls, trt: ModuleType, engine: tensorrt.ICudaEngine, sidecar: Sidecar, cuda: Cuda | None = None
+    ) -> TensorRtRunner:
         """A runner of an engine that is loaded already."""
         runner = cls.__new__(cls)
         runner._start(trt, cuda or Cuda(), engine, sidecar, "the engine")
         return runner
 
-    def _start(self, trt: ModuleType, cuda: Cuda, engine: Any, sidecar: Sidecar, source: str) -> None:
+    def _start(self, trt: ModuleType, cuda: Cuda, engine: tensorrt.ICudaEngine, sidecar: Sidecar, source: str) -> None:
         _check_shapes(trt, engine, sidecar, source)
         self.spec, self.precision = sidecar.spec, sidecar.precision
         self.device = f"CUDA: {cuda.name}"
         self.sidecar = sidecar
-        self._trt, self._cuda, self._engine = trt, cuda, engine
+        self._trt, self._cuda = trt, cuda
+        self._engine: tensorrt.ICudaEngine | None = engine
         self._free: deque[Lane] = deque()
         self._made = 0
         self._most = LANES
@@ -208,7 +215,7 @@ def _check_input(spec: ModelSpec, canvas: NDArray[np.uint8], window: NDArray[np.
         )
 
 
-def _check_shapes(trt: ModuleType, engine: Any, sidecar: Sidecar, source: str) -> None:
+def _check_shapes(trt: ModuleType, engine: tensorrt.ICudaEngine, sidecar: Sidecar, source: str) -> None:
     """Inputs, outputs and batch sizes of a loaded engine are those of its sidecar."""
     spec, batch = sidecar.spec, sidecar.batch
     rows, canvas = spec.detection_max_instances, spec.canvas or (-1, -1)

@@ -194,7 +194,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             Literal["rle", "polygon", "none"], Query(description="How masks are written in JSON.")
         ] = "rle",
     ) -> Response:
-        """Send image bytes, or a multipart form with a file. `Accept` chooses JSON, a PNG overlay or .npz."""
+        """Send image bytes, or a multipart form with a file. The header Accept chooses JSON, a PNG overlay or .npz."""
         options = Options(
             min_score,
             tuple(name.strip() for name in classes.split(",") if name.strip()),

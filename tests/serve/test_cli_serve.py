@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
-from conftest import PATIENCE, Running, grey, png
+from conftest import PATIENCE, Running, png
 from typer.testing import CliRunner, Result
 
 from blu_export.cli import main as cli
@@ -91,15 +91,14 @@ def run_blu(*arguments: object) -> subprocess.Popen[bytes]:
 
 def test_a_real_server(fake_onnx: Callable[..., Path]) -> None:
     server = Running(run_blu(fake_onnx(), "--port", 0, "--notice", 0, "--threads", 1), Path())
-    import threading
-
     reader = threading.Thread(target=server.read_log)
     reader.start()
     try:
         server.port = server.wait_for("listening")["port"]
-        found = httpx.post(f"{server.url}/v1/predict", content=png(height=64, width=64), timeout=PATIENCE).json()
+        found = server.post(png(height=64, width=64)).json()
         assert [each["score"] for each in found["detections"]] == pytest.approx([0.2, 0.1], abs=1e-5)
-        assert httpx.get(server.url).text.startswith("<!doctype html>")
+        with server.client() as client:
+            assert client.get("/").text.startswith("<!doctype html>")
     finally:
         assert server.stop(signal.SIGTERM) == 0
         reader.join(PATIENCE)

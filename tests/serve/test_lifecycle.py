@@ -21,10 +21,6 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def post(server: Running, body: bytes, **headers: str) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/predict", content=body, headers=headers, timeout=PATIENCE)
-
-
 def score(answer: httpx.Response) -> float:
     assert answer.status_code == 200, answer.text
     return float(answer.json()["detections"][0]["score"])
@@ -33,7 +29,7 @@ def score(answer: httpx.Response) -> float:
 def send_and_hold(server: Running, pool: ThreadPoolExecutor, body: bytes) -> Future[httpx.Response]:
     """A request that is inside the server, whose device stands still."""
     server.pause()
-    waiting = pool.submit(post, server, body)
+    waiting = pool.submit(server.post, body)
     with server.client() as client:
         until(lambda: metric(client, "blu_photos_inside") == 1)
     return waiting
@@ -88,9 +84,9 @@ def test_an_end_that_does_not_wait_for_a_stuck_device(launch: Start, pool: Threa
 
 def test_a_photo_that_kills_the_worker_fails_and_the_next_ones_work(launch: Start) -> None:
     server = launch()
-    deadly = post(server, png(CRASH))
+    deadly = server.post(png(CRASH))
     assert (deadly.status_code, deadly.json()["error"]["code"]) == (500, "worker_failed")
-    assert score(post(server, grey(51))) == pytest.approx(0.2, abs=1e-6)
+    assert score(server.post(grey(51))) == pytest.approx(0.2, abs=1e-6)
     with server.client() as client:
         assert 'blu_worker_restarts_total{reason="crash"} 2.0' in client.get("/metrics").text  # tried twice
     assert len(server.workers) == 3
@@ -98,18 +94,18 @@ def test_a_photo_that_kills_the_worker_fails_and_the_next_ones_work(launch: Star
 
 def test_a_photo_that_hangs_the_worker_runs_into_its_deadline(launch: Start) -> None:
     server = launch(timeout=1.0)
-    assert post(server, png(HANG)).status_code == 504
+    assert server.post(png(HANG)).status_code == 504
     server.wait_for("worker restarted")
-    assert score(post(server, grey(51))) == pytest.approx(0.2, abs=1e-6)
+    assert score(server.post(grey(51))) == pytest.approx(0.2, abs=1e-6)
     with server.client() as client:
         assert 'blu_worker_restarts_total{reason="hang"} 1.0' in client.get("/metrics").text
 
 
 def test_a_photo_that_the_runtime_refuses_costs_no_worker(launch: Start) -> None:
     server = launch()
-    refused = post(server, png(REFUSE))
+    refused = server.post(png(REFUSE))
     assert (refused.status_code, "refuses this photo" in refused.json()["error"]["message"]) == (500, True)
-    assert score(post(server, grey(51))) == pytest.approx(0.2, abs=1e-6)
+    assert score(server.post(grey(51))) == pytest.approx(0.2, abs=1e-6)
     assert len(server.workers) == 1
 
 
@@ -143,10 +139,10 @@ def test_reload_watches_the_file_and_keeps_the_model_if_the_new_one_is_broken(la
     (tmp_path / "broken").replace(server.model)
     refused = server.wait_for("reload refused")
     assert "no fake model" in refused["why"]
-    assert score(post(server, grey(51))) == pytest.approx(0.2, abs=1e-6)
+    assert score(server.post(grey(51))) == pytest.approx(0.2, abs=1e-6)
     write_model(server.model, shift=51)
     server.wait_for("model ready")
-    assert score(post(server, grey(51))) == pytest.approx(0.4, abs=1e-6)
+    assert score(server.post(grey(51))) == pytest.approx(0.4, abs=1e-6)
 
 
 def test_a_server_does_not_start_with_a_model_that_does_not_load(launch: Start, tmp_path: Path) -> None:
@@ -157,8 +153,8 @@ def test_a_server_does_not_start_with_a_model_that_does_not_load(launch: Start, 
 
 def test_the_log_is_json_with_request_ids(launch: Start) -> None:
     server = launch()
-    post(server, png(CRASH), **{"x-request-id": "deadly-1"})
-    post(server, grey(51), **{"x-request-id": "fine-1"})
+    server.post(png(CRASH), **{"x-request-id": "deadly-1"})
+    server.post(grey(51), **{"x-request-id": "fine-1"})
     assert server.stop() == 0
     lines = {line.get("request_id"): line for line in server.lines if line["event"] == "request"}
     assert (lines["deadly-1"]["status"], lines["fine-1"]["status"]) == (500, 200)

@@ -66,7 +66,7 @@ def test_a_full_server_says_429_and_when_to_come_again(launch: Start) -> None:
     server = launch(queue=2)
     with server.client() as client, ThreadPoolExecutor(2) as pool:
         server.pause()
-        waiting = [pool.submit(httpx.post, f"{server.url}/v1/predict", content=grey(51), timeout=PATIENCE) for _ in "12"]
+        waiting = [pool.submit(server.post, grey(51)) for _ in "12"]
         until(lambda: metric(client, "blu_photos_inside") == 2)
         refused = client.post("/v1/predict", content=grey(51))
         assert refused.status_code == 429
@@ -83,7 +83,7 @@ def test_the_deadline_includes_the_queue_and_expired_work_never_runs(launch: Sta
     server = launch(timeout=1.0, max_batch=1)
     with server.client() as client, ThreadPoolExecutor(3) as pool:
         server.pause()
-        waiting = [pool.submit(httpx.post, f"{server.url}/v1/predict", content=grey(51), timeout=PATIENCE) for _ in "123"]
+        waiting = [pool.submit(server.post, grey(51)) for _ in "123"]
         answers = [each.result() for each in waiting]
         assert [each.status_code for each in answers] == [504] * 3
         assert {each.json()["error"]["code"] for each in answers} == {"deadline"}
@@ -147,7 +147,7 @@ def test_memory_for_uploads_is_shared_and_given_back(launch: Start) -> None:
     body = b"no photo" * 8000
 
     def status() -> int:
-        return httpx.post(f"{server.url}/v1/predict", content=body).status_code
+        return server.post(body).status_code
 
     assert status() == 415
     with connection(server, head(80_000) + bytes(60_000)):

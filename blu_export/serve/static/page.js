@@ -6,7 +6,7 @@ let model = null, current = null, lit = null;
 
 // Colours by class: hues a golden angle apart, so that neighbours in the list differ most.
 const hue = (id) => (id * 137.508 + 200) % 360;
-const colour = (id, light = 55) => `hsl(${hue(id)} 85% ${light}%)`;
+const colour = (id, light = 55) => `hsl(${hue(id)} 78% ${light}%)`;
 
 // ---- The server
 
@@ -138,7 +138,7 @@ function listClasses() {
     Object.assign(box, { type: "checkbox", checked: true, value: id, onchange: refresh });
     swatch.className = "swatch";
     swatch.style.background = colour(id);
-    label.append(box, swatch, `${current.result.classes[id - 1]} ${count}`);
+    label.append(box, swatch, `${current.result.classes[id - 1]} `, Object.assign(document.createElement("small"), { textContent: count }));
     legend.append(label);
   }
   legend.hidden = !counts.size;
@@ -148,7 +148,7 @@ function refresh() {
   const list = visible();
   if (current?.result) {
     const all = current.result.detections.length, seconds = current.seconds.toFixed(current.seconds < 1 ? 2 : 1);
-    say(all ? `${list.length} of ${all} objects on ${current.name}, in ${seconds} s` : `Nothing found on ${current.name}, in ${seconds} s`);
+    say(all ? `${list.length} of ${all} objects on ${current.name}, in ${seconds}\u00a0s` : `Nothing found on ${current.name}, in ${seconds}\u00a0s`);
   }
   $("found").replaceChildren(...list.map((each) => {
     const item = document.createElement("li"), button = document.createElement("button");
@@ -206,7 +206,8 @@ function picture(mask, width, height, id) {
 
 function draw() {
   const canvas = $("canvas"), image = current?.image;
-  canvas.hidden = !image?.naturalWidth;
+  const shows = Boolean(image?.naturalWidth); // not a TIFF, which the server reads and browsers do not
+  canvas.hidden = !shows && !current?.result;
   if (canvas.hidden) return;
   // Sizes of the photo as the server saw it; without an answer, as the browser does.
   const { width, height } = current.result?.image ?? { width: image.naturalWidth, height: image.naturalHeight };
@@ -217,7 +218,7 @@ function draw() {
   canvas.height = Math.round(height * scale);
   canvas.style.width = `${Math.round(width * shown)}px`;
   const context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  if (shows) context.drawImage(image, 0, 0, canvas.width, canvas.height);
   const opacity = $("opacity").value / 100, line = Math.max(1, 1.5 * sharp);
   // The best last, on top; the one in the light after all others.
   const order = visible().reverse();

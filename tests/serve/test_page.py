@@ -1,0 +1,234 @@
+"""The web page in a real headless Chromium: photos in by every way, what is drawn, controls, keyboard, phone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import PATIENCE, Running, Start, png
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH")
+
+COLOUR = (200, 180, 160)
+"""Of the photo; its score is its mean: 0.71, and 0.35 for the shoe in its upper left quarter."""
+PHOTO = {"name": "photo.png", "mimeType": "image/png", "buffer": png(COLOUR, 300, 400)}
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, shared_server: Running) -> Iterator[Any]:
+    """The page, fresh; it must not complain nor ask other hosts for anything."""
+    with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+        page = context.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
+        complaints: list[str] = []
+        page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url) if foreign(request.url) else None)
+
+        def foreign(url: str) -> bool:
+            return not url.startswith((shared_server.url, "blob:", "data:"))
+
+        page.goto(shared_server.url)
+        playwright.expect(page.locator("#model")).to_contain_text("coat", timeout=1000 * PATIENCE)
+        yield page
+        assert complaints == getattr(page, "expected_complaints", [])
+
+
+def choose(page: Any, *files: dict[str, Any]) -> None:
+    page.set_input_files("#file", list(files or [PHOTO]))
+
+
+def wait_for_result(page: Any, text: str = "2 of 2 objects") -> None:
+    playwright.expect(page.locator("#status")).to_contain_text(text, timeout=1000 * PATIENCE)
+
+
+def names(page: Any) -> list[str]:
+    return [text.split("\n")[0] for text in page.locator("#found button").all_inner_texts()]
+
+
+def pixel(page: Any, x: float, y: float) -> list[int]:
+    """RGB of the drawn canvas at a share of its width and height."""
+    return page.evaluate(
+        """([x, y]) => {
+            const canvas = document.getElementById("canvas");
+            const at = [Math.floor(x * canvas.width), Math.floor(y * canvas.height)];
+            return [...canvas.getContext("2d").getImageData(...at, 1, 1).data].slice(0, 3);
+        }""",
+        [x, y],
+    )
+
+
+def send(page: Any, event: str, *files: dict[str, Any]) -> None:
+    """Drop or paste files, as a browser does."""
+    page.evaluate(
+        """([event, files]) => {
+            const data = new DataTransfer();
+            for (const {name, type, content} of files) {
+                data.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name, {type}));
+            }
+            const options = {bubbles: true, cancelable: true};
+            document.body.dispatchEvent(event === "paste"
+                ? new ClipboardEvent("paste", {...options, clipboardData: data})
+                : new DragEvent(event, {...options, dataTransfer: data}));
+        }""",
+        [event, [{"name": f["name"], "type": f["mimeType"], "content": base64.b64encode(f["buffer"]).decode()} for f in files]],
+    )
+
+
+def slide(page: Any, control: str, value: int) -> None:
+    page.locator(control).fill(str(value))
+
+
+def test_a_chosen_photo_is_drawn_with_its_masks(page: Any) -> None:
+    playwright.expect(page.locator("#controls")).to_be_hidden()
+    choose(page)
+    wait_for_result(page)
+    assert names(page) == ["coat", "shoe"]
+    assert page.locator("#legend label").all_inner_texts() == ["coat 1", "shoe 1"]
+    slide(page, "#opacity", 50)
+    assert pixel(page, 0.98, 0.02) == list(COLOUR)  # outside the ellipse
+    inside = pixel(page, 0.7, 0.7)
+    assert inside != list(COLOUR)
+    slide(page, "#opacity", 0)
+    assert pixel(page, 0.7, 0.7) == list(COLOUR)
+    slide(page, "#opacity", 50)
+    page.uncheck("#masks")
+    assert pixel(page, 0.7, 0.7) == list(COLOUR)
+    page.check("#masks")
+    assert pixel(page, 0.7, 0.7) == inside
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_photos_can_be_dropped_and_pasted(page: Any, event: str) -> None:
+    send(page, event, PHOTO)
+    wait_for_result(page)
+    assert names(page) == ["coat", "shoe"]
+
+
+def test_several_photos_are_kept_side_by_side(page: Any) -> None:
+    dark = {"name": "dark.png", "mimeType": "image/png", "buffer": png((50, 50, 50), 80, 60)}
+    choose(page, PHOTO, dark)
+    wait_for_result(page, "on photo.png")
+    playwright.expect(page.locator("#strip button.busy")).to_have_count(0, timeout=1000 * PATIENCE)
+    page.get_by_role("button", name="dark.png").click()
+    wait_for_result(page, "on dark.png")
+    page.get_by_role("button", name="photo.png").click()
+    wait_for_result(page, "on photo.png")
+
+
+def test_score_and_classes_filter(page: Any) -> None:
+    choose(page)
+    wait_for_result(page)
+    slide(page, "#score", 72)
+    wait_for_result(page, "0 of 2")
+    slide(page, "#score", 50)
+    wait_for_result(page, "1 of 2")
+    assert names(page) == ["coat"]
+    slide(page, "#score", 0)
+    page.locator("#legend label", has_text="coat").locator("input").uncheck()
+    assert names(page) == ["shoe"]
+    page.locator("#legend label", has_text="coat").locator("input").check()
+    assert names(page) == ["coat", "shoe"]
+
+
+def test_hovering_says_what_is_there(page: Any) -> None:
+    choose(page)
+    wait_for_result(page)
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.25 * box["height"])
+    playwright.expect(page.locator("#tip")).to_have_text("shoe 35 %")  # the smaller one, on top
+    playwright.expect(page.locator("#found button.lit")).to_contain_text("shoe")
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"])
+    playwright.expect(page.locator("#tip")).to_have_text("coat 71 %")
+    page.mouse.move(box["x"] + 0.99 * box["width"], box["y"] + 0.01 * box["height"])
+    playwright.expect(page.locator("#tip")).to_be_hidden()
+    playwright.expect(page.locator("#found button.lit")).to_have_count(0)
+
+
+def test_json_can_be_downloaded(page: Any, shared_server: Running) -> None:
+    choose(page)
+    wait_for_result(page)
+    slide(page, "#score", 50)
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download JSON").click()
+    assert waiting.value.suggested_filename == "photo.detections.json"
+    saved = json.loads(waiting.value.path().read_text())
+    answer = shared_server.post(PHOTO["buffer"]).json()
+    assert saved["detections"] == answer["detections"][:1]
+    assert (saved["photo"], saved["image"]) == ("photo.png", {"height": 300, "width": 400})
+
+
+def test_everything_is_reached_by_keyboard(page: Any) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "API"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "demo"
+    page.keyboard.press("Enter")
+    wait_for_result(page, "on demo.jpg")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "score"
+    before = page.locator("#score-value").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#score-value").inner_text() != before
+    reached = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.parentElement.parentElement.id"))
+    assert {"opacity", "masks", "boxes", "labels", "download", "found"} <= reached
+    playwright.expect(page.locator("#found button.lit")).to_have_count(1)
+
+
+def test_on_a_phone_nothing_is_cut_off(page: Any) -> None:
+    page.set_viewport_size(PHONE)
+    choose(page)
+    wait_for_result(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for control in ("#canvas", "#score", "#opacity", "#download", "#found button"):
+        box = page.locator(control).first.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"], control
+    page.locator("#canvas").click(position={"x": 100, "y": 100})
+    playwright.expect(page.locator("#tip")).to_be_visible()
+
+
+def test_what_is_no_photo_is_said(page: Any) -> None:
+    choose(page, {"name": "a.png", "mimeType": "image/png", "buffer": b"no photo at all"})
+    playwright.expect(page.locator("#status.bad")).to_contain_text("not an image", timeout=1000 * PATIENCE)
+    page.expected_complaints = [
+        "Failed to load resource: the server responded with a status of 415 (Unsupported Media Type)"
+    ]
+
+
+def test_a_server_with_keys_asks_for_one(browser: Any, launch: Start) -> None:
+    server = launch(api_keys=["0123456789abcdef"])
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(server.url)
+        page.get_by_label("Key").fill("0123456789abcdef")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#model")).to_contain_text("coat", timeout=1000 * PATIENCE)
+        choose(page)
+        wait_for_result(page)
+
+
+def test_the_api_page_describes_the_api(page: Any, shared_server: Running) -> None:
+    page.goto(f"{shared_server.url}/docs")
+    playwright.expect(page.locator("#docs")).to_contain_text("POST /v1/predict", timeout=1000 * PATIENCE)
+    assert f"{shared_server.url}/v1/predict" in page.locator("#docs pre").first.inner_text()

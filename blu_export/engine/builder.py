@@ -97,8 +97,8 @@ def build(
     profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
     sizes = (options.batch.smallest, options.batch.best, options.batch.largest)
     for name, shape in (("canvas", (height, width, 3)), ("window", (4,))):
-        smallest, best, largest = ((size, *shape) for size in sizes)
-        profile.set_shape(name, smallest, best, largest)
+        shapes: list[Any] = [(size, *shape) for size in sizes]  # tuples become TensorRT's Dims by themselves
+        profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
     monitor = _make_monitor(trt, progress)
     config.progress_monitor = monitor

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,6 +201,7 @@ class TensorRtRunner(Runner):
             self._change.notify()
 
     def _new_lane(self) -> Lane:
+        assert self._engine is not None
         lane = Lane(self._trt, self._cuda, self._engine, self.spec, self.sidecar.batch)
         self._made += 1
         return lane
@@ -227,10 +228,12 @@ def _check_shapes(trt: ModuleType, engine: tensorrt.ICudaEngine, sidecar: Sideca
         "num_detections": (trt.DataType.INT32, (-1,)),
     }
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    found = {name: (engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))) for name in names}
+    shapes: dict[str, Any] = {name: engine.get_tensor_shape(name) for name in names}  # Dims, which are sequences
+    found = {name: (engine.get_tensor_dtype(name), tuple(shape)) for name, shape in shapes.items()}
     if batch.smallest == batch.largest:  # a profile of one size may make it a constant
         found = {name: (kind, (-1, *shape[1:])) for name, (kind, shape) in found.items()}
-    sizes = [next(iter(shape)) for shape in engine.get_tensor_profile_shape("canvas", 0)] if "canvas" in found else []
+    profile: list[Any] = list(engine.get_tensor_profile_shape("canvas", 0)) if "canvas" in found else []
+    sizes = [shape[0] for shape in profile]
     if found != wanted or sizes != [batch.smallest, batch.best, batch.largest]:
         differing = ", ".join(sorted({n for n in {*wanted, *found} if wanted.get(n) != found.get(n)})) or "batch sizes"
         raise ModelFileError(

@@ -41,7 +41,7 @@ def test_sources_without_photos_are_errors(tmp_path: Path) -> None:
         list_photos(str(tmp_path))
     with pytest.raises(DatasetError, match="There is no .*absent"):
         list_photos(str(tmp_path / "absent"))
-    with pytest.raises(DatasetError, match="There is no .*absent.txt"):
+    with pytest.raises(DatasetError, match="absent.txt"):
         list_photos(str(tmp_path / "absent.txt"))
     binary = tmp_path / "binary.txt"
     binary.write_bytes(b"\xff\xfe")

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -167,9 +168,8 @@ def parse_annotation(content: bytes) -> list[Annotation]:
         ValueError: this is no annotation file of DeepFashion2.
     """
     try:
-        values = json.loads(content)
-        numbers = sorted(int(key[4:]) for key in values if key.startswith("item") and key[4:].isdecimal())
-        return [_annotation(values[f"item{number}"]) for number in numbers]
+        items = {key: item for key, item in json.loads(content).items() if re.fullmatch("item[0-9]+", key)}
+        return [_annotation(items[key]) for key in sorted(items, key=lambda key: int(key[4:]))]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no annotation of DeepFashion2 ({error!r})") from error
 
@@ -285,7 +285,8 @@ def _save_index(path: Path, arrays: Arrays) -> None:
 def _load_index(path: Path) -> Arrays | None:
     """The index, if there is one of this format that is whole (zip files carry checksums)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves a damaged file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(file) if file["format"] == FORMAT else None
     except FileNotFoundError:
         return None

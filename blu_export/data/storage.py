@@ -160,7 +160,8 @@ class RemoteStorage:
             self._failures += (HttpError, BotoCoreError, ClientError)
             # boto would repeat inside our repetitions.
             config = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}
-            options = {"config_kwargs": config, "cache_regions": False}
+            # One stream per file: asking for its size first would double the requests.
+            options = {"config_kwargs": config, "max_concurrency": 1}
         elif protocol in ("http", "https"):
             from aiohttp import ClientError as HttpError
             from aiohttp import ClientTimeout

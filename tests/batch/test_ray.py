@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_jobs import PATIENCE, check_levels, start
+from batch_jobs import PATIENCE, check_levels, rows, start
 from fake_runner import CRASH, write_model
 
 from blu_export.batch.on_ray import Share, divide
@@ -131,6 +131,8 @@ def test_a_lost_node_and_a_bad_photo(cluster: Any, photos: Callable[..., Path], 
     out, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0
     assert json.loads(out.splitlines()[-1])["failed"] == 1
-    (folder / "24.png").unlink()
-    found = json.loads((sink / "_plan.json").read_text())["photos"]
-    assert len(found) == 25
+    found = rows(sink)
+    assert [path for path, row in found.items() if row["error"]] == [str(folder / "24.png")]
+    for index, level in enumerate(LEVELS):
+        (first, _) = found[str(folder / f"{index:02d}.png")]["detections"]
+        assert first["score"] == pytest.approx(level / 255, abs=1e-6)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,9 @@ class Running:
 Start = Callable[..., Running]
 
 
-@pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """``launch(seconds=…, shift=…, spec={…}, **settings)``: a server with the fake model."""
+@contextmanager
+def launching(folder: Path) -> Iterator[Start]:
+    """A function that starts servers; all are gone at the end of the block."""
     servers: list[Running] = []
     readers: list[threading.Thread] = []
 
@@ -117,7 +118,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     ) -> Running:
         model = settings.pop("model", None)
         if model is None:
-            model = write_model(tmp_path_factory.mktemp("model") / "fake.onnx", seconds, shift, **(spec or {}))
+            parent = folder / str(len(servers))
+            parent.mkdir()
+            model = write_model(parent / "fake.onnx", seconds, shift, **(spec or {}))
         given = {"model": str(model), "port": 0, "notice": 0.0} | settings
         path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
@@ -133,19 +136,29 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         server.port, server.grpc_port = listening["port"], listening.get("grpc_port", 0)
         return server
 
-    yield start
-    for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.wait(PATIENCE)
-    for reader in readers:
-        reader.join(PATIENCE)
+    try:
+        yield start
+    finally:
+        for server in servers:
+            if server.process.poll() is None:
+                server.process.kill()
+            server.process.wait(PATIENCE)
+        for reader in readers:
+            reader.join(PATIENCE)
+
+
+@pytest.fixture
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """``launch(seconds=…, shift=…, spec={…}, **settings)``: a server with the fake model, for one test."""
+    with launching(tmp_path_factory.mktemp("models")) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def shared_server(launch: Start) -> Running:
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server for all tests that leave it as it was."""
-    return launch(grpc_port=0, max_upload=300_000, max_pixels=1_000_000)
+    with launching(tmp_path_factory.mktemp("models")) as start:
+        yield start(grpc_port=0, max_upload=300_000, max_pixels=1_000_000)
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_keys_open_the_server(launch: Start) -> None:
         refused = client.post("/v1/predict", content=grey(51))
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert refused.headers["x-request-id"] == refused.json()["request_id"]
-        for wrong in ("Bearer ", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer \u00e4".encode("latin-1")):
+        for wrong in ("Bearer", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer \u00e4".encode("latin-1")):
             assert client.post("/v1/predict", content=grey(51), headers={"authorization": wrong}).status_code == 401
         for right in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"x-api-key": "another-key-that-is-long-enough"}):
             assert client.post("/v1/predict", content=grey(51), headers=right).status_code == 200

@@ -180,7 +180,7 @@ def _refusal(trt: ModuleType, messages: list[str], node_names: Collection[str]) 
     node = next((n for n in quoted if n in node_names), None)
     where = f"node {node} of stage {node.partition('/')[0]}" if node else "the graph"
     fix = _NO_FLOAT32_PRODUCT if "FP32 GEMM is not supported" in text else "blu inspect shows what is in the file."
-    return ModelFileError(f"{title(trt)} refuses {where}: {' '.join(text.split())}.", fix)
+    return ModelFileError(f"{title(trt)} refuses {where}: {' '.join(text.split()).rstrip('.')}.", fix)
 
 
 def make_logger(trt: ModuleType, quiet: bool = False) -> Any:

@@ -119,7 +119,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     model = onnx.load_from_string(source.data)
     if found == precision and target == "tensorrt":
         gate(model, "tensorrt")
-        return Prepared(source, path, sha256, spec, precision, model)
+        return Prepared(source, path, sha256, spec, precision, model, source.json_metadata("blu_kept") or {})
     if found == "int8":
         raise UsageError(
             f"{path} is quantised for processors, whose int8 differs from TensorRT's.",

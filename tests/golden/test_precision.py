@@ -1,0 +1,78 @@
+"""Half and int8 of the golden R-50 models: how many instances of the float32 file are found again.
+
+Their weights are random and leave no margin between classes, so fp16 has a bound of its own here and int8 is
+reported only; the bounds for trained weights are checked in tests/engine/test_trained.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from golden_cases import CONFIGURATIONS
+
+from blu_export.engine.prepare import Prepared, prepare
+from blu_export.export.onnx import export_onnx
+from blu_export.measure.verify import ParityReport, Tolerance, verify
+from blu_export.runtime.onnx_file import parse_onnx
+from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+
+FP16 = Tolerance(matched=0.95, mask_iou=0.95)
+PHOTOS = 4
+R50 = [pytest.param(cfg, marks=pytest.mark.slow) for cfg in CONFIGURATIONS if cfg.startswith("resnet50")]
+
+
+@pytest.fixture(scope="module")
+def float32(golden_weights: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``float32(cfg)``: the exported file, made once."""
+    folder = tmp_path_factory.mktemp("float32")
+
+    def make(cfg: str) -> Path:
+        path = folder / f"{cfg}.onnx"
+        if not path.exists():
+            export_onnx(golden_weights(cfg), path, settings=CONFIGURATIONS[cfg], verify=False)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def photos(shared: Path, images_of: Callable[[str], list[str]]) -> Callable[[str], list[Path]]:
+    """``photos(cfg)``: the first few of its cases."""
+    return lambda cfg: [shared / "golden" / "images" / f"{name}.png" for name in images_of(cfg)[:PHOTOS]]
+
+
+def compare(path: Path, prepared: Prepared, photos: list[Path], tolerance: Tolerance) -> ParityReport:
+    """The graph that a builder is given, with its roundings explicit, against the float32 file."""
+    assert prepared.rehearsal is not None
+    rehearsal = parse_onnx(prepared.rehearsal.SerializeToString(), "rehearsal")
+    with OnnxRuntimeRunner(path, "cpu") as reference, OnnxRuntimeRunner(rehearsal, "cpu") as candidate:
+        report = verify(reference, candidate, photos, tolerance)
+    print("\n".join(report.lines()))
+    return report
+
+
+@pytest.mark.parametrize("cfg", R50)
+def test_half_finds_what_float32_finds(
+    cfg: str, float32: Callable[[str], Path], photos: Callable[[str], list[Path]]
+) -> None:
+    prepared = prepare(float32(cfg), "fp16", photos(cfg))
+    assert prepared.layers.share == 1.0, prepared.kept
+    report = compare(float32(cfg), prepared, photos(cfg), FP16)
+    assert report.total >= 20, "too few instances to judge by"
+    report.require()
+    # ONNX Runtime runs the builder's own file too, in float32 with the weights in half.
+    typed = parse_onnx(prepared.model.SerializeToString(), "typed")
+    with OnnxRuntimeRunner(float32(cfg), "cpu") as reference, OnnxRuntimeRunner(typed, "cpu") as candidate:
+        verify(reference, candidate, photos(cfg)[:1], FP16).require()
+
+
+@pytest.mark.parametrize("cfg", R50)
+def test_int8_is_reported(cfg: str, float32: Callable[[str], Path], photos: Callable[[str], list[Path]]) -> None:
+    prepared = prepare(float32(cfg), "int8", photos(cfg))
+    report = compare(float32(cfg), prepared, photos(cfg)[:1], Tolerance(0, 0))
+    print(f"{cfg} int8: {report.matched} of {report.total} instances, {len(prepared.kept)} layers kept")
+    kinds = list(prepared.layers.kinds.values())
+    assert kinds.count("int8") >= 0.9 * len(kinds) - len(prepared.kept)
+    assert report.total > 0

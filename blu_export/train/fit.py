@@ -90,21 +90,7 @@ class Trainer:
         self._check_batch()
         self.steps = config.steps_per_epoch or max(1, len(dataset) // config.batch)
         self.total_steps = self.steps * config.total_epochs
-        targets = config.targets
-        self.make = SampleMaker(
-            dataset,
-            spec,
-            SampleConfig(
-                canvas=self.canvas,
-                max_gt_instances=targets.max_gt_instances,
-                mini_mask_shape=targets.mini_mask_shape,
-                seed=config.seed,
-                balance=config.balance,
-                cache_bytes=config.cache_bytes,
-                augment=config.augment,
-            ),
-            AnchorTargets(spec, self.canvas, targets),
-        )
+        self.make = sample_maker(dataset, spec, config)
         self.progress = Progress()
         self.history: list[Row] = []
         self.step = self._stage_step(0)
@@ -257,6 +243,21 @@ class Trainer:
         path = checkpoint_path(self.folder.path, self.progress.epoch)
         save_checkpoint(path, self.model, self.step.updater, state, keep=self.config.keep_checkpoints)
         self.folder.log_epoch(self.history)
+
+
+def sample_maker(dataset: Dataset, spec: ModelSpec, config: TrainConfig) -> SampleMaker:
+    """Makes the samples that a run with these settings trains on."""
+    canvas, targets = training_canvas(spec, config), config.targets
+    settings = SampleConfig(
+        canvas=canvas,
+        max_gt_instances=targets.max_gt_instances,
+        mini_mask_shape=targets.mini_mask_shape,
+        seed=config.seed,
+        balance=config.balance,
+        cache_bytes=config.cache_bytes,
+        augment=config.augment,
+    )
+    return SampleMaker(dataset, spec, settings, AnchorTargets(spec, canvas, targets))
 
 
 def training_canvas(spec: ModelSpec, config: TrainConfig) -> tuple[int, int]:

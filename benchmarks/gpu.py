@@ -39,7 +39,7 @@ PRECISIONS = ("fp16", "float32", "int8")
 """By importance."""
 BATCHES = (1, 4, 8)
 WARMUP = 3
-"""The first run of a batch size sets up, the second is captured as a CUDA graph."""
+"""The first run of a batch size sets up and captures a CUDA graph."""
 SECONDS_EACH = 2.5
 """How long one batch size is timed."""
 MOST_RUNS = 400

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 DEFAULT_TARGET = "t4"
 """Where there is no GPU."""
 DEFAULT_BATCH = Batch(1, 1, 8)
+TURING = (7, 5)
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ def build_engine(
     if is_rtx(trt):
         rtx_capability(trt, decided.target.capability)  # before minutes of work
     say(f"{title(trt)} for {decided.target}: {decided.why}")
+    if decided.builder == "tensorrt-rtx" and decided.target.capability == TURING and request.precision == "int8":
+        say("  NVIDIA's support matrix of TensorRT-RTX names fp16 for Turing cards, and not int8: prefer --fp16")
     photos = list(photos)
     prepared = prepare(request.onnx, request.precision, photos, request.method)
     for note in prepared.notes:

@@ -103,6 +103,7 @@ def test_int8_builds(small_onnx: Path, tmp_path: Path, demo_photo: Path, target:
     _, sidecar = build_engine(request, [demo_photo], None, lines.append)
     assert sidecar.precision == "int8" and sidecar.typed_share == 1.0
     assert any("a guess" in line for line in lines), "one photo is too few for ranges, which must be said"
+    assert any("prefer --fp16" in line for line in lines) == (target == "t4")
 
 
 def test_float32_for_a_t4_is_refused_by_node_and_stage(

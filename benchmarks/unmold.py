@@ -1,6 +1,6 @@
 """What a photo costs before and after the network: ours against the original's way, instance by instance.
 
-    python benchmarks/unmold.py [--repeats N] [--instances N]
+    python -m benchmarks.unmold [--repeats N] [--instances N]
 
 One thread. The original's way is scikit-image's resize where that is installed, else the same
 arithmetic in NumPy; the table says which. Results also go to benchmarks/results/unmold.json.
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from blu_export.detections import Detections
 from blu_export.draw import overlay
 from blu_export.image import Molded, mold, unmold
+from blu_export.measure.curves import random_detections, random_photo
 from blu_export.spec import ModelSpec
 
 try:
@@ -72,18 +73,6 @@ def unmold_originally(found: Detections, masks: NDArray[np.float32]) -> NDArray[
     return np.stack(full_masks, axis=-1)
 
 
-def raw_detections(molded: Molded, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Boxes from a fiftieth to a third of the photo's sides, masks with smooth outlines."""
-    random = np.random.default_rng(0)
-    corners, sizes = random.uniform(0, 0.65, (count, 2)), random.uniform(0.02, 0.35, (count, 2))
-    y1, x1, y2, x2 = molded.window / np.array([*molded.canvas.shape[:2]] * 2)
-    boxes = np.concatenate([corners, corners + sizes], axis=1) * np.array([y2 - y1, x2 - x1] * 2) + [y1, x1, y1, x1]
-    rows = np.column_stack([boxes, np.ones(count), np.sort(random.uniform(0.7, 1, count))[::-1]]).astype(np.float32)
-    noise = random.random((count, *SPEC.mask_shape)).astype(np.float32)
-    blobs = [cv2.GaussianBlur(each, (0, 0), 4) for each in noise]
-    return rows, np.stack([cv2.normalize(blob, None, 0, 1, cv2.NORM_MINMAX) for blob in blobs])
-
-
 def milliseconds(action: Callable[[], object], repeats: int) -> float:
     """Median time, after one run that does not count."""
     action()
@@ -96,10 +85,9 @@ def milliseconds(action: Callable[[], object], repeats: int) -> float:
 
 
 def measure(height: int, width: int, count: int, repeats: int) -> dict[str, Any]:
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 40, width // 40, 3), np.uint8)
-    photo: NDArray[np.uint8] = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    photo = random_photo(height, width)
     molded = mold(photo, SPEC)
-    rows, masks = raw_detections(molded, count)
+    rows, masks = random_detections(molded, SPEC, count)
     found = unmold(rows, masks, molded, SPEC)
     assert len(found) == count
     few = max(1, repeats // 10)  # of what takes seconds

@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def recall(path: Path) -> Known:
     record = _record(path)
     try:
         values = json.loads(record.read_text()) if record else {}
-        if values.get("state") == _state(path):
+        if values and values["state"] == _state(path):
             seconds = {str(k): float(v) for k, v in values["seconds"].items()}
             return Known(seconds, {str(k): int(v) for k, v in values["lanes"].items()}, str(values["day"]))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -216,6 +215,8 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,0 +1,199 @@
+"""The benchmark on a model that costs nothing: what is in the result, what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blu_export.cli.main import main
+from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.measure import machine
+from blu_export.measure.benchmark import Candidate, Settings, file_candidates, run_benchmark
+from blu_export.measure.report import compare, markdown, read_results, summary
+from blu_export.measure.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
+from blu_export.runtime.choice import recall
+
+FakeOnnx = Callable[..., Path]
+BRIEF = Settings(repeats=2, warmup=0, batches=(1, 2), rounds=1, cold=False, curves=False, threads=2)
+
+
+@pytest.fixture(autouse=True)
+def small_peak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_PEAK_SIZE", 64)
+    monkeypatch.setattr("blu_export.measure.benchmark.LARGE_PHOTO", (60, 80))
+    monkeypatch.setenv("BLU_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (60, 40), (200, 200, 200)).save(path)
+    return path
+
+
+@pytest.fixture
+def model(fake_onnx: FakeOnnx, tmp_path: Path) -> Path:
+    """coat.onnx, with coat.int8.onnx and coat.fp16.onnx beside it."""
+    parity = json.dumps({"passed": True, "matched": 3, "instances": 4})
+    for name, metadata in (
+        ("coat.onnx", {}),
+        ("coat.int8.onnx", {"blu_precision": "int8", "blu_parity": parity}),
+        ("coat.fp16.onnx", {"blu_precision": "fp16"}),
+    ):
+        fake_onnx(metadata).rename(tmp_path / name)
+    return tmp_path / "coat.onnx"
+
+
+@pytest.fixture
+def result(model: Path, photo: Path) -> dict[str, Any]:
+    return run_benchmark(file_candidates(model), photo, BRIEF)
+
+
+def test_candidates_are_the_runtimes_and_the_precisions_beside_the_file(model: Path) -> None:
+    pytest.importorskip("openvino")
+    names = [(c.runtime, c.precision) for c in file_candidates(model) if c.device is None]
+    assert names == [(r, p) for p in ("float32", "int8") for r in ("onnxruntime", "openvino")]
+    # A file in half precision is timed where it is named.
+    alone = file_candidates(model.with_name("coat.fp16.onnx"), ["onnxruntime"])
+    assert [c.precision for c in alone if c.device is None] == ["fp16"]
+    assert {c.model for c in file_candidates(model)} == {"coat"}
+
+
+def test_files_and_runtimes_that_do_not_fit(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tensorrt cannot run"):
+        file_candidates(model, ["tensorrt"])
+    with pytest.raises(ModelFileError, match="no model file"):
+        file_candidates(tmp_path / "notes.txt")
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        file_candidates(tmp_path / "none.onnx")
+
+
+def test_a_row_for_each_candidate(result: dict[str, Any]) -> None:
+    assert result["peaks"]["float32"] > 0
+    assert [(row["runtime"], row["precision"]) for row in result["rows"]][:1] == [("onnxruntime", "float32")]
+    for row in result["rows"]:
+        assert row["detections"] == 2
+        times, stages = row["end_to_end"], row["stages"]
+        assert 0 < times["fastest"] <= times["p50"] <= times["p90"] <= times["p99"]
+        assert times["samples"] == 2
+        assert 0 < stages["run"] < times["p99"]
+        assert set(row["photos_per_second"]) == {"1", "2", "one a core"}
+        assert 0 < row["around_large"] < 1
+        assert ("onnx_stages" in row) == (row["runtime"] == "onnxruntime")
+    assert result["rows"][-1]["notes"] == {"parity": "3 of 4"}
+
+
+def test_the_result_is_json_and_its_table_has_every_row(result: dict[str, Any], tmp_path: Path) -> None:
+    written = save_results(result, tmp_path / "results", lambda message: None)
+    assert read_results(written[0])["rows"] == result["rows"]
+    text = markdown(result)
+    assert text.startswith(summary(result).rstrip())
+    for row in result["rows"]:
+        assert f"| **{row['runtime']}** | {row['precision']} |" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_what_was_fastest_is_remembered_unless_the_machine_was_noisy(
+    model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("blu_export.measure.benchmark.NOISY_SPREAD", 0.0)
+    run_benchmark(file_candidates(model), photo, BRIEF, said.append)
+    assert "the machine was too noisy: --runtime auto does not learn from this run" in said
+    assert not recall(model).seconds
+    monkeypatch.setattr("blu_export.measure.benchmark.NOISY_SPREAD", float("inf"))
+    run_benchmark(file_candidates(model), photo, BRIEF)
+    assert {"coat.onnx onnxruntime", "coat.int8.onnx onnxruntime"} <= set(recall(model).seconds)
+
+
+def test_a_peer_that_is_not_here_is_said_and_left_out(model: Path, photo: Path) -> None:
+    def absent(threads: int) -> Any:
+        raise MissingDependencyError("This needs the package tensorflow, which is not installed.")
+
+    def broken(threads: int) -> Any:
+        raise ModuleNotFoundError("No module named 'tf2onnx'", name="tf2onnx")
+
+    peers = [Candidate("coat", "keras", "float32", absent), Candidate("coat", "naive", "float32", broken)]
+    result = run_benchmark([*peers, *file_candidates(model, ["onnxruntime"])], photo, BRIEF)
+    assert [each["name"] for each in result["skipped"]] == ["coat · keras · float32", "coat · naive · float32"]
+    assert "tensorflow" in summary(result) and "tf2onnx" in summary(result)
+    assert result["rows"]
+    with pytest.raises(BluError, match="Nothing could be measured"):
+        run_benchmark(peers, photo, BRIEF)
+
+
+def test_compare_finds_what_became_slower(result: dict[str, Any]) -> None:
+    newer = json.loads(json.dumps(result))
+    newer["rows"][0]["end_to_end"]["p50"] *= 1.5
+    table, slower = compare(result, newer)
+    assert len(slower) == 1 and slower[0].startswith("coat · onnxruntime · float32: 1.50")
+    assert table.count("1.00") == len(result["rows"]) - 1
+    assert compare(result, result)[1] == []
+    newer["rows"] = []
+    with pytest.raises(BluError, match="no candidate in common"):
+        compare(result, newer)
+
+
+def test_the_commands_exit_code_tells_of_regressions(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(result))
+    for row in result["rows"]:
+        row["end_to_end"]["p50"] *= 2
+    new.write_text(json.dumps(result))
+    assert _exit_code("benchmark", "--compare", str(old), str(new)) == 1
+    assert "2.00" in capsys.readouterr().out
+    assert _exit_code("benchmark", "--compare", str(new), str(old)) == 0
+    old.write_text("{}")
+    assert _exit_code("benchmark", "--compare", str(old), str(new)) == 3
+
+
+def test_the_command_prints_json_alone_on_stdout(
+    model: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blu_export.measure.benchmark.QUICK", BRIEF)
+    code = _exit_code(
+        "benchmark",
+        str(model),
+        "--runtime",
+        "onnxruntime",
+        "--photo",
+        str(photo),
+        "--quick",
+        "--repeats",
+        "1",
+        "--json",
+    )
+    captured = capsys.readouterr()
+    assert code == 0
+    assert {row["runtime"] for row in json.loads(captured.out)["rows"]} == {"onnxruntime"}
+    assert "round 1 of" in captured.err
+    assert _exit_code("benchmark", str(model), "--runtime", "tflite") == 2
+
+
+def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{TABLE_STARTS}\nold\n{TABLE_ENDS}\nafter\n")
+    for _ in range(2):
+        insert_table(path, "| new |\n")
+        assert path.read_text() == f"before\n{TABLE_STARTS}\n| new |\n{TABLE_ENDS}\nafter\n"
+    path.write_text("nothing")
+    with pytest.raises(UsageError, match="no place"):
+        insert_table(path, "| new |\n")
+
+
+def _exit_code(*arguments: str) -> int:
+    try:
+        main(list(arguments))
+    except SystemExit as exit:
+        return int(exit.code or 0)
+    return 0

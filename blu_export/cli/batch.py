@@ -99,7 +99,7 @@ def batch(
     assert job.report is not None
     print(json.dumps(job.report.to_json()) if as_json else _text(job.report))
     if job.report.failed:
-        say(f"{job.report.failed} photos failed: their rows say why; --retry-failed tries them again")
+        say(f"{job.report.failed} failed: their rows say why; --retry-failed tries them again")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 

@@ -48,8 +48,10 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        patch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE))
+        cluster = Cluster()
         try:
+            cluster.add_node(num_cpus=0, include_dashboard=False)
             for _ in range(2):
                 cluster.add_node(num_cpus=1)
             yield cluster

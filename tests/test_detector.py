@@ -108,9 +108,7 @@ def test_a_stream_goes_on_after_photos_that_cannot_be_read(detector: Detector, t
     sources = [grey(10), tmp_path / "none.jpg", grey(20), b"not an image", grey(30), grey(40)]
     photos = list(detector.stream(sources, batch=2))
     assert [photo.source is source for photo, source in zip(photos, sources, strict=True)] == [True] * 6
-    assert [type(photo.error) for photo in photos] == [
-        type(None), ImageError, type(None), ImageError, type(None), type(None),
-    ]  # fmt: skip
+    assert [isinstance(photo.error, ImageError) for photo in photos] == [False, True, False, True, False, False]
     assert scores([photo for photo in photos if photo.error is None]) == [10, 20, 30, 40]
     with pytest.raises(ImageError, match="none.jpg"):
         photos[1].result()
@@ -199,3 +197,21 @@ def test_load_refuses_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"\x00" * 100)
     with pytest.raises(ModelFileError, match="noise.onnx"):
         blu_export.load(tmp_path / "noise.onnx")
+
+
+def test_as_many_photos_are_in_the_network_as_the_runner_has_lanes(detector: Detector) -> None:
+    class Meeting(Runner):
+        """Answers only when so many calls are under way at the same time."""
+
+        spec, device, precision = detector.spec, "CPU", "float32"
+        lanes = 3
+        meeting = threading.Barrier(lanes, timeout=60)
+
+        def run(
+            self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
+        ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            self.meeting.wait()
+            return detector.runner.run(canvas, window)
+
+    levels = [10, 20, 30, 40, 50, 60]
+    assert scores(list(Detector(Meeting()).stream(grey(level) for level in levels))) == levels

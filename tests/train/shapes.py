@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import keras
@@ -71,6 +73,26 @@ def shapes(count: int, seed: int = 0) -> Shapes:
         images.append(image)
         records.append(Record(number + 1, f"{number}.png", SIDE, SIDE, tuple(annotations)))
     return Shapes(CLASS_NAMES, tuple(records), name="shapes", images=tuple(images))
+
+
+def write_coco(dataset: Shapes, folder: Path) -> Path:
+    """The shapes as a COCO file with PNG images."""
+    (folder / "images").mkdir(parents=True)
+    annotations = []
+    for image, record in zip(dataset.images, dataset.records, strict=True):
+        cv2.imwrite(str(folder / "images" / record.uri), image[..., ::-1])
+        for a in record.annotations:
+            y1, x1, y2, x2 = a.box
+            annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, "category_id": a.category,
+                                "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": a.segmentation})  # fmt: skip
+    content = {
+        "images": [{"id": r.image_id, "file_name": r.uri, "height": SIDE, "width": SIDE} for r in dataset.records],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(dataset.class_names) if i],
+        "annotations": annotations,
+    }
+    path = folder / "instances_train.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
 def _outline(category: int, x: int, y: int, size: int) -> NDArray[np.float64]:

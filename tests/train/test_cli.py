@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shapes import shapes, tiny_model, tiny_spec
+from shapes import shapes, tiny_model, tiny_spec, write_coco
 
 from blu_export.cli.main import main
 from blu_export.cli.train import make_spec, parse_canvas
+from blu_export.cli.train_progress import TrainProgress, duration
 from blu_export.errors import UsageError
 from blu_export.model.weights import save_weights
 from blu_export.train.config import RunConfig
@@ -47,6 +48,46 @@ def test_refusals(
     found, said = refused(capsys, *arguments)
     assert (found, message in said) == (code, True), said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("weights", "code", "message"),
+    [
+        ("coco", 2, "no mask_rcnn_coco.h5 in this folder. Download https://"),
+        ("last", 2, "no finished run under runs"),
+        ("absent.h5", 2, "no weights at absent.h5"),
+    ],
+)
+def test_absent_weights_leave_no_run(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_coco(shapes(2), tmp_path / "data")
+    found, said = refused(capsys, "--dataset", str(data), "--weights", weights)
+    assert (found, message in said) == (code, True), said
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_lines_within_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainProgress(epochs=2, steps=3, batch=4, seconds=0) as watch:
+        for number in range(6):
+            watch(number, float(number))
+    lines = capsys.readouterr().err.splitlines()
+    # None after the last step: the line of the whole epoch follows there.
+    starts = ["epoch 1/2  step 1/3  loss 0.000", "epoch 1/2  step 2/3  loss 0.500", "epoch 2/2  step 1/3  loss 3.000",
+              "epoch 2/2  step 2/3  loss 3.500"]  # fmt: skip
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    assert "photos/s" not in lines[0]  # one step says nothing: it includes the compilation
+    assert lines[1].endswith(" left") and "photos/s" in lines[1]
+
+
+def test_duration() -> None:
+    assert [duration(s) for s in (4.4, 89, 720, 3600 * 3 + 290)] == ["4 s", "89 s", "12 min", "3 h 05 min"]
 
 
 def test_canvas() -> None:

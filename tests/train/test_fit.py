@@ -10,10 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from shapes import SIDE, Shapes, shapes, tiny_config, tiny_model, tiny_spec
+from shapes import shapes, tiny_config, tiny_model, tiny_spec, write_coco
 
 from blu_export.errors import ModelFileError
 from blu_export.model.weights import read_weights
@@ -23,26 +22,6 @@ from blu_export.train.run_folder import RunFolder
 from blu_export.train.validate import Validator
 
 ROOT = Path(__file__).parents[2]
-
-
-def write_coco(dataset: Shapes, folder: Path) -> Path:
-    """The shapes as a COCO file with PNG images."""
-    (folder / "images").mkdir(parents=True)
-    annotations = []
-    for image, record in zip(dataset.images, dataset.records, strict=True):
-        cv2.imwrite(str(folder / "images" / record.uri), image[..., ::-1])
-        for a in record.annotations:
-            y1, x1, y2, x2 = a.box
-            annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, "category_id": a.category,
-                                "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": a.segmentation})  # fmt: skip
-    content = {
-        "images": [{"id": r.image_id, "file_name": r.uri, "height": SIDE, "width": SIDE} for r in dataset.records],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(dataset.class_names) if i],
-        "annotations": annotations,
-    }
-    path = folder / "instances_train.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 @pytest.mark.slow

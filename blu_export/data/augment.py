@@ -123,16 +123,25 @@ def place(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> C
     """
     height, width = size
     image = cv2.warpAffine(photo.image, affine, (width, height), flags=cv2.INTER_LINEAR)
-    kept, masks = [], []
+    masks = np.zeros((len(photo.crops), height, width), bool)
+    kept = []
     for index, ((y, x), crop) in enumerate(zip(photo.corners, photo.crops, strict=True)):
         moved = affine.copy()
         moved[:, 2] += affine[:, :2] @ (x, y)
-        mask = np.asarray(cv2.warpAffine(crop, moved, (width, height), flags=cv2.INTER_LINEAR)) > _HALF
-        if np.count_nonzero(mask) >= MIN_VISIBLE_PIXELS:
+        # Only the part of the canvas that the crop's corners span: most objects are small.
+        sides = np.array([[-1, -1], [-1, crop.shape[0]], [crop.shape[1], -1], crop.shape[::-1]], float)
+        spanned = sides @ moved[:, :2].T + moved[:, 2]
+        left, top = np.maximum(np.floor(spanned.min(axis=0)).astype(int), 0).tolist()
+        right, bottom = np.minimum(np.ceil(spanned.max(axis=0)).astype(int) + 1, (width, height)).tolist()
+        if left >= right or top >= bottom:
+            continue
+        moved[:, 2] -= left, top
+        drawn = cv2.warpAffine(crop, moved, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
+        inside = np.asarray(drawn) > _HALF
+        if np.count_nonzero(inside) >= MIN_VISIBLE_PIXELS:
+            masks[len(kept), top:bottom, left:right] = inside
             kept.append(index)
-            masks.append(mask)
-    stack = np.stack(masks) if masks else np.zeros((0, height, width), bool)
-    return Canvas(np.asarray(image, np.uint8), stack, photo.class_ids[kept], photo.iscrowd[kept])
+    return Canvas(np.asarray(image, np.uint8), masks[: len(kept)], photo.class_ids[kept], photo.iscrowd[kept])
 
 
 def paste(below: Canvas, above: Canvas, chosen: NDArray[np.bool_]) -> Canvas:

@@ -29,6 +29,7 @@ from blu_export.data.augment import (
     random_affine,
 )
 from blu_export.data.dataset import Dataset
+from blu_export.image import resize_scale
 from blu_export.spec import ModelSpec
 
 Sample = dict[str, NDArray[Any]]
@@ -84,7 +85,7 @@ class PhotoStore:
         if shrink < 1:
             size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-            small = [cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_AREA) > 0 for mask in masks]
+            small = [cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_LINEAR) > 0 for mask in masks]
             masks = np.stack(small) if small else np.zeros((0, *image.shape[:2]), bool)
         return Photo.from_masks(
             image,
@@ -135,7 +136,7 @@ class SampleMaker:
     def _draw(self, index: int, rng: np.random.Generator) -> Canvas:
         photo = self.photos[index]
         height, width = photo.image.shape[:2]
-        scale = inference_scale(self.spec, height, width)
+        scale = resize_scale(height, width, self.spec)
         affine = random_affine((height, width), self.config.canvas, scale, self.config.augment, rng)
         return place(photo, affine, self.config.canvas)
 
@@ -165,16 +166,6 @@ def repeat_factors(dataset: Dataset, balance: float) -> NDArray[np.float64]:
         row[[annotation.category for annotation in record.annotations]] = True
     share = np.maximum(shown.mean(axis=0), 1 / len(dataset))
     return np.where(shown, np.maximum(1.0, np.sqrt(balance / share)), 1.0).max(axis=1)
-
-
-def inference_scale(spec: ModelSpec, height: int, width: int) -> float:
-    """The factor by which ``image.mold`` scales a photo of this size."""
-    if spec.image_resize_mode == "none":
-        return 1.0
-    scale = max(1.0, spec.image_min_dim / min(height, width), spec.image_min_scale)
-    if spec.image_resize_mode == "square":
-        scale = min(scale, spec.image_max_dim / max(height, width))
-    return scale
 
 
 def batches(

@@ -75,15 +75,16 @@ class AnchorTargets:
         """Positive bool [A], index of the matched box int64 [A], negative bool [A]."""
         outside = np.ones(len(self.anchors), bool)
         if len(crowds):
-            outside = iou(self.anchors, crowds).max(axis=1) < CROWD_IOU
+            outside = iou(crowds, self.anchors).max(axis=0) < CROWD_IOU
         if not len(boxes):
             return np.zeros_like(outside), np.zeros(len(outside), np.int64), outside
-        overlaps = iou(self.anchors, boxes)
-        matched, best = overlaps.argmax(axis=1), overlaps.max(axis=1)
+        # Boxes by anchors, not the other way round: NumPy reduces a short first axis much faster.
+        overlaps = iou(boxes, self.anchors)
+        matched, best = overlaps.argmax(axis=0), overlaps.max(axis=0)
         positive = best >= self.config.rpn_positive_iou
         # The best anchors of a box are positive however small the overlap, ties included.
-        closest = np.maximum(overlaps.max(axis=0), np.finfo(np.float32).tiny)
-        positive |= (overlaps == closest).any(axis=1)
+        closest = np.maximum(overlaps.max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        positive |= (overlaps == closest).any(axis=0)
         return positive, matched, (best < self.config.rpn_negative_iou) & outside & ~positive
 
 

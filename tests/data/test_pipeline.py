@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from blu_export.data.augment import AugmentConfig
 from blu_export.data.dataset import Annotation, Dataset, Record
-from blu_export.data.pipeline import SampleConfig, SampleMaker, batches, inference_scale, repeat_factors
+from blu_export.data.pipeline import SampleConfig, SampleMaker, batches, repeat_factors
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(class_names=("BG", "a", "b"), image_min_dim=128, image_max_dim=128)
@@ -57,6 +58,35 @@ def test_boxes_are_those_of_the_masks() -> None:
     assert not sample["gt_masks"][1:].any()
 
 
+class Marked(Drawn):
+    """Grey photos whose object is red."""
+
+    def load_image(self, index: int) -> np.ndarray:
+        image = np.full((100, 80, 3), 128, np.uint8)
+        image[10:40, 20:60] = (255, 0, 0)
+        return image
+
+
+def test_augmented_boxes_and_masks_are_where_the_object_is() -> None:
+    dataset = Marked(SPEC.class_names, drawn(1).records)
+    geometry = AugmentConfig(flip=0.5, scale=(0.5, 1.5), rotation=20, brightness=0, tint=0, copy_paste=0)
+    make = maker(dataset, augment=geometry)
+    seen = 0
+    for number in range(40):
+        sample = make(number)
+        if not sample["gt_class_ids"][0]:
+            continue
+        seen += 1
+        red = (sample["image"][..., 0].astype(int) - sample["image"][..., 1]) > 127
+        ys, xs = red.nonzero()
+        box = sample["gt_boxes"][0] * 127 + [0, 0, 1, 1]
+        np.testing.assert_allclose(box, [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1], atol=1.5)
+        y1, x1, y2, x2 = box.round().astype(int)
+        crop = cv2.resize(red[y1:y2, x1:x2].astype(np.float32), (56, 56)) >= 0.5
+        assert (crop != sample["gt_masks"][0]).mean() < 0.08
+    assert seen > 30
+
+
 def test_crowds_have_negative_ids() -> None:
     off = AugmentConfig(0, (1, 1), 0, 0, 0, 0)
     assert maker(drawn(1, crowd=True), augment=off)(0)["gt_class_ids"].tolist() == [-1, 0, 0, 0]
@@ -100,8 +130,3 @@ def test_cache_is_bounded() -> None:
     for index in range(5):
         assert store[index].image[0, 0, 0] == 20 * index
     assert len(store._photos) == 2
-
-
-@pytest.mark.parametrize(("size", "scale"), [((100, 80), 1.28), ((64, 64), 2.0), ((256, 100), 0.5)])
-def test_inference_scale(size: tuple[int, int], scale: float) -> None:
-    assert inference_scale(SPEC, *size) == pytest.approx(scale)

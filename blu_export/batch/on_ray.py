@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from blu_export import errors
 from blu_export.batch.local import Event
 from blu_export.batch.plan import Shard
 from blu_export.batch.process import Job, Worker
 from blu_export.batch.shard import Summary
-from blu_export.errors import BluError, UsageError
+from blu_export.errors import BluError, MissingDependencyError, UsageError
 from blu_export.extras import import_extra
+from blu_export.serve.worker import error_from_json
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def connect(address: str) -> Any:
 
     Raises:
         UsageError: there is none at that address.
+        MissingDependencyError: it does not start here.
     """
     ray = import_extra("ray")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, without its warning
@@ -49,6 +50,8 @@ def connect(address: str) -> Any:
         raise UsageError(
             f"There is no Ray cluster at '{address}' ({error}).", "Start one with: ray start --head"
         ) from error
+    except Exception as error:  # Ray has no class of its own for a node that does not start
+        raise MissingDependencyError(f"Ray does not start: {error}", "Look at the logs of its session.") from error
     return ray
 
 
@@ -87,8 +90,7 @@ def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: 
     for each in done.iter_rows():
         answer = json.loads(each["answer"])
         if "error" in answer:
-            kind, what, fix = answer["error"]
-            raise getattr(errors, kind, BluError)(what, fix)
+            raise error_from_json(*answer["error"])
         summary = Summary(**answer)
         yield Event(summary.index, summary.photos, summary)
 

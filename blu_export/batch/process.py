@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from blu_export import errors
 from blu_export.batch.plan import Shard
 from blu_export.batch.shard import Summary
 from blu_export.errors import BluError
+from blu_export.serve.worker import error_from_json
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,12 @@ class DiedError(Exception):
 
 
 class Worker:
-    """Works off shards in a process of its own."""
+    """Works off shards in a process of its own.
+
+    Args:
+        job: what it must know.
+        patience: seconds that it may say nothing once the model is loaded.
+    """
 
     def __init__(self, job: Job, patience: float = PATIENCE) -> None:
         self.job = job
@@ -147,12 +152,13 @@ class Worker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        ours.settimeout(self._patience)
+        ours.settimeout(PATIENCE)
         self._socket, self._received = ours, b""
         if self._closed:  # meanwhile: close did not see this process
             self._process.kill()
         self._send(self.job.to_json())
         self._receive(None)
+        ours.settimeout(self._patience)
 
     def _send(self, text: str) -> None:
         assert self._socket is not None
@@ -167,7 +173,7 @@ class Worker:
             try:
                 data = self._socket.recv(65536)
             except TimeoutError:
-                raise DiedError(f"it said nothing for {self._patience:g} s", photo) from None
+                raise DiedError(f"it said nothing for {self._socket.gettimeout():g} s", photo) from None
             except OSError:
                 data = b""
             if not data:
@@ -176,8 +182,7 @@ class Worker:
         text, _, self._received = self._received.partition(b"\n")
         said: dict[str, Any] = json.loads(text)
         if "error" in said:
-            kind, what, fix = said["error"]
-            raise getattr(errors, kind, BluError)(what, fix)
+            raise error_from_json(*said["error"])
         return said
 
     def _how(self) -> str:

@@ -66,7 +66,7 @@ def test_a_worker_that_hangs_is_killed(photos: Photos, model: Path, tmp_path: Pa
     (tmp_path / "found").mkdir()
     job = Job(str(model), _sha256(model), str(tmp_path / "found"), loader="fake_runner:load")
     shard = Shard(0, tuple(str(path) for path in sorted(folder.iterdir())))
-    with Worker(job, patience=8.0) as worker:
+    with Worker(job, patience=2.0) as worker:
         summary = worker.run(shard)
     assert (summary.photos, summary.failed) == (3, 1)
 

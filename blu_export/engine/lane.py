@@ -122,7 +122,8 @@ class Lane:
 
     def close(self) -> None:
         """Free everything."""
-        freed = [("cudaGraphExecDestroy", graph) for graph in self._captured.values()]
+        freed: list[tuple[str, Any]] = [("cudaSetDevice", self._cuda.device)]
+        freed += [("cudaGraphExecDestroy", graph) for graph in self._captured.values()]
         self._contexts.clear()
         freed += [("cudaFree", pointer) for pointer in (*self._device.values(), self._scratch) if pointer]
         freed += [("cudaFreeHost", pointer) for pointer in self._pinned]

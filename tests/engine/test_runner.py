@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blu_export.cli.main import main
 from blu_export.engine.cuda import Cuda, CudaError
 from blu_export.engine.sidecar import Batch, Sidecar
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
@@ -208,6 +210,42 @@ def test_load_runner_takes_engines(machine: Machine) -> None:
     with load_runner(machine.path) as runner:
         assert (runner.runtime, runner.precision, runner.device) == ("tensorrt", "fp16", "CUDA: Fake T4")
         assert runner.spec == machine.reference.spec
+
+
+def blu(*arguments: object) -> int:
+    """Exit code of the command."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def test_commands_take_engines(
+    machine: Machine, demo_photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert blu("infer", demo_photo, "--model", machine.path, "--json") == 0
+    assert "coat" in capsys.readouterr().out
+    assert blu("verify", machine.onnx, machine.path, "--images", demo_photo, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] and report["candidate"] == "tensorrt fp16 on CUDA: Fake T4"
+
+
+def test_evaluate_takes_engines(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "photo.png")
+    truth = {
+        "images": [{"id": 7, "file_name": "photo.png", "height": 64, "width": 64}],
+        "categories": [{"id": 1, "name": "coat"}, {"id": 2, "name": "shoe"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 4096, "bbox": [0, 0, 64, 64],
+             "segmentation": [[0, 0, 64, 0, 64, 64, 0, 64]]}
+        ],
+    }  # fmt: skip
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert blu("evaluate", machine.path, tmp_path / "truth.json", "--expect", "box_ap>=0.99", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["box"]["ap"] == pytest.approx(1.0)
 
 
 def test_inputs_of_the_wrong_shape(machine: Machine) -> None:

@@ -45,7 +45,7 @@ def test_table_is_the_default_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     result = infer(save(tmp_path / "photo.png"))
     assert result.exit_code == 0
-    assert "photo.png  60×40  2 found" in result.stdout.replace("\n", "")
+    assert "photo.png  60×40  1 found, 1 below 0.5 not shown" in result.stdout.replace("\n", "")
     row = next(line.split() for line in result.stdout.splitlines() if "coat" in line)
     assert row[2:6] == ["0", "0", "60", "40"]
     assert row[6:] == ["2400", "100.0", "%"]
@@ -115,9 +115,21 @@ def test_photos_of_one_name_do_not_overwrite_each_other(infer: Infer, tmp_path: 
     assert images == {str(path) for folder in "ab" for path in (tmp_path / folder).iterdir()}
 
 
+def test_people_are_shown_what_is_likely_and_files_hold_everything(infer: Infer, tmp_path: Path) -> None:
+    photo = save(tmp_path / "photo.png")
+    scores = [found["score"] for found in json.loads(infer(photo, "--json").stdout)["detections"]]
+    assert min(scores) < 0.5 < max(scores)
+    assert "2 found" in infer(photo, "--min-score", "0").stdout
+    pictures = []
+    for options in ((), ("--min-score", "0")):
+        assert infer(photo, "--format", "overlay", "--out", tmp_path / "out", *options).exit_code == 0
+        pictures.append((tmp_path / "out" / "photo.overlay.jpg").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
 def test_class_and_score_filters(infer: Infer, tmp_path: Path) -> None:
     photo = save(tmp_path / "photo.png", 255)
-    shoes = infer(photo, "--class", "shoe").stdout
+    shoes = infer(photo, "--class", "shoe", "--min-score", "0").stdout
     assert "shoe" in shoes
     assert "coat" not in shoes
     assert "0 found" in infer(photo, "--class", "coat", "--min-score", "0.99").stdout

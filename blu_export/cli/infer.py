@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 app = command_app()
 
 FORMATS = ("table", "json", "coco", "npz", "overlay")
+SHOWN_SCORE = 0.5
+"""What people are shown unless they say otherwise. A model whose AP is measured gives doubtful detections too."""
 MANY_PHOTOS = 16
 """From so many on, photos a second count for more than the time of one: see load(throughput=…)."""
 
@@ -53,8 +56,14 @@ def infer(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per photo on stdout.")] = False,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Drop detections below this score; the model has a limit of its own.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help=f"Drop detections below this score. Default: files and --json hold all that the model gives, "
+            f"tables and pictures show those of {SHOWN_SCORE} and more.",
+        ),
+    ] = None,
     class_names: Annotated[
         list[str] | None, typer.Option("--class", help="Keep this class only; may be given several times.")
     ] = None,
@@ -84,9 +93,10 @@ def infer(
     total = _total(paths)
     many = batch == 1 and (total is None or total >= MANY_PHOTOS)
     detector = load(model, runtime=runtime, precision=precision, device=device, threads=threads, throughput=many)
-    detector.min_score = min_score
+    detector.min_score = min_score or 0.0
     wanted = _class_ids(class_names or [], detector.spec.class_names)
-    failures = Inference(detector, paths, total, chosen, as_json, wanted, out).run(batch)
+    shown = SHOWN_SCORE if min_score is None else min_score
+    failures = Inference(detector, paths, total, chosen, as_json, wanted, shown, out).run(batch)
     if failures:
         raise typer.Exit(EXIT_BAD_INPUT)
 
@@ -102,6 +112,7 @@ class Inference:
         formats: list[str],
         as_json: bool,
         class_ids: list[int] | None,
+        shown_score: float,
         out: Path,
     ) -> None:
         self.detector = detector
@@ -110,6 +121,7 @@ class Inference:
         self.formats = formats
         self.as_json = as_json
         self.class_ids = class_ids
+        self.shown_score = shown_score
         self.out = out
         self.done = 0
         self.failures = 0
@@ -137,13 +149,14 @@ class Inference:
                 item = under_way.popleft()
                 try:
                     photo.detections = self._keep(photo.result())
+                    shown = self._shown(photo)
                     name = names.name(item)
                     for output in outputs:
-                        output.write(name, item, photo)
+                        output.write(name, item, shown if output.for_people else photo)
                 except BluError as error:
                     self._skip(error)
                     continue
-                self._print(item, photo)
+                self._print(item, photo, shown)
                 self.done += 1
         self._summary(time.perf_counter() - start, outputs)
         return self.failures
@@ -169,17 +182,23 @@ class Inference:
 
         return found[np.isin(found.class_ids, self.class_ids)]
 
+    def _shown(self, photo: Photo) -> Photo:
+        found = photo.result()
+        return replace(photo, detections=found[found.scores >= self.shown_score])
+
     def _skip(self, error: BluError) -> None:
         self.failures += 1
         say(f"skipped: {error}")
 
-    def _print(self, item: Input, photo: Photo) -> None:
+    def _print(self, item: Input, photo: Photo, shown: Photo) -> None:
         if self.as_json:
             from blu_export.cli.outputs import json_record
 
             print(json.dumps(json_record(item, photo)), flush=True)
         if "table" in self.formats:
-            _print_table(item.name, photo.result())
+            hidden = len(photo.result()) - len(shown.result())
+            note = f", {hidden} below {self.shown_score:g} not shown" if hidden else ""
+            _print_table(item.name, shown.result(), note)
 
     def _summary(self, seconds: float, outputs: list[Output]) -> None:
         paths = [path for output in outputs for path in output.written]
@@ -220,16 +239,15 @@ def _class_ids(names: list[str], known: tuple[str, ...]) -> list[int] | None:
     return [index for index, name in enumerate(known) if index > 0 and name in names] if names else None
 
 
-def _print_table(name: str, found: Detections) -> None:
-    """Class, score, box and mask area of every detection, on stdout."""
+def _print_table(name: str, found: Detections, note: str) -> None:
+    """Class, score, box and mask area of every detection, on stdout; ``note`` ends the title."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     height, width = found.image_size
-    table = Table(
-        title=Text(printable(f"{name}  {width}×{height}  {len(found)} found")), title_justify="left", box=SIMPLE_HEAD
-    )
+    title = printable(f"{name}  {width}×{height}  {len(found)} found{note}")
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     for heading in ("class", "score", "x", "y", "width", "height", "mask px", "of photo"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for index in range(len(found)):

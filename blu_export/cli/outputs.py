@@ -25,6 +25,9 @@ JPEG_QUALITY = 92
 class Output(ABC):
     """Writes the detections of photos in one format."""
 
+    for_people = False
+    """Whether it is looked at rather than computed with: then doubtful detections are left out."""
+
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self.folder = folder
         self.spec = spec
@@ -104,6 +107,8 @@ class CocoOutput(Output):
 
 class OverlayOutput(Output):
     """NAME.overlay.jpg with masks, boxes and labels; for the frames of a video NAME.overlay.mp4."""
+
+    for_people = True
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         super().__init__(folder, spec)

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def load(path: Path, canvas: int) -> OnnxRuntimeRunner:
-    """The model, on a small canvas if asked: its learned parts composed anew."""
+    """The model; with a canvas composed anew for it, and for few ROIs: it is the number of photos that counts."""
     if not canvas:
         return OnnxRuntimeRunner(path, "cpu", 1)
     import onnx
@@ -68,7 +68,9 @@ def load(path: Path, canvas: int) -> OnnxRuntimeRunner:
     from blu_export.export.split import split
 
     spec = spec_of(read_onnx(path), str(path))
-    small = spec.replace(image_min_dim=canvas, image_max_dim=canvas)
+    small = spec.replace(
+        image_min_dim=canvas, image_max_dim=canvas, post_nms_rois_inference=100, detection_max_instances=10
+    )
     model = compose(split(onnx.load(path), spec), small)
     onnx.helper.set_model_props(model, {"blu_spec": small.to_json()})
     return OnnxRuntimeRunner(parse_onnx(model.SerializeToString()), "cpu", 1)

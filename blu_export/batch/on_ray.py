@@ -6,6 +6,7 @@ Ray starts actors and nodes' work again when those are lost; a worker process th
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import tempfile
@@ -76,6 +77,7 @@ def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: 
     share = share_for(job, workers, address)
     data = import_extra("ray.data")
     data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and timings; ours are in the report
     model = ray.put(model_files(Path(job.model)))
     job = replace(job, threads=job.threads or share.cpus)
     tasks = [{"shard": json.dumps([shard.index, shard.photos])} for shard in shards]

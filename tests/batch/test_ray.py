@@ -48,7 +48,6 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
-        patch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE))
         cluster = Cluster()
         try:
             cluster.add_node(num_cpus=0, include_dashboard=False)

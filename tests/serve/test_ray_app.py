@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import HERE, PATIENCE, grey
 from fake_runner import write_model
+from loopback import HERE, PATIENCE, grey
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")
 
@@ -64,7 +64,6 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
-        patch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE))
         cluster = Cluster()
         try:
             cluster.add_node(num_cpus=1, include_dashboard=False)

@@ -37,6 +37,7 @@ class Reply:
     body: bytes = b""
 
     def json(self) -> Any:
+        """The body, read as JSON."""
         return json.loads(self.body)
 
 

@@ -1,150 +1,19 @@
-"""Real servers on loopback, with the fake model; and photos whose detections are known."""
+"""Fixtures of servers; what they are made of is in loopback.py."""
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_runner import write_model
-
-PATIENCE = 60
-"""Seconds until a server that does not do what it should fails the test."""
-
-
-def png(colour: tuple[int, int, int] = (51, 51, 51), height: int = 48, width: int = 64) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((height, width, 3), colour, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def grey(level: int) -> bytes:
-    return png((level, level, level))
-
-
-@dataclass
-class Running:
-    """A server process and what its log says."""
-
-    process: subprocess.Popen[bytes]
-    model: Path
-    port: int = 0
-    grpc_port: int = 0
-    workers: list[int] = field(default_factory=list)
-    """Process ids of the workers, the last one the current."""
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    _new: queue.SimpleQueue[dict[str, Any] | None] = field(default_factory=queue.SimpleQueue)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self) -> httpx.Client:
-        # verify: without it every client reads the system's certificates, which takes longer than most tests.
-        return httpx.Client(base_url=self.url, timeout=PATIENCE, verify=False)
-
-    def post(self, body: bytes, path: str = "/v1/predict", **headers: str) -> httpx.Response:
-        """A request on a connection of its own."""
-        with self.client() as client:
-            return client.post(path, content=body, headers=headers)
-
-    def wait_for(self, event: str) -> dict[str, Any]:
-        """The next line of the log with that event."""
-        while True:
-            line = self._new.get(timeout=PATIENCE)
-            assert line is not None, f"the server ended without '{event}': {self.lines}"
-            if line["event"] == event:
-                return line
-
-    def read_log(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as log:
-            for raw in log:
-                try:
-                    line = json.loads(raw)
-                except ValueError:
-                    line = {"event": "text", "text": raw.decode()}
-                self.lines.append(line)
-                if line["event"] in ("model ready", "worker restarted"):
-                    self.workers.append(line["worker"])
-                self._new.put(line)
-        self._new.put(None)
-
-    def pause(self) -> None:
-        """Make the device stand still."""
-        os.kill(self.workers[-1], signal.SIGSTOP)
-
-    def resume(self) -> None:
-        os.kill(self.workers[-1], signal.SIGCONT)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal; the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-
-Start = Callable[..., Running]
-
-
-@contextmanager
-def launching(folder: Path) -> Iterator[Start]:
-    """A function that starts servers; all are gone at the end of the block."""
-    servers: list[Running] = []
-    readers: list[threading.Thread] = []
-
-    def start(
-        seconds: float = 0.0, shift: float = 0.0, spec: dict[str, Any] | None = None, **settings: Any
-    ) -> Running:
-        model = settings.pop("model", None)
-        if model is None:
-            parent = folder / str(len(servers))
-            parent.mkdir()
-            model = write_model(parent / "fake.onnx", seconds, shift, **(spec or {}))
-        given = {"model": str(model), "port": 0, "notice": 0.0} | settings
-        path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-        process = subprocess.Popen(
-            [sys.executable, HERE / "serve_fake.py", json.dumps(given)],
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        server = Running(process, model)
-        servers.append(server)
-        readers.append(threading.Thread(target=server.read_log))
-        readers[-1].start()
-        listening = server.wait_for("listening")
-        server.port, server.grpc_port = listening["port"], listening.get("grpc_port", 0)
-        return server
-
-    try:
-        yield start
-    finally:
-        for server in servers:
-            if server.process.poll() is None:
-                server.process.kill()
-            server.process.wait(PATIENCE)
-        for reader in readers:
-            reader.join(PATIENCE)
+from loopback import Running, Start, launching
 
 
 @pytest.fixture

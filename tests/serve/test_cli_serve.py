@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, Running, png
+from loopback import PATIENCE, Running, png
 from typer.testing import CliRunner, Result
 
 from blu_export.cli import main as cli
@@ -36,8 +36,8 @@ def serve(*arguments: object) -> Result:
 def test_options_become_settings(started: list[ServeSettings], tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("0123456789abcdef\n")
-    options = "--port 9000 --max-batch 8 --batch-delay-ms 5 --queue 10 --timeout 7 --max-upload 1 --max-pixels 2 --reload"
-    result = serve("m.onnx", *options.split(), "--grpc-port", 9001, "--api-key-file", keys)
+    options = "--port 9000 --max-batch 8 --batch-delay-ms 5 --queue 10 --timeout 7 --max-upload 1 --max-pixels 2"
+    result = serve("m.onnx", *options.split(), "--reload", "--grpc-port", 9001, "--api-key-file", keys)
     assert (result.exit_code, result.stderr) == (0, "")
     (settings,) = started
     assert (settings.model, settings.port, settings.grpc_port) == (Path("m.onnx"), 9000, 9001)
@@ -48,7 +48,14 @@ def test_options_become_settings(started: list[ServeSettings], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("host", "warned"),
-    [("127.0.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True), ("::", True), ("example.org", True)],
+    [
+        ("127.0.0.1", False),
+        ("localhost", False),
+        ("::1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("a.example", True),
+    ],
 )
 def test_a_warning_beyond_loopback_without_keys(started: list[ServeSettings], host: str, warned: bool) -> None:
     result = serve("m.onnx", "--host", host)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, grey
 from fake_runner import write_model
+from loopback import HERE, grey
 
 BENCHMARKS = HERE.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import serve as drills
-from loadgen import ServerProcess
+import serve as drills  # noqa: E402
+from loadgen import ServerProcess  # noqa: E402
 
 LEVELS = range(20, 240, 20)
 """Photos of these grey levels, which are their scores times 255, are sent."""
@@ -35,7 +35,8 @@ def target(model: Path) -> drills.Target:
 
     async def start(**settings: Any) -> ServerProcess:
         given = {"model": str(model), "port": 0, "notice": 0.0, "queue": 16, "head_timeout": 1.0} | settings
-        return await ServerProcess.start([sys.executable, HERE / "serve_fake.py", json.dumps(given)], {"PYTHONPATH": path})
+        command = [sys.executable, HERE / "serve_fake.py", json.dumps(given)]
+        return await ServerProcess.start(command, {"PYTHONPATH": path})
 
     expected = [
         [

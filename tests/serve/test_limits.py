@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE, Running, Start, grey, png
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import PATIENCE, Running, Start, grey, metric, png, until
 
 from blu_export.errors import UsageError
 from blu_export.serve.limits import ApiKeys, image_of
 from blu_export.serve.problems import BadRequestError, UnauthorizedError, UnsupportedTypeError
 from blu_export.serve.settings import read_api_keys
 
-KEY = "0123456789abcdef0123"
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    """The value of a metric without labels."""
-    lines = client.get("/metrics").text.splitlines()
-    return next(float(line.split(" ")[1]) for line in lines if line.startswith(f"{name} "))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Ask again and again; every question is a request, which takes its time."""
-    for _ in range(20_000):
-        if condition():
-            return
-    raise AssertionError("it never came to that")
+KEY, OTHER_KEY = "0123456789abcdef0123", "another-key-that-is-long-enough"
 
 
 @contextmanager
@@ -58,8 +44,8 @@ def rest(sock: socket.socket) -> bytes:
     return found
 
 
-def head(length: int, path: str = "/v1/predict") -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: blu\r\nContent-Length: {length}\r\n\r\n".encode()
+def head(length: int, path: str = "/v1/predict", more: str = "") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: blu\r\nContent-Length: {length}\r\n{more}\r\n".encode()
 
 
 def test_a_full_server_says_429_and_when_to_come_again(launch: Start) -> None:
@@ -113,13 +99,13 @@ def test_a_head_that_is_too_long_is_refused(shared_server: Running) -> None:
 def test_who_does_not_read_its_answer_is_cut_off(launch: Start) -> None:
     server = launch(send_timeout=0.5)
     body = png(height=3000, width=3000)  # its masks are 18 MB, more than sockets buffer
-    tensor = f'{{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {{"binary_data_size": {len(body) + 4}}}}}'
-    outputs = '[{"name": "masks", "parameters": {"binary_data": true}}]'
-    json = f'{{"inputs": [{tensor}], "outputs": {outputs}}}'.encode()
-    lines = head(len(json) + 4 + len(body), "/v2/models/fake/infer").replace(
-        b"\r\n\r\n", f"\r\nInference-Header-Content-Length: {len(json)}\r\n\r\n".encode()
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(body) + 4}}
+    masks = {"name": "masks", "parameters": {"binary_data": True}}
+    form = json.dumps({"inputs": [tensor], "outputs": [masks]}).encode()
+    request = head(
+        len(form) + 4 + len(body), "/v2/models/fake/infer", f"Inference-Header-Content-Length: {len(form)}\r\n"
     )
-    request = lines + json + len(body).to_bytes(4, "little") + body
+    request += form + len(body).to_bytes(4, "little") + body
     with server.client() as client:
         before = metric(client, "process_open_fds")
         with connection(server, request, receive_buffer=2**14) as sock:
@@ -156,14 +142,14 @@ def test_memory_for_uploads_is_shared_and_given_back(launch: Start) -> None:
 
 
 def test_keys_open_the_server(launch: Start) -> None:
-    server = launch(api_keys=[KEY, "another key that is long enough".replace(" ", "-")])
+    server = launch(api_keys=[KEY, OTHER_KEY])
     with server.client() as client:
         refused = client.post("/v1/predict", content=grey(51))
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert refused.headers["x-request-id"] == refused.json()["request_id"]
         for wrong in ("Bearer", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer \u00e4".encode("latin-1")):
             assert client.post("/v1/predict", content=grey(51), headers={"authorization": wrong}).status_code == 401
-        for right in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"x-api-key": "another-key-that-is-long-enough"}):
+        for right in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"x-api-key": OTHER_KEY}):
             assert client.post("/v1/predict", content=grey(51), headers=right).status_code == 200
         for path in ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
@@ -209,22 +195,29 @@ def test_key_files_that_hold_no_secret(text: str, tmp_path: object) -> None:
         st.binary(max_size=200),
         st.lists(
             st.sampled_from(
-                [b"--x", b"--x--", b"\r\n", b"\r\n\r\n", b'Content-Disposition: form-data; name="a"; filename="b"', b"data"]
+                [
+                    b"--x",
+                    b"--x--",
+                    b"\r\n",
+                    b"\r\n\r\n",
+                    b'Content-Disposition: form-data; name="a"; filename=b',
+                    b"data",
+                ]
             ),
             max_size=20,
         ).map(b"".join),
     ),
 )
 def test_whatever_a_body_holds_it_is_a_photo_or_the_clients_fault(content_type: str, body: bytes) -> None:
-    try:
+    with suppress(BadRequestError, UnsupportedTypeError):
         assert image_of(content_type, body)
-    except (BadRequestError, UnsupportedTypeError):
-        pass
 
 
 def test_the_first_file_of_a_form_counts() -> None:
     def part(disposition: str, content: bytes) -> bytes:
         return f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
 
-    body = part('name="note"', b"text") + part('name="a"; filename="a.png"', b"first") + part('name="b"; filename="b"', b"2")
+    body = (
+        part('name="note"', b"text") + part('name="a"; filename="a"', b"first") + part('name="b"; filename="b"', b"2")
+    )
     assert image_of('multipart/form-data; boundary="x"', body + b"--x--\r\n") == b"first"

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import Running, png
 from fake_runner import FakeRunner
+from loopback import Running, png
 
 pytest.importorskip("tritonclient", reason="needs the extra dev")
 
@@ -112,9 +112,7 @@ def test_errors_reach_the_client(triton: Any) -> None:
         return str(caught.value)
 
     assert "no model 'other'" in refusal("other", photo_input(module))
-    assert "no output 'boxes'" in refusal(
-        MODEL, photo_input(module), outputs=[module.InferRequestedOutput("boxes")]
-    )
+    assert "no output 'boxes'" in refusal(MODEL, photo_input(module), outputs=[module.InferRequestedOutput("boxes")])
     text = module.InferInput("image", [1], "BYTES")
     text.set_data_from_numpy(np.array([b"no photo"], dtype=object))
     assert "not an image" in refusal(MODEL, text)

@@ -7,11 +7,12 @@ biases in floating point, and no quantisation behind a layer that the next one d
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,11 @@ def _reader(quantization: Any, name: str, samples: Sequence[NDArray[np.float32]]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's remarks on the root logger: they suggest what was done before the export."""
+    """Without the quantiser's remarks: on the root logger, what was done before the export; on stdout, its steps."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)

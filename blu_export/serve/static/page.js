@@ -43,7 +43,8 @@ async function loadModel() {
   model = await answer.json();
   $("model").textContent = `${model.name} · ${model.classes.join(", ")} · ${model.runtime} on ${model.device}`;
   $("model").title = $("model").textContent;
-  $("score").min = $("score").value = Math.floor(model.min_score * 100);
+  $("score").min = Math.floor(model.min_score * 100);
+  $("score").value = Math.max(50, $("score").min); // a model may give far less certain ones: there, but not shown at first
   showValues();
 }
 

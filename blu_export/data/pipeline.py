@@ -194,9 +194,13 @@ def batches(
     names = list(example)
     types = [tf.as_dtype(example[name].dtype) for name in names]
 
+    def values_of(number: Any) -> list[NDArray[Any]]:
+        sample = make(number)
+        return [sample[name] for name in names]
+
     def row(position: Any) -> dict[str, Any]:
         number = (position // local) * global_batch + worker * local + position % local
-        values = tf.numpy_function(lambda n: [make(n)[name] for name in names], [number], types, stateful=False)
+        values = tf.numpy_function(values_of, [number], types, stateful=False)
         return {name: tf.ensure_shape(value, example[name].shape) for name, value in zip(names, values, strict=True)}
 
     positions = tf.data.Dataset.range(first_step * local, (first_step + steps) * local)

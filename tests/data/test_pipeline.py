@@ -123,6 +123,22 @@ def test_batches_start_anywhere_and_split_over_workers() -> None:
     np.testing.assert_array_equal(np.stack(everything), np.stack(joined))
 
 
+def test_each_sample_is_made_once() -> None:
+    numbers: list[int] = []
+    dataset = drawn(5)
+
+    class Counting(SampleMaker):
+        def __call__(self, number: int) -> dict[str, np.ndarray]:
+            numbers.append(int(number))
+            return super().__call__(number)
+
+    example = maker(dataset)
+    data = batches(Counting(dataset, SPEC, example.config, example.encode), 4, 1, 2)
+    numbers.clear()  # one was made for its shapes
+    assert len(list(data)) == 2
+    assert sorted(numbers) == list(range(4, 12))
+
+
 def test_cache_is_bounded() -> None:
     dataset = drawn(5)
     photo = 100 * 80 * 3 + 30 * 40

@@ -124,7 +124,7 @@ def place(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> C
     height, width = size
     image = cv2.warpAffine(photo.image, affine, (width, height), flags=cv2.INTER_LINEAR)
     masks = np.zeros((len(photo.crops), height, width), bool)
-    kept = []
+    kept: list[int] = []
     for index, ((y, x), crop) in enumerate(zip(photo.corners, photo.crops, strict=True)):
         moved = affine.copy()
         moved[:, 2] += affine[:, :2] @ (x, y)

@@ -9,8 +9,10 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def connect(address: str) -> Any:
         UsageError: there is none at that address.
         MissingDependencyError: it does not start here.
     """
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # read on import; held-back lines would come out on stdout at the end
     ray = import_extra("ray")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, without its warning
     try:
@@ -70,6 +73,8 @@ def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: 
         workers: actors; None: one per machine.
         address: of the cluster.
 
+    Until the iterator ends, stdout goes to stderr.
+
     Raises:
         BluError: the job cannot go on.
     """
@@ -89,12 +94,14 @@ def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: 
         num_cpus=share.cpus,
         num_gpus=share.gpus,
     )
-    for each in done.iter_rows():
-        answer = json.loads(each["answer"])
-        if "error" in answer:
-            raise error_from_json(*answer["error"])
-        summary = Summary(**answer)
-        yield Event(summary.index, summary.photos, summary)
+    # Ray prints what happens to the cluster on stdout, which is for results.
+    with redirect_stdout(sys.stderr):
+        for each in done.iter_rows():
+            answer = json.loads(each["answer"])
+            if "error" in answer:
+                raise error_from_json(*answer["error"])
+            summary = Summary(**answer)
+            yield Event(summary.index, summary.photos, summary)
 
 
 def wants_gpu(model: Path, device: str | None) -> bool:

@@ -11,7 +11,7 @@ EXTRAS = {
     "cpu": ("onnxruntime", "openvino"),
     "gpu": ("tensorrt", "cuda"),
     "rtx": ("tensorrt_rtx",),
-    "train": ("tensorflow", "keras", "tf2onnx", "onnx", "h5py", "fsspec", "s3fs", "matplotlib", "tensorboard"),
+    "train": ("tensorflow", "keras", "tf2onnx", "onnx", "h5py", "filelock", "fsspec", "s3fs", "matplotlib", "tensorboard"),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "grpc", "tritonclient"),
     "batch": ("pyarrow",),
     "ray": ("ray",),

@@ -11,7 +11,7 @@ import numpy as np
 
 from blu_export.detections import Detections
 from blu_export.errors import CheckFailedError, UsageError
-from blu_export.image import decode, mold, unmold
+from blu_export.image import Molded, decode, mold, unmold
 from blu_export.measure.match import MatchResult, match
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
@@ -203,17 +203,19 @@ def verify(
     photos = []
     for number, source in enumerate(images):
         molded = mold(decode(source), candidate.spec)
-        found = [
-            unmold(*(rows[0] for rows in runner.run(molded.canvas[None], molded.window[None])), molded, runner.spec)
-            for runner in (reference, candidate)
-        ]
+        found = [_detect(runner, molded) for runner in (reference, candidate)]
         name = str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else f"image {number}"
-        photos.append(PhotoParity(name, match(*found), *found))
+        photos.append(PhotoParity(name, match(found[0], found[1]), found[0], found[1]))
     if not photos:
         raise UsageError("There are no images to verify on.", "Name photos or a folder of them with --images.")
     return ParityReport(
         describe(reference), describe(candidate), tolerance or TOLERANCES[candidate.precision], tuple(photos)
     )
+
+
+def _detect(runner: Runner, molded: Molded) -> Detections:
+    detections, masks = runner.run(molded.canvas[None], molded.window[None])
+    return unmold(detections[0], masks[0], molded, runner.spec)
 
 
 def describe(runner: Runner) -> str:

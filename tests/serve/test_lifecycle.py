@@ -91,7 +91,7 @@ def test_a_photo_that_kills_the_worker_fails_and_the_next_ones_work(launch: Star
 
 
 def test_a_photo_that_hangs_the_worker_runs_into_its_deadline(launch: Start) -> None:
-    server = launch(timeout=1.0)
+    server = launch(timeout=3.0)
     assert server.post(png(HANG)).status_code == 504
     server.wait_for("worker restarted")
     assert score(server.post(grey(51))) == pytest.approx(0.2, abs=1e-6)

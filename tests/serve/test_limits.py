@@ -66,7 +66,7 @@ def test_a_full_server_says_429_and_when_to_come_again(launch: Start) -> None:
 
 
 def test_the_deadline_includes_the_queue_and_expired_work_never_runs(launch: Start) -> None:
-    server = launch(timeout=1.0, max_batch=1)
+    server = launch(timeout=3.0, max_batch=1)
     with server.client() as client, ThreadPoolExecutor(3) as pool:
         server.pause()
         waiting = [pool.submit(server.post, grey(51)) for _ in "123"]

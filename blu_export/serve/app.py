@@ -23,7 +23,7 @@ from blu_export.serve import oip
 from blu_export.serve.limits import ClientGoneError, image_of, received_body
 from blu_export.serve.logs import request_id
 from blu_export.serve.metrics import CONTENT_TYPE
-from blu_export.serve.problems import BadRequestError, RequestError, UnsupportedTypeError
+from blu_export.serve.problems import BadRequestError, RequestError, SlowUploadError, UnsupportedTypeError
 from blu_export.serve.render import JSON, MEDIA_TYPES, NPZ, PNG, Options, negotiate, render
 from blu_export.serve.service import Found, Service
 
@@ -167,6 +167,8 @@ def problem(path: str, error: RequestError, headers: Any = None) -> Response:
     headers = dict(headers or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, SlowUploadError):
+        headers["Connection"] = "close"  # nobody waits for the rest
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(json.dumps(body), error.status, headers, JSON)

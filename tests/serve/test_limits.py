@@ -79,7 +79,7 @@ def test_the_deadline_includes_the_queue_and_expired_work_never_runs(launch: Sta
 
 
 def test_a_body_that_does_not_come_is_408(launch: Start) -> None:
-    server = launch(timeout=0.5, head_timeout=1.0)
+    server = launch(timeout=0.5)
     with connection(server, head(1000) + b"\xff\xd8\xff") as sock:
         assert rest(sock).startswith(b"HTTP/1.1 408 ")
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from blu_export.export.graph import Graph
 from blu_export.export.tidy import tidy
 from blu_export.model.mask_rcnn import MaskRCNN
+from blu_export.model.normalization import folded, norms_by_layer
 
 PARTS = ("trunk", "box_head", "mask_head")
 PYRAMID = ("P2", "P3", "P4", "P5")
@@ -149,10 +150,10 @@ def _inference_form(model: Model, flat: bool) -> tuple[Model, dict[str, NDArray[
     With ``flat`` the input is a flattened map, and convolutions, which then see one position only, are
     matrix products: ONNX Runtime is seven times slower on such a convolution than on the product.
     """
-    norm_of = {_layer_of(layer.input).name: layer for layer in model.layers if _is_norm(layer)}
+    norm_of = norms_by_layer(model)
 
     def exchange(layer: layers.Layer) -> layers.Layer:
-        if _is_norm(layer) or (flat and isinstance(layer, layers.Flatten)):
+        if isinstance(layer, layers.BatchNormalization) or (flat and isinstance(layer, layers.Flatten)):
             return _Same(name=layer.name)
         if isinstance(layer, layers.UpSampling2D):
             return _Nearest(layer.size, name=layer.name)
@@ -169,36 +170,16 @@ def _inference_form(model: Model, flat: bool) -> tuple[Model, dict[str, NDArray[
     weights: dict[str, NDArray[np.float32]] = {}
     for layer in plain.layers:
         if layer.weights:
-            folded = _folded(originals[layer.name], norm_of.get(layer.name))
-            for variable, value in zip(layer.weights, folded, strict=True):
+            values = folded(originals[layer.name], norm_of.get(layer.name))
+            for variable, value in zip(layer.weights, values, strict=True):
                 weights[f"{layer.name}/{'bias' if 'bias' in variable.name else 'kernel'}"] = value.reshape(
                     variable.shape
                 )
     return plain, weights
 
 
-def _folded(layer: layers.Layer, norm: layers.BatchNormalization | None) -> list[NDArray[np.float32]]:
-    """Kernel and bias of a layer with the normalisation after it folded in (in float64)."""
-    kernel, *rest = (np.asarray(w, np.float64) for w in layer.get_weights())
-    if norm is not None:
-        mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
-        scale = 1 / np.sqrt(variance + norm.epsilon)
-        if norm.scale:
-            scale = scale * np.asarray(norm.gamma, np.float64)
-        bias = (rest[0] if rest else 0.0) - mean
-        bias = bias * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
-        depthwise = isinstance(layer, layers.DepthwiseConv2D)
-        kernel = kernel * (scale.reshape(kernel.shape[2:]) if depthwise else scale)
-        rest = [bias]
-    return [np.asarray(w, np.float32) for w in (kernel, *rest)]
-
-
 def _layer_of(tensor: KerasTensor) -> layers.Layer:
     return tensor._keras_history.operation
-
-
-def _is_norm(layer: layers.Layer) -> bool:
-    return isinstance(layer, layers.BatchNormalization)
 
 
 class _Same(layers.Layer):

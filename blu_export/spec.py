@@ -86,8 +86,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            if isinstance(value := getattr(self, f.name), list):
+            value = getattr(self, f.name)
+            if isinstance(value, list):
                 object.__setattr__(self, f.name, tuple(value))
+            elif str(f.type) == "float" and type(value) is int and abs(value) < 2**53:  # JSON's 1 is a float here
+                object.__setattr__(self, f.name, float(value))
         _check_types(self)
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
         self._validate()

@@ -46,6 +46,16 @@ def test_settings_take_numbers_words_and_tuples() -> None:
     assert changed.class_names == ("BG", "hat")
 
 
+def test_whole_numbers_are_floats_where_a_float_belongs() -> None:
+    """An int among the constants of a graph would be of another type."""
+    changed = SPEC.with_settings(["detection_min_confidence=1", "image_min_scale=0"])
+    assert isinstance(changed.detection_min_confidence, float)
+    assert isinstance(ModelSpec.from_json(SPEC.to_json().replace("0.7,", "1,")).rpn_nms_threshold, float)
+    for absurd in ("detection_min_confidence=1" + 400 * "0", "detection_min_confidence=true"):
+        with pytest.raises(UsageError, match="detection_min_confidence"):
+            SPEC.with_settings([absurd])
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [

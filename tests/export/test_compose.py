@@ -1,0 +1,109 @@
+"""The whole graph: against the Keras model, and its two targets against each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from blu_export.errors import UsageError
+from blu_export.export.compose import compose
+from blu_export.export.gate import gate
+from blu_export.export.learned import learned_parts
+from blu_export.export.split import split
+
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
+
+
+def windows(canvases: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Photos that leave a border: every other one on the left and above."""
+    height, width = canvases.shape[1:3]
+    borders = [(0, 0, height, width), (16, 8, height - 16, width - 8)]
+    return np.array([borders[i % 2] for i in range(len(canvases))], np.float32)
+
+
+def run(session: Any, canvases: NDArray[np.uint8]) -> Outputs:
+    found: Outputs = session.run(
+        ["detections", "masks", "num_detections"], {"canvas": canvases, "window": windows(canvases)}
+    )
+    return found
+
+
+def assert_same(a: Any, b: Any, counts: Any, rows: float = 2e-5, masks: float = 2e-4) -> None:
+    """Equal to rounding, row by row; rows beyond the count are zero."""
+    for image, count in enumerate(counts):
+        np.testing.assert_allclose(a[0][image], b[0][image], rtol=0, atol=rows)
+        np.testing.assert_allclose(a[1][image], b[1][image], rtol=0, atol=masks)
+        assert (a[0][image, :count, 4] > 0).all()
+        assert not a[0][image, count:].any()
+        assert not a[1][image, count:].any()
+
+
+@pytest.fixture(scope="module")
+def portable(small_parts: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> Any:
+    return load(compose(small_parts, small_model.spec))
+
+
+def test_finds_what_keras_finds(small_model: Any, portable: Any, canvases: NDArray[np.uint8]) -> None:
+    detections, masks, _ = small_model.detect(canvases[:2], windows(canvases[:2]))
+    found = run(portable, canvases[:2])
+    assert found[2].min() > 5, "the model must find something for the comparison to mean anything"
+    assert_same(found, (detections, masks), found[2])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_the_tensorrt_form_finds_the_same(
+    batch: int, small_parts: dict[str, onnx.ModelProto], small_model: Any, portable: Any, load: Any, canvases: Any
+) -> None:
+    model = compose(small_parts, small_model.spec, "tensorrt")
+    onnx.checker.check_model(model, full_check=True)
+    gate(model, "tensorrt")
+    found, expected = run(load(model), canvases[:batch]), run(portable, canvases[:batch])
+    np.testing.assert_array_equal(found[2], expected[2])
+    assert_same(found, expected, expected[2])
+
+
+def test_a_photo_gives_the_same_alone_and_in_a_batch(portable: Any, canvases: NDArray[np.uint8]) -> None:
+    together = run(portable, canvases)
+    for image in range(0, len(canvases), 2):  # whose windows are the whole canvas, as for one alone
+        alone = run(portable, canvases[image : image + 1])
+        np.testing.assert_array_equal(alone[2], together[2][image : image + 1])
+        assert_same(alone, tuple(values[image : image + 1] for values in together), alone[2])
+
+
+def test_nothing_found_is_all_zeros(small_parts: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> None:
+    spec = small_model.spec.replace(detection_min_confidence=1.0)
+    for target in ("portable", "tensorrt"):
+        found = run(load(compose(small_parts, spec, target)), np.zeros((2, 128, 128, 3), np.uint8))
+        assert found[0].shape == (2, 40, 6)
+        assert found[1].shape == (2, 40, 28, 28)
+        assert not any(values.any() for values in found)
+
+
+def test_a_canvas_that_follows_the_photo(make_spec: Any, make_model: Any, load: Any, canvases: Any) -> None:
+    model = make_model(make_spec(image_resize_mode="pad64"))
+    session = load(compose(learned_parts(model, 18), model.spec))
+    for canvas in (canvases[:1], np.concatenate([canvases[:1], canvases[1:2, :, :64]], axis=2)):
+        detections, masks, _ = model.detect(canvas, windows(canvas))
+        found = run(session, canvas)
+        assert found[2].min() > 5
+        assert_same(found, (detections, masks), found[2])
+
+
+def test_parts_taken_out_compose_to_the_same_graph(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
+    spec = small_model.spec
+    whole = compose(small_parts, spec)
+    for target in ("portable", "tensorrt"):
+        again = compose(split(whole, spec), spec, target)
+        first = compose(small_parts, spec, target)
+        assert [n.SerializeToString() for n in again.graph.node] == [n.SerializeToString() for n in first.graph.node]
+
+
+def test_impossible_targets_are_refused(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
+    with pytest.raises(UsageError, match="no target 'coreml'"):
+        compose(small_parts, small_model.spec, "coreml")
+    with pytest.raises(UsageError, match="canvas of one size"):
+        compose(small_parts, small_model.spec.replace(image_resize_mode="pad64"), "tensorrt")

@@ -1,0 +1,200 @@
+"""``export_onnx`` and ``blu export onnx``: from weights to a file that proves what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from blu_export.cli.export_onnx import app, default_name, read_class_names
+from blu_export.errors import CheckFailedError, ModelFileError, UsageError
+from blu_export.export.onnx import Exported, export_onnx
+from blu_export.files import sha256_of
+from blu_export.measure.verify import TOLERANCES, Tolerance
+from blu_export.runtime import load_runner
+from blu_export.runtime.onnx_file import read_onnx, spec_of
+
+
+@pytest.fixture(scope="session")
+def weights(small_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from blu_export.model.weights import save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "small.h5"
+    save_weights(small_model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(1)
+    for i in range(2):
+        coarse = random.integers(0, 128, (8, 8, 3), dtype=np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+        Image.fromarray((coarse + random.integers(0, 60, coarse.shape)).astype(np.uint8)).save(folder / f"{i}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Exported, list[str]]:
+    lines: list[str] = []
+    path = tmp_path_factory.mktemp("exported") / "small.onnx"
+    return export_onnx(weights, path, images=photos, tell=lines.append), lines
+
+
+@pytest.fixture(scope="module")
+def parts_once(small_parts: Any) -> Any:
+    """The slow conversion is not what these tests are about."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("blu_export.export.learned.learned_parts", lambda model, opset: small_parts)
+    yield
+    patch.undo()
+
+
+def test_the_file_says_what_it_is(exported: tuple[Exported, list[str]], weights: Path) -> None:
+    done, _ = exported
+    model = read_onnx(done.path)
+    spec = spec_of(model, "small.onnx")
+    assert spec == done.spec
+    assert spec.provenance["weights_sha256"] == sha256_of(weights)
+    assert spec.provenance["weights_file"] == "small.h5"
+    assert model.metadata["blu_target"] == "portable"
+    assert model.precision == "float32"
+    parity = model.json_metadata("blu_parity")
+    assert parity["passed"] and parity["images"] == 2 and parity["instances"] > 20
+    assert parity["worst_image"] in ("0.png", "1.png"), "no folder of this machine in the file"
+    assert {"blu", "tensorflow", "tf2onnx", "onnx"} <= set(model.json_metadata("blu_versions"))
+    assert done.parity is not None and done.parity.passed
+    assert done.nodes == sum(model.op_counts.values())
+
+
+def test_progress_and_times(exported: tuple[Exported, list[str]]) -> None:
+    done, lines = exported
+    assert list(done.seconds) == ["read", "convert", "type", "compose", "verify"]
+    text = "\n".join(lines)
+    for part in ("efficientnet_lite0, 4 classes", "tensors loaded", "converted", "verifying on 2 photos", "✓ matched"):
+        assert part in text
+
+
+def test_the_file_runs(exported: tuple[Exported, list[str]], small_model: Any) -> None:
+    with load_runner(exported[0].path, "onnxruntime") as runner:
+        detections, masks = runner.run(np.full((1, 128, 128, 3), 99, np.uint8), np.float32([[0, 0, 128, 128]]))
+    assert detections.shape == (1, 40, 6) and masks.shape == (1, 40, 28, 28)
+
+
+def test_a_file_that_differs_does_not_get_its_name(
+    weights: Path, photos: list[Path], parts_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "float32", Tolerance(matched=1.1, mask_iou=0.99))
+    output = tmp_path / "small.onnx"
+    output.write_bytes(b"the old one")
+    with pytest.raises(CheckFailedError, match=r"small\.failed\.onnx differs .* matched instances") as caught:
+        export_onnx(weights, output, images=photos)
+    assert "blu verify" in caught.value.fix
+    assert output.read_bytes() == b"the old one"
+    assert read_onnx(tmp_path / "small.failed.onnx").json_metadata("blu_parity")["passed"] is False
+
+
+def test_nothing_to_compare_is_no_proof(weights: Path, parts_once: Any, tmp_path: Path) -> None:
+    black = tmp_path / "black.png"
+    Image.new("RGB", (128, 128)).save(black)
+    with pytest.raises(CheckFailedError, match="Nothing was found") as caught:
+        export_onnx(weights, tmp_path / "a.onnx", settings=["detection_min_confidence=1"], images=[black])
+    assert "--images" in caught.value.fix
+
+
+def test_names_settings_and_form(weights: Path, parts_once: Any, tmp_path: Path) -> None:
+    done = export_onnx(
+        weights,
+        tmp_path / "a.onnx",
+        class_names=["coat", "hat", "shoe"],
+        settings=["detection_max_instances=7"],
+        target="tensorrt",
+        verify=False,
+    )
+    model = read_onnx(done.path)
+    spec = spec_of(model, "a.onnx")
+    assert spec.class_names == ("BG", "coat", "hat", "shoe")
+    assert model.outputs[0].shape == ("batch", 7, 6)
+    assert model.metadata["blu_target"] == "tensorrt"
+    assert "NonMaxSuppression" not in model.op_counts
+    assert "blu_parity" not in model.metadata and done.parity is None
+
+
+def test_the_same_input_gives_the_same_file(weights: Path, parts_once: Any, tmp_path: Path) -> None:
+    files = [export_onnx(weights, tmp_path / name, verify=False).path for name in ("a.onnx", "b.onnx")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "coreml"}, "no target coreml"),
+        ({"opset": 3}, "no opset 3"),
+        ({"precision": "int4"}, "no precision int4"),
+        ({"settings": ["no_field=1"]}, "no spec field no_field"),
+        ({"class_names": ["a"]}, "1 class names"),
+        ({"compress_to_fp16": True, "target": "tensorrt"}, "portable float32"),
+    ],
+)
+def test_impossible_requests_fail_at_once(
+    arguments: dict[str, Any], message: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blu_export.export.learned.learned_parts", lambda *_: pytest.fail("converted in vain"))
+    with pytest.raises(UsageError, match=message):
+        export_onnx(weights, tmp_path / "a.onnx", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_do_not_fit_write_nothing(weights: Path, tmp_path: Path) -> None:
+    import h5py
+
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(weights.read_bytes())
+    with h5py.File(broken, "a") as file:
+        del file["fpn_p4"]["fpn_p4"]["kernel:0"]
+        file["fpn_p4"]["fpn_p4"].create_dataset("kernel:0", data=np.zeros((1, 1, 2, 3), np.float32))
+    with pytest.raises(ModelFileError, match=r"fpn_p4/kernel is \[1, 1, 2, 3\], not"):
+        export_onnx(broken, tmp_path / "a.onnx")
+    garbage = tmp_path / "garbage.h5"
+    garbage.write_bytes(b"no HDF5")
+    with pytest.raises(ModelFileError, match=r"garbage\.h5"):
+        export_onnx(garbage, tmp_path / "a.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_command_line(
+    weights: Path, photos: list[Path], parts_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--weights", str(weights), "--images", str(photos[0].parent), "--json", "--tensors"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert values["path"] == "small.onnx"
+    assert values["sha256"] == sha256_of(tmp_path / "small.onnx")
+    assert values["tensors"]["missing"] == [] and len(values["tensors"]["loaded"]) > 200
+    assert values["parity"]["passed"]
+    assert "loaded: mrcnn_mask/kernel" in result.stderr
+    assert "next: blu infer street.jpg --model small.onnx" in result.stderr
+
+
+def test_class_names_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("\ufeffcoat\n\n  long dress \n", "utf-8")
+    assert read_class_names(path) == ["coat", "long dress"]
+    for content in (b"", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"names\.txt"):
+            read_class_names(path)
+    with pytest.raises(ModelFileError, match="absent"):
+        read_class_names(tmp_path / "absent.txt")
+
+
+def test_default_names() -> None:
+    assert default_name(Path("runs/best.h5"), "portable", "float32") == "best.onnx"
+    assert default_name(Path("a.weights.h5"), "tensorrt", "int8") == "a.int8.tensorrt.onnx"

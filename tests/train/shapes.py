@@ -119,10 +119,10 @@ def tiny_config(**changes: object) -> TrainConfig:
     return TrainConfig(**fields | changes)  # type: ignore[arg-type]
 
 
-def tiny_model(seed: int = 0) -> MaskRCNN:
-    """An untrained model for training on the shapes, the same for the same seed."""
+def tiny_model(seed: int = 0, **changes: object) -> MaskRCNN:
+    """An untrained model for training on the shapes, the same for the same seed; ``changes`` of the spec."""
     keras.utils.set_random_seed(seed)
-    model = MaskRCNN(tiny_spec(image_resize_mode="none"))
+    model = MaskRCNN(tiny_spec(**changes | {"image_resize_mode": "none"}))
     initialize_outputs(model, seed, set(model.learned_layers()))
     calibrate(model, shapes(8).images)
     return model

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+
+from blu_export.detections import Detections
+from blu_export.image import Molded, unmold
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder to the path
 from golden_cases import CONFIGURATIONS, Golden
@@ -92,3 +96,30 @@ def runner(
     yield make
     for made in (keras_model, exported, make):
         made.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def from_proposals(runner: Callable[..., Runner]) -> Callable[..., Detections]:
+    """``from_proposals(cfg, settings, case, clamp)``: what the Keras model finds from the original's own proposals.
+
+    ``clamp=False`` samples as the original does, rows of zeros included (see ROI_EDGE); ``True`` as we do.
+    Nothing else differs between the two.
+    """
+    import tensorflow as tf
+
+    from blu_export.model import roi_align
+
+    def detect(cfg: str, settings: tuple[str, ...], case: Golden, clamp: bool) -> Detections:
+        model = runner(cfg, "keras", *settings).model  # type: ignore[attr-defined]
+        *pyramid, _, _, _ = model.trunk(model.preprocess(case.canvas[None]), training=False)
+        with mock.patch.object(roi_align, "ROI_EDGE", roi_align.ROI_EDGE if clamp else 1.0):
+            found = model.detect_in(
+                tf.constant(case.arrays["rpn_rois"][None]),
+                pyramid,
+                tf.constant(case.window[None]),
+                tf.constant(case.canvas.shape[:2]),
+            )
+        canvas = Molded(case.canvas, case.window, 1.0, case.image.shape[:2])
+        return unmold(found["detections"][0].numpy(), found["masks"][0].numpy(), canvas, model.spec)
+
+    return detect

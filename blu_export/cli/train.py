@@ -166,6 +166,8 @@ def start_run(
     except KeyboardInterrupt:
         say(f"go on with: blu train --resume --out {folder}")
         raise
+    if trainer.exhausted:
+        say(f"stopped early: no better mask AP in {settings.patience} validations")
     if writes:
         best = folder / "best.h5"
         result = best if best.exists() else folder / "final.h5"

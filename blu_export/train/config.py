@@ -105,6 +105,7 @@ class TrainConfig:
     backbone_rate: float = 1.0
     """The backbone's learning rate relative to that of the pyramid and the heads."""
     warmup_steps: int = 500
+    """In which the learning rate rises; at most a fifth of the run."""
     weight_decay: float = 1e-4
     """Of kernels; biases and normalisation are exempt."""
     clip_norm: float = 5.0

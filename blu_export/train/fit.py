@@ -39,6 +39,9 @@ from blu_export.train.targets import AnchorTargets
 BEST = "mask_ap"
 """The entry of a validation's result by which the best weights are chosen."""
 
+MAX_WARMUP = 0.2
+"""Largest share of a run that is warm-up: a small data set has few steps."""
+
 Row = dict[str, float]
 Validate = Callable[[MaskRCNN, Path | None], Row]
 """Measures a model: returns ``mask_ap`` and whatever else should be in the history, and draws
@@ -90,6 +93,7 @@ class Trainer:
         self._check_batch()
         self.steps = config.steps_per_epoch or max(1, len(dataset) // config.batch)
         self.total_steps = self.steps * config.total_epochs
+        self.warmup_steps = min(config.warmup_steps, int(MAX_WARMUP * self.total_steps))
         self.make = sample_maker(dataset, spec, config)
         self.progress = Progress()
         self.history: list[Row] = []
@@ -123,7 +127,7 @@ class Trainer:
         progress, config = self.progress, self.config
         scaler = LossScale(config.precision, progress.scale, progress.scale_age)
         data = iter(self._data(progress.epoch))
-        while progress.epoch < config.total_epochs and not self._exhausted():
+        while progress.epoch < config.total_epochs and not self.exhausted:
             if self._new_stage():
                 self.step = self._stage_step(progress.epoch)
             start = time.perf_counter()
@@ -158,6 +162,11 @@ class Trainer:
             layer.set_weights([(averages.get(id(v), v)).numpy() for v in sources[name].weights])
         return model
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether validation has not got better for as long as ``patience`` allows."""
+        return 0 < self.config.patience <= self.progress.stale
+
     def _stage_step(self, epoch: int) -> TrainStep:
         stage = self.config.stages[self.config.stage_of(epoch)]
         with self.strategy.scope():
@@ -186,7 +195,7 @@ class Trainer:
         first = self.progress.epoch * self.steps
         rate = 0.0
         for number in range(first, first + self.steps):
-            rate = cosine(number, self.total_steps, config.learning_rate, config.warmup_steps)
+            rate = cosine(number, self.total_steps, config.learning_rate, self.warmup_steps)
             values = self.step(next(data), rate, scaler.scale)
             self._check_finite(values, number, scaler)
             scaler.update(math.isfinite(values["norm"]))
@@ -232,9 +241,6 @@ class Trainer:
         else:
             progress.stale += 1
         return result
-
-    def _exhausted(self) -> bool:
-        return 0 < self.config.patience <= self.progress.stale
 
     def _save(self, row: Row) -> None:
         if self.folder is None:

@@ -53,7 +53,9 @@ def compare(path: Path, prepared: Prepared, photos: list[Path], tolerance: Toler
     return report
 
 
-SHORT_OF_IT = "191 of 207 instances (92.3 %): random weights, whose backbone rounding decides; 198 of 205 with it in float32"
+SHORT_OF_IT = (
+    "191 of 207 instances (92.3 %): random weights, whose backbone rounding decides; 198 of 205 with it in float32"
+)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/blu infer models/demo/astronaut.jpg --format table --format overlay --out out
 
-# One process per core; TensorFlow and ONNX Runtime tests are heavy enough to fill it.
+# One process per core; TensorFlow and ONNX Runtime tests are heavy enough to fill it. Groups stay in one process.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup $(PYTEST_OPTIONS)
 
 lint: setup
 	$(BIN)/ruff check .

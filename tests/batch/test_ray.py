@@ -17,6 +17,8 @@ from fake_runner import CRASH, write_model
 from blu_export.batch.on_ray import Share, divide
 from blu_export.errors import UsageError
 
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
+
 FAKES = Path(__file__).parent.parent / "serve"
 LEVELS = list(range(10, 250, 10))
 

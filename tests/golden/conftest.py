@@ -21,6 +21,14 @@ from golden_cases import CONFIGURATIONS, Golden
 from blu_export.runtime.base import Runner
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all of these: each that did would hold a model of every configuration."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("golden"))
+
+
 @pytest.fixture(scope="session")
 def golden(golden_case: Callable[[str, str], Any]) -> Callable[[str, str], Golden]:
     """``golden(cfg, image)``: one case; ``cfg`` may be ``edge_cases``."""
@@ -53,7 +61,7 @@ def images_of(shared: Path) -> Callable[[str], list[str]]:
 def runner(
     golden_weights: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Runner]]:
-    """``runner(cfg, runtime, *more settings)``: that model, made once for each file of tests."""
+    """``runner(cfg, runtime, *more settings)``: that model, kept until another configuration is asked for."""
     from blu_export.export.compose import compose
     from blu_export.export.learned import learned_parts
     from blu_export.model.weights import build_model
@@ -87,15 +95,28 @@ def runner(
         return converted[key]
 
     @cache
-    def make(cfg: str, runtime: str, *settings: str) -> Runner:
+    def load(cfg: str, runtime: str, *settings: str) -> Runner:
         if runtime == "keras":
             return KerasRunner.of_model(keras_model(cfg, settings))
         name, _, target = runtime.partition("-")
         return load_runner(exported(cfg, settings, target or "portable"), name)
 
+    def forget() -> None:
+        converted.clear()
+        for made in (keras_model, exported, load):
+            made.cache_clear()
+
+    current = ""
+
+    def make(cfg: str, runtime: str, *settings: str) -> Runner:
+        nonlocal current
+        if cfg != current:
+            forget()
+            current = cfg
+        return load(cfg, runtime, *settings)
+
     yield make
-    for made in (keras_model, exported, make):
-        made.cache_clear()
+    forget()
 
 
 @pytest.fixture(scope="module")

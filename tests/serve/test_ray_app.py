@@ -26,6 +26,8 @@ pytest.importorskip("ray.serve", reason="needs the extra ray")
 from blu_export.errors import UsageError
 from blu_export.serve.ray_app import RaySettings, merge_metrics, parse_replicas
 
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
+
 SERVE = """
 import json, sys
 from pathlib import Path

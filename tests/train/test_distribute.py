@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from blu_export.errors import UsageError
+from blu_export.train.config import LOSSES
 from blu_export.train.distribute import make_strategy
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -42,20 +43,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return Started("none", tmp_path_factory.mktemp("alone") / "state.npz").result()
 
 
+LOSS_TOLERANCE = 1e-4
+"""Losses are continuous, and say whether examples are counted over all devices."""
+GRADIENT_TOLERANCE = 0.02
+"""Of each tensor's length. A gradient jumps where rounding moves a ReLU across its kink: where that is one
+unit in n, by about 1 / sqrt(n). A device too many or too few in a sum is a factor of two."""
+
+
 def same_step(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The same losses and gradient, and afterwards the same weights, momenta and averages, to rounding.
+    """The same losses and gradient, and afterwards the same weights, momenta and averages.
 
     Every later step follows from that state alone.
     """
-    for name in set(found["row"]) - {"images_per_second"}:
-        assert found["row"][name] == pytest.approx(expected["row"][name], rel=1e-4), name
-    assert expected["row"]["norm"] > 1  # the gradient is clipped, over all devices together
+    for name in (*LOSSES, "loss"):
+        assert found["row"][name] == pytest.approx(expected["row"][name], rel=LOSS_TOLERANCE), name
+    assert found["row"]["norm"] == pytest.approx(expected["row"]["norm"], rel=GRADIENT_TOLERANCE)
+    assert expected["row"]["norm"] > 1  # so it was clipped, by its length over all devices
     pairs = list(zip(found["state"], expected["state"], strict=True))
-    changed = [np.linalg.norm(b) > 0 for _, b in pairs]
-    assert np.mean(changed) > 0.9
+    assert np.mean([np.linalg.norm(b) > 0 for _, b in pairs]) > 0.9
     for a, b in pairs:
         assert a.shape == b.shape
-        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b) + 1e-8
+        assert np.linalg.norm(a - b) <= GRADIENT_TOLERANCE * np.linalg.norm(b) + 1e-8
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 LOSS_TOLERANCE = 1e-4
 """Losses are continuous, and say whether examples are counted over all devices."""
-GRADIENT_TOLERANCE = 0.02
+GRADIENT_TOLERANCE = 0.01
 """Of each tensor's length. A gradient jumps where rounding moves a ReLU across its kink: where that is one
 unit in n, by about 1 / sqrt(n). A device too many or too few in a sum is a factor of two."""
 
@@ -60,7 +60,7 @@ def same_step(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["row"]["norm"] == pytest.approx(expected["row"]["norm"], rel=GRADIENT_TOLERANCE)
     assert expected["row"]["norm"] > 1  # so it was clipped, by its length over all devices
     pairs = list(zip(found["state"], expected["state"], strict=True))
-    assert np.mean([np.linalg.norm(b) > 0 for _, b in pairs]) > 0.9
+    assert np.mean([np.linalg.norm(b) > 0 for _, b in pairs]) > 0.8
     for a, b in pairs:
         assert a.shape == b.shape
         assert np.linalg.norm(a - b) <= GRADIENT_TOLERANCE * np.linalg.norm(b) + 1e-8

@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
               "fpn_classif_fc_layers_size", "post_nms_rois_inference", "pre_nms_limit")  # fmt: skip
     settings = [f"model.{name}={spec[name]}" for name in fields] + [
         "train.optimizer=adamw", "train.ema=0.9", "train.warmup_steps=4", "train.targets.proposals=50",
-        "train.targets.rois_per_image=24", "train.layers=heads:1,all:4",
+        "train.targets.rois_per_image=24", "train.layers=heads:1,5+:4",
     ]  # fmt: skip
     options = ["--dataset", str(annotations), "--weights", "none", "--batch", "2", "--steps", "3", "--lr", "0.001"]
     options += [word for setting in settings for word in ("--set", setting)]

@@ -24,10 +24,9 @@ from blu_export.data.load import load_dataset
 from blu_export.detections import Detections
 from blu_export.detector import Detector
 from blu_export.embedded import embedded
-from blu_export.engine.prepare import MOST_PHOTOS, canvases
 from blu_export.errors import BluError
 from blu_export.export.int8 import METHODS
-from blu_export.export.precision import TypedParts, compose_typed, type_parts
+from blu_export.export.precision import MOST_PHOTOS, TypedParts, canvases, compose_typed, type_parts
 from blu_export.export.split import split
 from blu_export.files import atomic_write
 from blu_export.measure.evaluate import Evaluator, detect

@@ -24,11 +24,9 @@ from blu_export.spec import ModelSpec
 if TYPE_CHECKING:
     import onnx
 
-    from blu_export.export.precision import Canvases, TypedParts
+    from blu_export.export.precision import TypedParts
     from blu_export.measure.verify import ParityReport
 
-MOST_PHOTOS = 32
-"""Calibration photos that are used, spread evenly over those that are there."""
 FEW_PHOTOS = 8
 """With fewer, int8 ranges are a guess, which is said."""
 VERIFIED_PHOTOS = 4
@@ -104,7 +102,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     import onnx
 
     from blu_export.export.gate import gate
-    from blu_export.export.precision import TypedParts, compose_typed, type_parts
+    from blu_export.export.precision import TypedParts, canvases, compose_typed, type_parts
     from blu_export.export.split import split
 
     path = Path(path)
@@ -137,20 +135,6 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     _describe(rehearsal, spec, precision, typed.kept)
     notes = tuple(typed.notes() if found != precision else ()) + _few(typed, precision)
     return Prepared(source, path, sha256, spec, precision, composed, dict(typed.kept), notes, rehearsal)
-
-
-def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
-    """Photos as the graph takes them, at most MOST_PHOTOS, evenly spread.
-
-    Raises:
-        ImageError: one cannot be read.
-    """
-    from blu_export.image import decode, mold
-
-    chosen = list(photos)
-    step = max(1, -(-len(chosen) // MOST_PHOTOS))
-    molded = (mold(decode(photo), spec) for photo in chosen[::step])
-    return [(m.canvas[None], m.window[None]) for m in molded]
 
 
 def _few(typed: TypedParts, precision: str) -> tuple[str, ...]:

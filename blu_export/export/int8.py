@@ -1,8 +1,9 @@
 """int8 for a learned part: Q/DQ nodes with ranges from real photos, by ONNX Runtime's quantiser.
 
 Two forms, since two kinds of hardware want different things. Processors multiply unsigned activations
-by signed weights and fuse a layer with the quantisation of its output. TensorRT wants symmetric scales,
-biases in floating point, and no quantisation behind a layer that the next one does not ask for.
+by signed weights and fuse a layer with the quantisation of its output; without VNNI they add pairs of products in
+16 bits, so weights have 7 bits there. TensorRT wants symmetric scales, biases in floating point, and no
+quantisation behind a layer that the next one does not ask for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def quantise(
     target: str,
     method: str = "minmax",
     exclude: Collection[str] = (),
+    ranges: Path | None = None,
 ) -> onnx.ModelProto:
     """A float32 part with Q/DQ nodes: weights per channel, activations per tensor.
 
@@ -45,6 +47,7 @@ def quantise(
         target: ``portable`` or ``tensorrt``, which has other rules (see above).
         method: one of METHODS.
         exclude: names of nodes that stay as they are.
+        ranges: a file that keeps the ranges for the next call with the same part, samples and method.
     """
     quantization = import_extra("onnxruntime.quantization")
     part = at_opset(part, HALF_SCALES_OPSET)
@@ -73,6 +76,7 @@ def quantise(
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
             per_channel=True,
+            reduce_range=target == "portable",
             activation_type=activation,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(exclude),
@@ -80,6 +84,7 @@ def quantise(
                 method
             ],
             extra_options=options,
+            calibration_cache_path=ranges,
         )
         return _named(onnx.load(path), part)
 
@@ -129,6 +134,25 @@ def int8_costs(
         return new_nodes, constants, names
 
     return layer_costs(part, samples, rounded)
+
+
+def shifted(part: onnx.ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
+    """A float32 part whose biases make up for the mean error of its layers.
+
+    Args:
+        shifts: layer -> mean error of each output channel. Layers that share a bias share the mean of theirs.
+    """
+    moved = onnx.ModelProto()
+    moved.CopyFrom(part)
+    by_bias: dict[str, list[NDArray[np.float64]]] = {}
+    for node in part.graph.node:
+        if node.name in shifts and len(node.input) > 2:
+            by_bias.setdefault(node.input[2], []).append(shifts[node.name])
+    for tensor in moved.graph.initializer:
+        if tensor.name in by_bias:
+            bias = numpy_helper.to_array(tensor) - np.mean(by_bias[tensor.name], axis=0)
+            tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
+    return moved
 
 
 def _dequantised(node: onnx.NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -18,6 +18,10 @@ from blu_export.spec import ModelSpec
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 """Operators that hold weights: what is counted as a layer."""
+_CHANNEL_AXES = {"Conv": (0, 2, 3), "Gemm": (0,), "MatMul": (0,)}
+"""Everything but the output channels."""
+_AXES_OPSET = 18
+"""The first in which all reductions take their axes as an input."""
 SAMPLE_ROIS = 64
 """ROIs of each photo that the heads are measured on, evenly spaced by rank."""
 
@@ -35,6 +39,8 @@ class LayerCost:
     """The largest magnitude among its inputs and outputs."""
     error: float
     """Root mean square of the rounding error over that of the output; infinite where a number overflows."""
+    shift: NDArray[np.float64]
+    """[outputs], mean of the rounding error of each output channel."""
 
 
 def sample_inputs(
@@ -54,7 +60,7 @@ def sample_inputs(
         seams[part] = next(name for node in nodes for name in node.input if name and name not in made)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in seams.values())
-    session = _session(model)
+    session = open_session(model)
     samples: dict[str, list[NDArray[np.float32]]] = {part: [] for part in PARTS}
     for canvas, window in canvases:
         found = session.run(list(seams.values()), {"canvas": canvas, "window": window})
@@ -93,15 +99,18 @@ def layer_costs(
     """
     model = onnx.ModelProto()
     model.CopyFrom(part)
+    model.opset_import[0].version = max(model.opset_import[0].version, _AXES_OPSET)
     graph = model.graph
     layers = [node for node in graph.node if node.op_type in WEIGHTED]
     known = {t.name for t in graph.initializer}
     added: list[onnx.NodeProto] = []
     measured: list[str] = []
+    axes = {op: numpy_helper.from_array(np.array(a, np.int64), f"axes/{op}") for op, a in _CHANNEL_AXES.items()}
+    graph.initializer.extend(axes.values())
 
-    def measure(op_type: str, source: str, name: str) -> None:
-        # opset 18 takes the axes as an input; none means all of them.
-        added.append(helper.make_node(op_type, [source], [name], keepdims=0))
+    def measure(op_type: str, source: str, name: str, axes: Sequence[str] = ()) -> None:
+        # None means all axes.
+        added.append(helper.make_node(op_type, [source, *axes], [name], keepdims=0))
         measured.append(name)
 
     for node in layers:
@@ -117,17 +126,41 @@ def layer_costs(
         for place, name in enumerate((next(n for n in node.input if n not in known), node.output[0])):
             added.append(helper.make_node("Abs", [name], [f"{node.name}/abs{place}"]))
             measure("ReduceMax", f"{node.name}/abs{place}", f"{node.name}/largest{place}")
+        measure("ReduceMean", f"{node.name}/difference", f"{node.name}/shift", [axes[node.op_type].name])
     graph.node.extend(added)
     del graph.output[:]
-    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in measured)
-    session = _session(model)
-    table = np.array([session.run(measured, {graph.input[0].name: sample}) for sample in samples], np.float64)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in measured)
+    session = open_session(model)
+    rows = [session.run(measured, {graph.input[0].name: sample}) for sample in samples]
+    table = np.array([[value for i, value in enumerate(row) if i % 5 != 4] for row in rows], np.float64)
     error, power, largest_in, largest_out = (table[:, i::4] for i in range(4))
+    shifts = [np.mean(values, axis=0, dtype=np.float64) for values in zip(*(row[4::5] for row in rows), strict=True)]
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.sqrt(error.sum(axis=0) / power.sum(axis=0))
     relative = np.where(np.isnan(relative), np.where(np.isfinite(error.sum(axis=0)), 0.0, np.inf), relative)
     largest = np.maximum(largest_in, largest_out).max(axis=0)
-    return [LayerCost(n.name, float(m), float(e)) for n, m, e in zip(layers, largest, relative, strict=True)]
+    return [
+        LayerCost(node.name, float(most), float(loss), shift)
+        for node, most, loss, shift in zip(layers, largest, relative, shifts, strict=True)
+    ]
+
+
+def outputs_of(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> list[list[NDArray[np.float32]]]:
+    """All outputs of a part for each sample."""
+    session = open_session(part)
+    return [session.run(None, {part.graph.input[0].name: sample}) for sample in samples]
+
+
+def output_error(
+    exact: Sequence[Sequence[NDArray[np.float32]]], found: Sequence[Sequence[NDArray[np.float32]]]
+) -> float:
+    """Root mean square of the difference over that of the exact values, of the output that differs most."""
+    errors = []
+    for wanted, got in zip(zip(*exact, strict=True), zip(*found, strict=True), strict=True):
+        lost = sum(float(np.sum((a - b) ** 2, dtype=np.float64)) for a, b in zip(wanted, got, strict=True))
+        power = sum(float(np.sum(a**2, dtype=np.float64)) for a in wanted)
+        errors.append((lost / power) ** 0.5 if power else 0.0)
+    return max(errors)
 
 
 def tensor_ranges(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> dict[str, float]:
@@ -142,7 +175,7 @@ def tensor_ranges(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]])
     del graph.output[:]
     measured = [f"{name}/largest" for name in names]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in measured)
-    session = _session(model)
+    session = open_session(model)
     table = np.array([session.run(measured, {graph.input[0].name: sample}) for sample in samples])
     return dict(zip(names, table.max(axis=0).tolist(), strict=True))
 
@@ -154,7 +187,8 @@ def _through_half(source: str, name: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _session(model: onnx.ModelProto) -> Any:
+def open_session(model: onnx.ModelProto) -> Any:
+    """ONNX Runtime on every core of this machine."""
     from blu_export.extras import import_extra
     from blu_export.runtime.cpu import usable_cores
 

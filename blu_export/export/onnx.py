@@ -98,9 +98,8 @@ def export_onnx(
     for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
         import_extra(package)
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.engine.prepare import canvases
     from blu_export.export.learned import learned_parts
-    from blu_export.export.precision import type_parts
+    from blu_export.export.precision import canvases, type_parts
     from blu_export.model.weights import build_model
 
     output, photos = Path(output), list(images) if images is not None else [embedded(DEMO_PHOTO)]

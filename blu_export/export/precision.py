@@ -6,8 +6,11 @@ a Loop. What stays float32 is decided by measurement on photos, and named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,18 @@ from numpy.typing import NDArray
 from blu_export.errors import UsageError
 from blu_export.export.compose import compose
 from blu_export.export.half import rehearse, to_half
-from blu_export.export.int8 import METHODS, at_opset, int8_costs, quantise
-from blu_export.export.layers import LayerCost, Samples, half_costs, sample_inputs, tensor_ranges
+from blu_export.export.int8 import METHODS, at_opset, int8_costs, quantise, shifted
+from blu_export.export.layers import (
+    WEIGHTED,
+    LayerCost,
+    half_costs,
+    output_error,
+    outputs_of,
+    sample_inputs,
+    tensor_ranges,
+)
+from blu_export.export.rounding import round_together
+from blu_export.image import decode, mold
 from blu_export.spec import ModelSpec
 
 PRECISIONS = ("float32", "fp16", "int8")
@@ -29,8 +42,16 @@ HALF_ERROR = 0.01
 """A layer that loses more than this (relative, RMS) in half stays float32; half's own rounding is 3e-4."""
 INT8_ERROR = 0.1
 """A layer that loses more than this in int8 stays in the next better precision; 8 bits themselves cost 1 to 4 %."""
+INT8_OUTPUT_ERROR = 0.05
+"""More than this (relative, RMS) a part's outputs should not lose in int8: its leading layers stay better for that."""
+NEAR = 1.1
+"""Times the least loss that can be had: near enough."""
+LEADING = 0.35
+"""At most this share of a part's layers is kept as leading ones. They see the most pixels and do the least work."""
 HALF_PHOTOS = 4
 """Photos that half precision is measured on: ranges of activations differ little between photos."""
+MOST_PHOTOS = 32
+"""Photos that are used of those given, spread evenly over those that are there."""
 
 Canvases = Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]]
 """(canvas uint8 [1, H, W, 3], window float32 [1, 4]) of each photo."""
@@ -62,6 +83,18 @@ class TypedParts:
         kept = [f"not in {self.precision}: {name} ({why})" for name, why in self.kept.items()]
         photos = "1 photo" if self.photos == 1 else f"{self.photos} photos"
         return [*(kept or [f"every layer is in {self.precision}"]), f"measured on {photos}"]
+
+
+def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
+    """Photos as the graph takes them, at most MOST_PHOTOS, evenly spread.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    chosen = list(photos)
+    step = max(1, -(-len(chosen) // MOST_PHOTOS))
+    molded = (mold(decode(photo), spec) for photo in chosen[::step])
+    return [(m.canvas[None], m.window[None]) for m in molded]
 
 
 def type_parts(
@@ -102,10 +135,15 @@ def type_parts(
         for name, part in parts.items():
             kept |= unfit_for_half(part, few[name])
     if precision == "fp16":
-        half = {name: to_half(part, kept) for name, part in parts.items()}
+        half = {name: to_half(round_together(part, few[name], kept), kept) for name, part in parts.items()}
         return TypedParts(half, precision, target, kept, len(chosen))
-    typed, worse = _int8(parts, samples, few, target, method, kept)
-    return TypedParts(typed, precision, target, kept | worse, len(chosen))
+    found = dict(kept)
+    typed: dict[str, onnx.ModelProto] = {}
+    for name, part in parts.items():
+        quantised, worse = _int8(part, samples[name], target, method, kept)
+        typed[name] = to_half(quantised, kept) if target == "tensorrt" else quantised
+        found |= worse
+    return TypedParts(typed, precision, target, found, len(chosen))
 
 
 def unfit_for_half(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> dict[str, str]:
@@ -134,24 +172,54 @@ def compose_typed(typed: TypedParts, spec: ModelSpec, rehearsal: bool = False) -
 
 
 def _int8(
-    parts: Mapping[str, onnx.ModelProto],
-    samples: Samples,
-    few: Samples,
+    part: onnx.ModelProto,
+    samples: Sequence[NDArray[np.float32]],
     target: str,
     method: str,
     kept: Mapping[str, str],
-) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
-    typed: dict[str, onnx.ModelProto] = {}
-    worse: dict[str, str] = {}
-    for name, part in parts.items():
-        quantised = quantise(part, samples[name], target, method, kept)
-        costs = int8_costs(part, quantised, few[name])
-        found = {cost.name: _loses(cost) for cost in costs if cost.name not in kept and not cost.error <= INT8_ERROR}
-        if found:
-            quantised = quantise(part, samples[name], target, method, [*kept, *found])
-            worse |= found
-        typed[name] = to_half(quantised, kept) if target == "tensorrt" else quantised
-    return typed, worse
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """One part in int8, and the layers of it that are not -> why."""
+    few = samples[:HALF_PHOTOS]
+    with tempfile.TemporaryDirectory(prefix="blu-int8-") as folder:
+        ranges = Path(folder) / "ranges.json"
+
+        def typed_but(layers: Iterable[str], part: onnx.ModelProto = part) -> onnx.ModelProto:
+            return quantise(part, samples, target, method, [*kept, *layers], ranges)
+
+        costs = [cost for cost in int8_costs(part, typed_but(()), few) if cost.name not in kept]
+        worse = {cost.name: _loses(cost) for cost in costs if not cost.error <= INT8_ERROR}
+        for layer in leading_layers(part, few, lambda first: typed_but([*worse, *first])):
+            worse.setdefault(layer, "its error would grow in the layers behind it")
+        shifts = {cost.name: cost.shift for cost in costs if cost.name not in worse}
+        return typed_but(worse, shifted(part, shifts)), worse
+
+
+def leading_layers(
+    part: onnx.ModelProto,
+    samples: Sequence[NDArray[np.float32]],
+    typed_but: Callable[[Sequence[str]], onnx.ModelProto],
+) -> list[str]:
+    """The layers at a part's front that have to stay better for its outputs to lose little: as few as will do.
+
+    An error at the front goes through every layer behind it. Where even LEADING of the layers do not bring the
+    loss down to INT8_OUTPUT_ERROR, as few are kept as come near to what those would bring; where those do not
+    halve it, the front is not the cause, and none is kept.
+
+    Args:
+        typed_but: makes the typed part in which the named layers are as before.
+    """
+    layers = [node.name for node in part.graph.node if node.op_type in WEIGHTED]
+    exact = outputs_of(part, samples)
+
+    def loss(count: int) -> float:
+        return output_error(exact, outputs_of(typed_but(layers[:count]), samples))
+
+    most = int(LEADING * len(layers))
+    without = loss(0)
+    if without <= INT8_OUTPUT_ERROR or (least := loss(most)) > without / 2:
+        return []
+    enough = max(INT8_OUTPUT_ERROR, NEAR * least)
+    return layers[: bisect_left(range(most), 1, lo=1, key=lambda count: int(loss(count) <= enough))]
 
 
 def _loses(cost: LayerCost) -> str:

@@ -21,7 +21,7 @@ from blu_export.extras import import_extra, missing_extra
 from blu_export.measure.cold import measure_cold
 from blu_export.measure.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.measure.machine import describe, matrix_peaks
-from blu_export.measure.timing import NOISY_SPREAD, Timing, take_turns
+from blu_export.measure.timing import NOISY_SPREAD, Timing, median_seconds, take_turns
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
 from blu_export.runtime.choice import REDUCED, precision_path, remember
 from blu_export.runtime.cpu import usable_cores
@@ -283,6 +283,7 @@ class _ModelRun:
                     row["share_of_peak"] = flops / medians["run"] / peak
             self.result["rows"].append(row)
             rows[candidate] = row
+            self.say(f"{candidate.name}: {1000 * row['end_to_end']['p50']:.1f} ms a photo")
         return rows
 
     def _facts(self, detectors: dict[Candidate, Detector]) -> float | None:
@@ -328,10 +329,9 @@ class _ModelRun:
                 return detector(photos, batch=batch)
 
             try:
-                times = take_turns({"batch": action}, self.settings.rounds, 1).seconds["batch"]
+                rates[str(batch)] = len(photos) / median_seconds(action, self.settings.rounds)
             except BluError:
                 continue
-            rates[str(batch)] = len(photos) / float(np.median(times))
         return rates
 
     def _lanes(self, candidate: Candidate, row: dict[str, Any]) -> int:
@@ -344,8 +344,7 @@ class _ModelRun:
         with detector.runner:
             detector.runner.lanes = threads
             photos = [self.encoded] * (2 * threads)
-            times = take_turns({"": lambda: detector(photos)}, self.settings.rounds, 1).seconds[""]
-        rate = len(photos) / float(np.median(times))
+            rate = len(photos) / median_seconds(lambda: detector(photos), self.settings.rounds)
         row["photos_per_second"]["one a core"] = rate
         return threads if rate > row["photos_per_second"]["1"] else 1
 

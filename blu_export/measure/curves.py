@@ -6,7 +6,7 @@ again for other canvases, and its mask head is run on as many ROIs as there are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.image import Molded, decode, mold, unmold
-from blu_export.measure.timing import take_turns
+from blu_export.measure.timing import median_seconds, take_turns
 from blu_export.runtime.base import Runner
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
@@ -120,7 +120,7 @@ def _canvas_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: 
         onnx.helper.set_model_props(model, {"blu_spec": small.to_json()})
         with OnnxRuntimeRunner(parse_onnx(model.SerializeToString()), "cpu", threads) as runner:
             molded = mold(random_photo(*SMALL_PHOTO), small)
-            seconds.append(_median(partial(runner.run, molded.canvas[None], molded.window[None]), repeats))
+            seconds.append(median_seconds(partial(runner.run, molded.canvas[None], molded.window[None]), repeats))
     return {"x": sides, "unit": "canvas side, px", "seconds": {"network": seconds}}
 
 
@@ -130,7 +130,7 @@ def _batch_curve(runner: Runner, repeats: int, say: Callable[[str], None]) -> Cu
     for batch in BATCHES:
         say(f"batch {batch}")
         canvas, window = np.stack([molded.canvas] * batch), np.stack([molded.window] * batch)
-        seconds.append(_median(partial(runner.run, canvas, window), repeats) / batch)
+        seconds.append(median_seconds(partial(runner.run, canvas, window), repeats) / batch)
     return {"x": list(BATCHES), "unit": "photos in a batch", "seconds": {"network, per photo": seconds}}
 
 
@@ -152,9 +152,9 @@ def _instance_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say
     heads, unmolds = [], []
     for count in counts:
         feed = {head.graph.input[0].name: rois[:count]}
-        heads.append(_median(partial(session.run, None, feed), repeats))
+        heads.append(median_seconds(partial(session.run, None, feed), repeats))
         rows, masks = random_detections(molded, spec, count)
-        unmolds.append(_median(partial(unmold, rows, masks, molded, spec), repeats))
+        unmolds.append(median_seconds(partial(unmold, rows, masks, molded, spec), repeats))
     return {"x": counts, "unit": "instances", "seconds": {"mask head": heads, "unmold, 12 MP": unmolds}}
 
 
@@ -168,7 +168,3 @@ def _megapixel_curve(spec: ModelSpec, repeats: int, say: Callable[[str], None]) 
             found[line].append(times[stage])
     return {"x": list(MEGAPIXELS), "unit": "megapixels", "seconds": found}
 
-
-def _median(action: Callable[[], object], repeats: int) -> float:
-    times: Sequence[float] = take_turns({"": action}, repeats, 1).seconds[""]
-    return float(np.median(times))

@@ -11,6 +11,8 @@ import numpy as np
 
 NOISY_SPREAD = 1.15
 """p90 over p10 of a fixed piece of work above which the machine was too busy for exact numbers."""
+ENOUGH_SECONDS = 10.0
+"""What is measured alone is repeated no more once it took so long in all."""
 _YARDSTICK_SIZE = 768
 
 
@@ -73,6 +75,18 @@ def take_turns(
         on_round(done + warmup + 1)
     low, high = np.percentile(yardstick, (10, 90))
     return Rounds(seconds, float(high / low))
+
+
+def median_seconds(action: Callable[[], object], repeats: int) -> float:
+    """Median time of one action alone, after a first call that does not count.
+
+    At most ``repeats`` calls, and fewer of a slow action: none is begun after ENOUGH_SECONDS.
+    """
+    action()
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < repeats and sum(seconds) < ENOUGH_SECONDS):
+        seconds.append(_seconds(action))
+    return float(np.median(seconds))
 
 
 def _seconds(action: Callable[[], object]) -> float:

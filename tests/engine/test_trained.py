@@ -31,13 +31,9 @@ def study(shared: Path) -> Study:
     return Study(model, os.fspath(dataset), PHOTOS, say=print)
 
 
-NOT_MET = "int8 of this model is not good enough: median mask IoU 0.88 (portable), 1.6 points less box AP (tensorrt)"
-PRECISIONS = ["fp16", pytest.param("int8", marks=pytest.mark.xfail(reason=NOT_MET, strict=False))]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_within_the_bounds(study: Study, precision: str, target: str) -> None:
     row = study.measure(precision, target)
     assert row["parity"]["passed"], row["parity"]["checks"]

@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from benchmarks.models import SPECS, write_onnx, write_weights
+from benchmarks.models import SPECS, exports_folder, write_default_int8, write_onnx, write_weights
 from benchmarks.naive import NaiveRunner, export_naive
 from benchmarks.predict import PredictRunner
 from blu_export.cli.common import wrote
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the default model alone, few repeats, no slow peers")
     parser.add_argument("--models", default="", help=f"separated by commas; of {', '.join((DEFAULT, *SPECS))}")
     parser.add_argument("--repeats", type=int, help="timed calls of each candidate")
-    parser.add_argument("--dataset", type=Path, help="annotated photos, for the default model's average precision")
+    parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model, average precision")
     parser.add_argument("--limit", type=int, help="the first so many photos of --dataset")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--tables", action="store_true", help="only write the newest table into the documents")
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     skipped: list[dict[str, str]] = []
     for model in models:
         try:
-            candidates += candidates_of(model, photo, arguments.quick)
+            candidates += candidates_of(model, photo, arguments.quick, arguments.dataset)
         except BluError as error:  # TensorFlow is not here to make it, or the default model is not
             say(f"skipped {model}: {error}")
             skipped.append({"name": model, "why": str(error)})
@@ -109,26 +109,29 @@ def photo_640() -> Path:
     return path
 
 
-def candidates_of(model: str, photo: Path, quick: bool) -> list[Candidate]:
+def candidates_of(model: str, photo: Path, quick: bool, dataset: Path | None) -> list[Candidate]:
     """Keras first (the baseline), then other peers, then ours in every runtime and precision here."""
-    weights, onnx = model_files(model, photo)
+    weights, onnx = model_files(model, photo, dataset)
     baseline = [replace(each, model=model) for each in file_candidates(weights)] if weights.is_file() else []
     peers = [] if quick or not weights.is_file() else peers_of(model, weights)
     return [*baseline, *peers, *(replace(each, model=model) for each in file_candidates(onnx))]
 
 
-def model_files(model: str, photo: Path) -> tuple[Path, Path]:
-    """(weights, portable ONNX file) of a model; made on first use, with an int8 file beside the ONNX file."""
+def model_files(model: str, photo: Path, dataset: Path | None) -> tuple[Path, Path]:
+    """(weights, portable ONNX file) of a model; made on first use, with an int8 file beside the ONNX file.
+
+    The default model has an int8 file only where there are annotated photos, to calibrate and to judge it.
+    """
     if model == DEFAULT:
         onnx = embedded(DEFAULT_MODEL)
-        return onnx.with_suffix(".h5"), onnx
+        return onnx.with_suffix(".h5"), write_default_int8(onnx, dataset, CACHE, say) if dataset else onnx
     weights = write_weights(model, photo, CACHE, say)
-    return weights, write_onnx(weights, photo, say)
+    return weights, write_onnx(weights, photo, CACHE, say)
 
 
 def peers_of(model: str, weights: Path) -> list[Candidate]:
     """``keras.Model.predict``, and tf2onnx's own conversion of the same graph in ONNX Runtime."""
-    naive = CACHE / f"{model}.naive.onnx"
+    naive = exports_folder(CACHE) / f"{model}.naive.onnx"
 
     def peer(runtime: str, open_it: Callable[[int], Detector]) -> Candidate:
         return Candidate(model, runtime, "float32", open_it, ours=False)

@@ -85,14 +85,31 @@ def write_weights(name: str, photo: Path, folder: Path, say: Say) -> Path:
     return path
 
 
-def write_onnx(weights: Path, photo: Path, say: Say) -> Path:
+def exports_folder(cache: Path) -> Path:
+    """Where exported files of this very exporter lie; those of another version are removed."""
+    import hashlib
+    import shutil
+
+    import blu_export.export
+
+    sources = sorted(Path(next(iter(blu_export.export.__path__))).glob("*.py"))
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    folder = cache / f"export-{key}"
+    for old in cache.glob("export-*"):
+        if old != folder:
+            shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_onnx(weights: Path, photo: Path, cache: Path, say: Say) -> Path:
     """The exported file, and the int8 one beside it; made once, then found again.
 
     Parity is not checked: with random weights it says nothing. Ranges of int8 come from ``photo`` alone.
     """
     from blu_export.runtime.choice import precision_path
 
-    path = weights.with_suffix(".onnx")
+    path = exports_folder(cache) / f"{weights.stem}.onnx"
     for precision in ("float32", "int8"):
         output = precision_path(path, precision)
         if not output.exists():
@@ -100,6 +117,32 @@ def write_onnx(weights: Path, photo: Path, say: Say) -> Path:
 
             say(f"exporting {output.name}")
             export_onnx(weights, output, precision=precision, calibration=[photo], verify=False)
+    return path
+
+
+def write_default_int8(onnx: Path, dataset: Path, cache: Path, say: Say) -> Path:
+    """A copy of the default model's file, with an int8 one beside it.
+
+    Ranges come from photos of the train part of ``dataset``, parity from photos of its val part.
+    """
+    import shutil
+
+    from blu_export.data.load import load_dataset
+    from blu_export.export.onnx import export_onnx
+    from blu_export.export.precision import MOST_PHOTOS
+    from blu_export.runtime.choice import precision_path
+
+    def some(split: str) -> list[Any]:
+        photos = load_dataset(dataset, split)
+        return [photos.load_image(i) for i in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS))][:MOST_PHOTOS]
+
+    path = exports_folder(cache) / onnx.name
+    shutil.copyfile(onnx, path)
+    output = precision_path(path, "int8")
+    if not output.exists():
+        say(f"exporting {output.name}")
+        weights = onnx.with_suffix(".h5")
+        export_onnx(weights, output, precision="int8", calibration=some("train"), images=some("val"))
     return path
 
 

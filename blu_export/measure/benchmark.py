@@ -29,6 +29,8 @@ from blu_export.runtime.onnx_file import OnnxFile
 
 RESULT_VERSION = 2
 LARGE_INSTANCES = 100
+LONG_BATCH_S = 25
+"""When a batch takes so long, larger ones tell nothing new."""
 
 Say = Callable[[str], None]
 
@@ -70,6 +72,9 @@ class Settings:
     """How long and how much to measure."""
 
     repeats: int = 15
+    """Rounds of all candidates of a model; slow models get fewer, see ``timing.take_turns``."""
+    limit_s: float = 240
+    """After so long the rounds of a model end."""
     warmup: int = 2
     batches: tuple[int, ...] = (1, 4, 8)
     rounds: int = 3
@@ -211,7 +216,8 @@ class _ModelRun:
             return
         rows = self._turns(detectors)
         for candidate, row in rows.items():
-            row["photos_per_second"] = self._rates(candidate, detectors[candidate])
+            measured = candidate.ours or candidate.file is not None
+            row["photos_per_second"] = self._rates(candidate, detectors[candidate]) if measured else {}
         self._curves(detectors)
         for detector in detectors.values():
             detector.runner.close()
@@ -257,6 +263,7 @@ class _ModelRun:
             settings.repeats,
             settings.warmup,
             lambda done: self.say(f"{self.model}: round {done} of {total}"),
+            settings.limit_s,
         )
         self.result["spread"] = max(self.result["spread"], rounds.spread)
         flops = self._facts(detectors)
@@ -319,7 +326,10 @@ class _ModelRun:
         return {}
 
     def _rates(self, candidate: Candidate, detector: Detector) -> dict[str, float]:
-        """Photos per second of a list, by batch size; a runner that takes one photo only has no more figures."""
+        """Photos per second of a list, by batch size.
+
+        A runner that takes one photo only has no more figures, nor has one whose batches take longer than LONG_BATCH_S.
+        """
         rates = {}
         for batch in self.settings.batches:
             self.say(f"batch {batch}: {candidate.name}")
@@ -329,9 +339,12 @@ class _ModelRun:
                 return detector(photos, batch=batch)
 
             try:
-                rates[str(batch)] = len(photos) / median_seconds(action, self.settings.rounds)
+                seconds = median_seconds(action, self.settings.rounds)
             except BluError:
                 continue
+            rates[str(batch)] = len(photos) / seconds
+            if seconds > LONG_BATCH_S:
+                break
         return rates
 
     def _lanes(self, candidate: Candidate, row: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ NOISY_SPREAD = 1.15
 """p90 over p10 of a fixed piece of work above which the machine was too busy for exact numbers."""
 ENOUGH_SECONDS = 10.0
 """What is measured alone is repeated no more once it took so long in all."""
+FEWEST = 5
+"""Rounds below which a median says little."""
 _YARDSTICK_SIZE = 768
 
 
@@ -56,15 +59,19 @@ def take_turns(
     repeats: int,
     warmup: int = 2,
     on_round: Callable[[int], None] = lambda done: None,
+    limit_s: float = math.inf,
 ) -> Rounds:
     """Run every candidate once a round, ``repeats`` rounds after ``warmup`` that do not count.
 
-    The order turns by one each round, so that no candidate always follows the same other.
+    The order turns by one each round, so that no candidate always follows the same other. Slow candidates get
+    fewer rounds: after FEWEST none is begun once all have taken ``limit_s``.
     """
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     yardstick: list[float] = []
     for done in range(-warmup, repeats):
+        if done >= FEWEST and sum(map(sum, seconds.values())) > limit_s:
+            break
         turn = done % len(names)
         for name in names[turn:] + names[:turn]:
             elapsed = _seconds(candidates[name])

@@ -81,7 +81,12 @@ def run(arguments: argparse.Namespace) -> None:
         except BluError as error:  # TensorFlow is not here to make it, or the default model is not
             say(f"skipped {model}: {error}")
             skipped.append({"name": model, "why": str(error)})
-    result = run_benchmark(candidates, photo, settings, say)
+
+    def keep(result: dict[str, Any]) -> None:
+        """After each model, so that nothing is lost when a later one fails."""
+        save_results(result | {"skipped": result["skipped"] + skipped}, arguments.out, say)
+
+    result = run_benchmark(candidates, photo, settings, say, keep)
     result["skipped"] += skipped
     if arguments.dataset:
         measure_accuracy(result, candidates, arguments.dataset, arguments.limit, settings.threads)
@@ -163,8 +168,8 @@ def measure_accuracy(
     rows = {(row["model"], row["runtime"], row["precision"]): row for row in result["rows"]}
     for candidate in candidates:
         row = rows.get((candidate.model, candidate.runtime, candidate.precision))
-        if candidate.model != DEFAULT or row is None:
-            continue
+        if candidate.model != DEFAULT or row is None or not (candidate.ours or candidate.file):
+            continue  # a peer runs the same weights as the reference
         say(f"average precision on {len(dataset)} photos: {candidate.name}")
         detector = candidate.open(threads)
         with detector.runner:

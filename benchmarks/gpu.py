@@ -185,7 +185,7 @@ def _found_models() -> list[Path]:
         found.append(embedded())
     except ModelFileError as error:
         print(f"missing: {error}", file=sys.stderr)
-    cache = sorted((ROOT / "benchmarks" / "cache").glob("*.onnx"))
+    cache = sorted((ROOT / "benchmarks" / "cache").glob("export-*/resnet*.onnx"))
     return found + [path for path in cache if "." not in path.stem and "naive" not in path.stem]
 
 

@@ -9,6 +9,7 @@ accuracy.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def write_weights(name: str, photo: Path, folder: Path, say: Say) -> Path:
     return path
 
 
-def exports_folder(cache: Path) -> Path:
+@cache
+def exports_folder(parent: Path) -> Path:
     """Where exported files of this very exporter lie; those of another version are removed."""
     import hashlib
     import shutil
@@ -94,22 +96,22 @@ def exports_folder(cache: Path) -> Path:
 
     sources = sorted(Path(next(iter(blu_export.export.__path__))).glob("*.py"))
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    folder = cache / f"export-{key}"
-    for old in cache.glob("export-*"):
+    folder = parent / f"export-{key}"
+    for old in parent.glob("export-*"):
         if old != folder:
             shutil.rmtree(old)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def write_onnx(weights: Path, photo: Path, cache: Path, say: Say) -> Path:
+def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
     """The exported file, and the int8 one beside it; made once, then found again.
 
     Parity is not checked: with random weights it says nothing. Ranges of int8 come from ``photo`` alone.
     """
     from blu_export.runtime.choice import precision_path
 
-    path = exports_folder(cache) / f"{weights.stem}.onnx"
+    path = exports_folder(folder) / f"{weights.stem}.onnx"
     for precision in ("float32", "int8"):
         output = precision_path(path, precision)
         if not output.exists():
@@ -120,7 +122,7 @@ def write_onnx(weights: Path, photo: Path, cache: Path, say: Say) -> Path:
     return path
 
 
-def write_default_int8(onnx: Path, dataset: Path, cache: Path, say: Say) -> Path:
+def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Path:
     """A copy of the default model's file, with an int8 one beside it.
 
     Ranges come from photos of the train part of ``dataset``, parity from photos of its val part.
@@ -136,7 +138,7 @@ def write_default_int8(onnx: Path, dataset: Path, cache: Path, say: Say) -> Path
         photos = load_dataset(dataset, split)
         return [photos.load_image(i) for i in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS))][:MOST_PHOTOS]
 
-    path = exports_folder(cache) / onnx.name
+    path = exports_folder(folder) / onnx.name
     shutil.copyfile(onnx, path)
     output = precision_path(path, "int8")
     if not output.exists():

@@ -220,9 +220,8 @@ def _look_at(
     reach = [(size - 1) * dilation for size, dilation in zip(kernel[2:], dilations, strict=True)]
     tops = np.arange(0, height - reach[0], strides[0])
     lefts = np.arange(0, width - reach[1], strides[1])
-    corner = (
-        random.integers(0, count, ROWS) * height * width + random.choice(tops, ROWS) * width + random.choice(lefts, ROWS)
-    )  # fmt: skip
+    image, top, left = random.integers(0, count, ROWS), random.choice(tops, ROWS), random.choice(lefts, ROWS)
+    corner = (image * height + top) * width + left
     rows, columns = (np.arange(size) * dilation for size, dilation in zip(kernel[2:], dilations, strict=True))
     taps = (rows[:, None] * width + columns).reshape(-1)
     constants = {

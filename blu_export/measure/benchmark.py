@@ -21,7 +21,7 @@ from blu_export.extras import import_extra, missing_extra
 from blu_export.measure.cold import measure_cold
 from blu_export.measure.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.measure.machine import describe, matrix_peaks
-from blu_export.measure.timing import NOISY_SPREAD, Timing, median_seconds, take_turns
+from blu_export.measure.timing import ENOUGH_SECONDS, NOISY_SPREAD, Timing, median_seconds, take_turns
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
 from blu_export.runtime.choice import REDUCED, precision_path, remember
 from blu_export.runtime.cpu import usable_cores
@@ -29,8 +29,10 @@ from blu_export.runtime.onnx_file import OnnxFile
 
 RESULT_VERSION = 2
 LARGE_INSTANCES = 100
-LONG_BATCH_S = 25
+LONG_BATCH_S = 12
 """When a batch takes so long, larger ones tell nothing new."""
+SLOW_S = 3
+"""A network that takes longer for a photo gets no curves, and is not tried with one photo a core."""
 
 Say = Callable[[str], None]
 
@@ -62,7 +64,7 @@ class Candidate:
     @property
     def key(self) -> tuple[Path, str] | None:
         """(file, runtime) as ``runtime.choice`` knows it; None for what it does not choose among."""
-        if self.file is None or self.file.suffix != ".onnx" or self.device is not None:
+        if self.file is None or self.file.suffix != ".onnx" or self.device is not None or self.precision == "bf16":
             return None
         return self.file, self.runtime
 
@@ -73,7 +75,7 @@ class Settings:
 
     repeats: int = 15
     """Rounds of all candidates of a model; slow models get fewer, see ``timing.take_turns``."""
-    limit_s: float = 240
+    limit_s: float = 120
     """After so long the rounds of a model end."""
     warmup: int = 2
     batches: tuple[int, ...] = (1, 4, 8)
@@ -123,6 +125,8 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
             for name in chosen if device is None else ["onnxruntime"]:
                 stem = precision_path(path, "float32").stem
                 found.append(_of_file(file, stem, name, model.precision, device, _parity(model)))
+    if "openvino" in chosen and named.precision == "float32" and _has_bf16():
+        found.append(_of_file(path, path.stem, "openvino", "bf16"))
     return found
 
 
@@ -130,7 +134,7 @@ def _of_file(
     path: Path, model: str, runtime: str, precision: str, device: str | None = None, notes: dict[str, Any] | None = None
 ) -> Candidate:
     def open_it(threads: int) -> Detector:
-        return Detector(load_runner(path, runtime, "file", device, threads))
+        return Detector(load_runner(path, runtime, "bf16" if precision == "bf16" else "file", device, threads))
 
     shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
     return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})
@@ -144,6 +148,15 @@ def _parity(model: OnnxFile) -> dict[str, Any]:
     return {"parity": f"{parity['matched']} of {parity['instances']}"}
 
 
+def _has_bf16() -> bool:
+    try:
+        from blu_export.runtime.openvino import has_bf16
+
+        return has_bf16()
+    except BluError:  # openvino is not installed
+        return False
+
+
 def _has_cuda() -> bool:
     try:
         return "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
@@ -152,7 +165,11 @@ def _has_cuda() -> bool:
 
 
 def run_benchmark(
-    candidates: Sequence[Candidate], photo: Path, settings: Settings, say: Say = lambda message: None
+    candidates: Sequence[Candidate],
+    photo: Path,
+    settings: Settings,
+    say: Say = lambda message: None,
+    on_model: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Measure every candidate on one photo, and remember the fastest for ``--runtime auto``.
 
@@ -160,6 +177,7 @@ def run_benchmark(
 
     Args:
         say: called with a line of progress.
+        on_model: called with the result so far after each model.
 
     Returns:
         JSON values: machine, peaks (operations per second by precision), models, rows, skipped, spread,
@@ -187,6 +205,7 @@ def run_benchmark(
     for model in dict.fromkeys(candidate.model for candidate in candidates):
         mine = [candidate for candidate in candidates if candidate.model == model]
         _ModelRun(model, photo, settings, result, say).measure(mine)
+        on_model(result)
     if not result["rows"]:
         reasons = "; ".join(f"{each['name']}: {each['why']}" for each in result["skipped"])
         raise BluError(f"Nothing could be measured. {reasons}")
@@ -215,20 +234,23 @@ class _ModelRun:
         if not detectors:
             return
         rows = self._turns(detectors)
-        for candidate, row in rows.items():
-            measured = candidate.ours or candidate.file is not None
-            row["photos_per_second"] = self._rates(candidate, detectors[candidate]) if measured else {}
-        self._curves(detectors)
+        slow = any(c.ours and row["stages"]["run"] > SLOW_S for c, row in rows.items())
+        if not slow:
+            self._curves(detectors)
         for detector in detectors.values():
             detector.runner.close()
         detectors.clear()
+        # From here on one at a time: large batches of all of them at once do not fit into memory.
         lanes: dict[tuple[Path, str], int] = {}
         for candidate, row in rows.items():
+            row["photos_per_second"] = self._rates(candidate) if candidate.ours or candidate.file else {}
             if candidate.key is not None:
-                lanes[candidate.key] = self._lanes(candidate, row)
+                if not slow:
+                    lanes[candidate.key] = self._lanes(candidate, row)
                 if self.settings.profile and candidate.runtime == "onnxruntime":
                     row["onnx_stages"] = self._profile(candidate.key[0])
-            if self.settings.cold and candidate.file is not None and candidate.device is None:
+            own = candidate.file is not None and candidate.device is None and candidate.precision != "bf16"
+            if self.settings.cold and own:
                 row["fresh_process"] = self._cold(candidate)
         self._remember(rows, lanes)
 
@@ -325,26 +347,28 @@ class _ModelRun:
             return count_flops(onnx.load(candidate.key[0]), detector.spec.canvas, found).by_stage
         return {}
 
-    def _rates(self, candidate: Candidate, detector: Detector) -> dict[str, float]:
+    def _rates(self, candidate: Candidate) -> dict[str, float]:
         """Photos per second of a list, by batch size.
 
         A runner that takes one photo only has no more figures, nor has one whose batches take longer than LONG_BATCH_S.
         """
-        rates = {}
-        for batch in self.settings.batches:
-            self.say(f"batch {batch}: {candidate.name}")
-            photos = [self.encoded] * max(batch, 2)
+        rates: dict[str, float] = {}
+        detector = candidate.open(self.settings.threads)
+        with detector.runner:
+            for batch in self.settings.batches:
+                self.say(f"batch {batch}: {candidate.name}")
+                photos = [self.encoded] * max(batch, 2)
 
-            def action(photos: list[bytes] = photos, batch: int = batch) -> object:
-                return detector(photos, batch=batch)
+                def action(photos: list[bytes] = photos, batch: int = batch) -> object:
+                    return detector(photos, batch=batch)
 
-            try:
-                seconds = median_seconds(action, self.settings.rounds)
-            except BluError:
-                continue
-            rates[str(batch)] = len(photos) / seconds
-            if seconds > LONG_BATCH_S:
-                break
+                try:
+                    seconds = median_seconds(action, self.settings.rounds)
+                except BluError:
+                    continue
+                rates[str(batch)] = len(photos) / seconds
+                if seconds > LONG_BATCH_S:
+                    break
         return rates
 
     def _lanes(self, candidate: Candidate, row: dict[str, Any]) -> int:
@@ -392,8 +416,13 @@ class _ModelRun:
         assert candidate.file is not None
         self.say(f"fresh process: {candidate.name}")
         runtime = candidate.runtime.partition(" ")[0]
+        runs: list[dict[str, float]] = []
         try:
-            runs = [measure_cold(candidate.file, self.photo, runtime) for _ in range(self.settings.rounds + 1)][1:]
+            measure_cold(candidate.file, self.photo, runtime)
+            while not runs or (
+                len(runs) < self.settings.rounds and sum(r["first_result_s"] for r in runs) < ENOUGH_SECONDS
+            ):
+                runs.append(measure_cold(candidate.file, self.photo, runtime))
         except BluError as error:
             self.say(f"skipped: {error}")
             return None

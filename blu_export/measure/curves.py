@@ -167,4 +167,3 @@ def _megapixel_curve(spec: ModelSpec, repeats: int, say: Callable[[str], None]) 
         for line, stage in zip(found, ("decode", "mold", "unmold"), strict=True):
             found[line].append(times[stage])
     return {"x": list(MEGAPIXELS), "unit": "megapixels", "seconds": found}
-

@@ -39,8 +39,8 @@ def load_runner(
         path: .onnx, .engine, .h5 or .keras.
         runtime: one of RUNTIMES; ``auto`` takes the fastest that works here and logs which and why.
         precision: ``file`` takes the file as it is; a name takes the file in that precision, or the one
-            beside it; ``auto`` takes the fastest of them whose parity passed at its export, and logs
-            which and why. See ``runtime.choice``.
+            beside it; ``bf16`` is the float32 file computed in bf16 (OpenVINO); ``auto`` takes the fastest of
+            them whose parity passed at its export, and logs which and why. See ``runtime.choice``.
         device: ``cpu``, ``cuda``, ``cuda:1``, … as the runtime knows it; None lets it choose.
         threads: on the processor; None takes the cores that this process may use.
         throughput: load for many photos rather than for the least time of one: ``Runner.lanes`` says how
@@ -95,7 +95,7 @@ def _load_onnx(
     if choice.runtime == "openvino":
         from blu_export.runtime.openvino import OpenVinoRunner
 
-        runner = OpenVinoRunner(choice.model, device, threads, source=source)
+        runner = OpenVinoRunner(choice.model, device, threads, source=source, bf16=precision == "bf16")
     else:
         from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 

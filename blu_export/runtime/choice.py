@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from blu_export.cache import cache_folder
-from blu_export.errors import MissingDependencyError, ModelFileError
+from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write
 from blu_export.runtime.cpu import INT8_EXTENSIONS, processor, usable_cores
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
@@ -60,12 +60,19 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
     Args:
         runtime: ``auto``, ``onnxruntime`` or ``openvino``.
         precision: ``file`` takes the file as it is, ``auto`` the fastest of its precisions that passed
-            their parity, and a name that one: the file itself, or the one beside it.
+            their parity, and a name that one: the file itself, or the one beside it. ``bf16`` is no file
+            of its own: the float32 one in OpenVINO.
 
     Raises:
         ModelFileError: the file cannot be read, or there is no such precision of it.
         MissingDependencyError: neither runtime is installed.
+        UsageError: the runtime does not compute in this precision.
     """
+    if precision == "bf16":
+        if runtime not in ("auto", "openvino"):
+            raise UsageError(f"{runtime} does not compute in bf16.", "Use --runtime openvino.")
+        path, model = _of_precision(path, "float32")
+        return Choice(path, model, "openvino", min(usable_cores(), MAX_LANES), "what computes in bf16")
     if precision == "auto":
         files = {path: read_onnx(path)} | dict(stand_ins(path, device))
     else:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.runtime import Runner, load_runner
+from blu_export.runtime.openvino import OpenVinoRunner, has_bf16
 
 FakeOnnx = Callable[..., Path]
 BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -63,6 +64,63 @@ def test_answers_are_not_overwritten_by_the_next_call(fake_onnx: FakeOnnx, runti
 def test_a_wrong_canvas_is_an_error_not_a_crash(fake_onnx: FakeOnnx, runtime: str) -> None:
     with load_runner(fake_onnx(), runtime) as runner, pytest.raises(BluError, match="32x64"):
         runner.run(np.zeros((1, 32, 64, 3), np.uint8), _window(1))
+
+
+def _trunk_in_the_middle(path: Path) -> bytes:
+    """The fake model with its first result named as the trunk's: something to cut behind."""
+    import onnx
+
+    model = onnx.load(path)
+    first = model.graph.node[0].output[0]
+    for node in model.graph.node:
+        node.input[:] = ["trunk/P2" if name == first else name for name in node.input]
+        node.output[:] = ["trunk/P2" if name == first else name for name in node.output]
+    return model.SerializeToString()
+
+
+def test_bf16_without_its_units_is_an_error_not_a_fallback(
+    fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blu_export.runtime.openvino.has_bf16", lambda: False)
+    with pytest.raises(MissingDependencyError, match="no bf16 units"):
+        load_runner(fake_onnx(), precision="bf16")
+    with pytest.raises(UsageError, match="onnxruntime does not compute in bf16"):
+        load_runner(fake_onnx(), "onnxruntime", "bf16")
+    with pytest.raises(UsageError, match="is int8 and cannot run in bf16"):
+        OpenVinoRunner(fake_onnx(metadata={"blu_precision": "int8"}), bf16=True)
+
+
+def test_bf16_cuts_the_graph_behind_the_trunk(fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has bf16 units the trunk is rounded by them; where it has none, nothing is."""
+    exact = not has_bf16()
+    monkeypatch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)
+    path = fake_onnx()
+    path.write_bytes(_trunk_in_the_middle(path))
+    with load_runner(path, precision="bf16") as runner:
+        assert (runner.runtime, runner.precision) == ("openvino", "bf16")
+        assert isinstance(runner, OpenVinoRunner)
+        trunk, rest = runner._compiled
+        assert [output.any_name for output in trunk.outputs] == ["trunk/P2"]
+        assert "trunk/P2" in {i.any_name for i in rest.inputs}
+        for levels in ((255,), (0, 51, 102)):
+            detections, masks = runner.run(_canvas(*levels), _window(len(levels)))
+            np.testing.assert_allclose(detections[:, 0, 5], np.array(levels) / 255, atol=1e-6 if exact else 0.01)
+            np.testing.assert_array_equal(masks[:, :, 14, 14], [[1, 1, 0]] * len(levels))
+
+
+def test_bf16_of_a_real_model_finds_what_float32_finds() -> None:
+    """On processors without bf16 units only the cut is proved, on the last bit."""
+    from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.measure.verify import TOLERANCES, verify
+
+    with OpenVinoRunner(embedded()) as reference, pytest.MonkeyPatch.context() as patch:
+        exact = not has_bf16()
+        patch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)
+        with OpenVinoRunner(embedded(), bf16=True) as candidate:
+            report = verify(reference, candidate, [embedded(DEMO_PHOTO)], TOLERANCES["bf16"])
+    report.require()
+    if exact:
+        assert report.to_json()["max_score_error"] == 0
 
 
 def test_auto_says_what_it_took_and_why(fake_onnx: FakeOnnx, caplog: pytest.LogCaptureFixture) -> None:

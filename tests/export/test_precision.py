@@ -1,0 +1,242 @@
+"""Half and int8 of a small model's learned parts: types, what stays better, and roundings that cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from blu_export.errors import UsageError
+from blu_export.export.half import rehearse, round_to_half, to_half
+from blu_export.export.int8 import quantise, shifted
+from blu_export.export.layers import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs
+from blu_export.export.precision import (
+    INT8_OUTPUT_ERROR,
+    compose_typed,
+    leading_layers,
+    type_parts,
+    unfit_for_half,
+)
+from blu_export.export.rounding import round_together, spread_errors
+
+Parts = dict[str, onnx.ModelProto]
+WINDOW = np.float32([[0, 0, 128, 128]])
+SEEN, OTHERS = slice(0, 4), slice(4, 8)
+"""Canvases that roundings are chosen on, and those that they are judged on."""
+
+
+@pytest.fixture
+def samples(small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> dict[str, list[NDArray[np.float32]]]:
+    """Inputs of each part for eight canvases."""
+    return sample_inputs(small_parts, small_model.spec, [(canvas[None], WINDOW) for canvas in canvases])
+
+
+def kernels(part: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Kernel of each layer."""
+    tensors = {t.name: t for t in part.graph.initializer}
+    layers = [node for node in part.graph.node if node.op_type in WEIGHTED]
+    return {node.name: numpy_helper.to_array(tensors[node.input[1]]) for node in layers}
+
+
+def with_kernels(part: onnx.ModelProto, change: Any) -> onnx.ModelProto:
+    """The part with ``change(layer, kernel)`` in place of each kernel."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(part)
+    layer_of = {node.input[1]: node.name for node in part.graph.node if node.op_type in WEIGHTED}
+    for tensor in changed.graph.initializer:
+        if tensor.name in layer_of:
+            values = change(layer_of[tensor.name], numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, np.float32), tensor.name))
+    return changed
+
+
+@given(seed=st.integers(0, 2**16), blocks=st.integers(1, 3), outputs=st.integers(1, 6), columns=st.integers(2, 80))
+@settings(max_examples=30)
+def test_errors_of_inputs_that_resemble_each_other_cancel(seed: int, blocks: int, outputs: int, columns: int) -> None:
+    random = np.random.default_rng(seed)
+    weights = random.normal(size=(blocks, outputs, columns))
+    inputs = 1 + 0.1 * random.normal(size=(blocks, 400, columns))
+    moments = inputs.transpose(0, 2, 1) @ inputs / 400
+    rounded = spread_errors(weights, moments)
+    np.testing.assert_array_equal(rounded, round_to_half(rounded))
+    np.testing.assert_allclose(rounded, weights, rtol=0.02, atol=0.02)
+
+    def error(found: NDArray[np.float64]) -> float:
+        return float(np.square(inputs @ (found - weights).transpose(0, 2, 1)).sum())
+
+    assert error(rounded) <= error(round_to_half(weights).astype(float)) * 1.05
+
+
+def test_errors_of_unrelated_inputs_are_left_alone() -> None:
+    weights = np.random.default_rng(0).normal(size=(2, 5, 40))
+    moments = np.tile(np.eye(40) * 3, (2, 1, 1))
+    np.testing.assert_array_equal(spread_errors(weights, moments), round_to_half(weights))
+
+
+def test_an_input_that_is_always_zero_costs_nothing() -> None:
+    weights = np.random.default_rng(0).normal(size=(1, 3, 8))
+    np.testing.assert_array_equal(spread_errors(weights, np.zeros((1, 8, 8))), round_to_half(weights))
+
+
+@pytest.mark.parametrize("name", ["trunk", "box_head", "mask_head"])
+def test_kernels_rounded_together_move_the_outputs_less(name: str, small_parts: Parts, samples: Any) -> None:
+    part = small_parts[name]
+    rounded = round_together(part, samples[name][SEEN])
+    for kernel in kernels(rounded).values():
+        np.testing.assert_array_equal(kernel, round_to_half(kernel).astype(np.float32))
+    nearest = with_kernels(part, lambda layer, kernel: round_to_half(kernel))
+    exact = outputs_of(part, samples[name][OTHERS])
+    together, alone = (output_error(exact, outputs_of(p, samples[name][OTHERS])) for p in (rounded, nearest))
+    assert 0 < together < 0.9 * alone
+
+
+def test_kernels_that_are_kept_stay(small_parts: Parts, samples: Any) -> None:
+    part = small_parts["trunk"]
+    before = kernels(part)
+    kept = [name for name in before if "stem" in name or "rpn" in name]
+    assert kept
+    after = kernels(round_together(part, samples["trunk"][:1], kept))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == set(before) - set(kept)
+
+
+def test_half_types_every_layer(small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> None:
+    typed = type_parts(small_parts, small_model.spec, "fp16", "tensorrt", [(canvases[:1], WINDOW)])
+    assert not typed.kept
+    assert typed.notes() == ["every layer is in fp16", "measured on 1 photo"]
+    for part in typed.parts.values():
+        assert {kernel.dtype for kernel in kernels(part).values()} == {np.dtype(np.float16)}
+    onnx.checker.check_model(compose_typed(typed, small_model.spec), full_check=True)
+
+
+def test_a_layer_that_overflows_half_is_kept_and_named(small_parts: Parts, samples: Any) -> None:
+    part = with_kernels(
+        small_parts["box_head"], lambda layer, kernel: kernel * (1e6 if layer.endswith("mrcnn_class_conv1") else 1)
+    )
+    kept = unfit_for_half(part, samples["box_head"][:1])
+    layers = {name.rpartition("/")[2] for name in kept}
+    assert "mrcnn_class_conv1" in layers
+    assert any("numbers up to" in reason for reason in kept.values())
+    typed = to_half(part, kept)
+    dtypes = {name.rpartition("/")[2]: kernel.dtype for name, kernel in kernels(typed).items()}
+    assert dtypes["mrcnn_class_conv1"] == np.float32
+    [found] = outputs_of(rehearse(typed), samples["box_head"][:1])
+    assert all(np.isfinite(array).all() for array in found)
+
+
+def test_a_rehearsal_rounds_every_result(small_parts: Parts, samples: Any) -> None:
+    part = to_half(small_parts["mask_head"])
+    rehearsal = rehearse(part)
+    assert {i.type.tensor_type.elem_type for i in (*rehearsal.graph.input, *rehearsal.graph.output)} == {
+        TensorProto.FLOAT
+    }
+    for array in outputs_of(rehearsal, samples["mask_head"][:1])[0]:
+        np.testing.assert_array_equal(array, round_to_half(array).astype(np.float32))
+
+
+def test_int8_for_processors_fits_into_their_sixteen_bit_sums(small_parts: Parts, samples: Any) -> None:
+    part = quantise(small_parts["box_head"], samples["box_head"], "portable")
+    tensors = {t.name: numpy_helper.to_array(t) for t in part.graph.initializer}
+    weights = [
+        tensors[n.input[0]] for n in part.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in tensors
+    ]
+    kernels8 = [w for w in weights if w.dtype == np.int8]
+    assert kernels8
+    # Two products of an unsigned activation and a weight, added in 16 bits.
+    assert all(2 * 255 * np.abs(w.astype(int)).max() < 2**15 for w in kernels8)
+
+
+def test_int8_for_tensorrt_is_symmetric(small_parts: Parts, samples: Any) -> None:
+    part = quantise(small_parts["box_head"], samples["box_head"], "tensorrt")
+    tensors = {t.name: numpy_helper.to_array(t) for t in part.graph.initializer}
+    zeros = [tensors[n.input[2]] for n in part.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert zeros
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+
+
+@pytest.mark.parametrize("target", ["portable", "tensorrt"])
+def test_int8_parts_are_near_the_exact_ones(
+    target: str, small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any
+) -> None:
+    photos = [(canvas[None], WINDOW) for canvas in canvases[SEEN]]
+    typed = type_parts(small_parts, small_model.spec, "int8", target, photos)
+    onnx.checker.check_model(compose_typed(typed, small_model.spec), full_check=True)
+    for name, part in typed.rehearsal().items():
+        found = outputs_of(part, samples[name][SEEN])
+        assert output_error(outputs_of(small_parts[name], samples[name][SEEN]), found) < 0.3
+
+
+def test_the_mean_error_goes_into_the_bias(small_parts: Parts, samples: Any) -> None:
+    part = small_parts["mask_head"]
+    coarse = with_kernels(part, lambda layer, kernel: np.round(kernel * 16) / 16)
+    shifts = {cost.name: cost.shift for cost in half_costs(part, samples["mask_head"])}
+    layer = next(node for node in part.graph.node if node.op_type == "Conv")
+    moved = shifted(part, {layer.name: np.arange(len(shifts[layer.name]), dtype=float)})
+    before, after = (
+        {t.name: numpy_helper.to_array(t) for t in p.graph.initializer}[layer.input[2]] for p in (part, moved)
+    )
+    np.testing.assert_allclose(after, before - np.arange(len(before)), rtol=1e-5)
+    others = {t.name for t in part.graph.initializer} - {layer.input[2]}
+    for tensor in moved.graph.initializer:
+        if tensor.name in others:
+            assert tensor in part.graph.initializer
+    assert all(np.isfinite(shift).all() for shift in shifts.values())
+    assert output_error(outputs_of(part, samples["mask_head"]), outputs_of(coarse, samples["mask_head"])) > 0
+
+
+class Front:
+    """Stands for an exporter in int8: noise in the first ``noisy`` layers, unless they are kept."""
+
+    def __init__(self, part: onnx.ModelProto, noisy: int, everywhere: float = 0.0) -> None:
+        self.part = part
+        self.layers = list(kernels(part))
+        self.noisy = self.layers[:noisy]
+        self.everywhere = everywhere
+        self.calls: list[int] = []
+
+    def typed_but(self, kept: Sequence[str]) -> onnx.ModelProto:
+        self.calls.append(len(kept))
+        random = np.random.default_rng(0)
+
+        def noise(layer: str, kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+            share = 0.0 if layer in kept else 3.0 if layer in self.noisy else self.everywhere
+            return kernel + share * kernel.std() * random.normal(size=kernel.shape)
+
+        return with_kernels(self.part, noise)
+
+
+@pytest.mark.parametrize("noisy", [1, 3, 7])
+def test_as_many_leading_layers_are_kept_as_the_outputs_need(noisy: int, small_parts: Parts, samples: Any) -> None:
+    part, photos = small_parts["trunk"], samples["trunk"][:2]
+    front = Front(part, noisy)
+    kept = leading_layers(part, photos, front.typed_but)
+    assert kept == front.layers[: len(kept)]
+    assert 1 <= len(kept) <= noisy
+    exact = outputs_of(part, photos)
+    assert output_error(exact, outputs_of(front.typed_but(kept), photos)) <= INT8_OUTPUT_ERROR
+    assert output_error(exact, outputs_of(front.typed_but(kept[:-1]), photos)) > INT8_OUTPUT_ERROR
+    assert len(front.calls) < 12, "found by bisection"
+
+
+def test_no_layer_is_kept_where_nothing_is_lost(small_parts: Parts, samples: Any) -> None:
+    front = Front(small_parts["trunk"], 0)
+    assert leading_layers(small_parts["trunk"], samples["trunk"][:1], front.typed_but) == []
+    assert front.calls == [0]
+
+
+def test_no_layer_is_kept_where_the_front_is_not_the_cause(small_parts: Parts, samples: Any) -> None:
+    front = Front(small_parts["trunk"], 0, everywhere=1.0)
+    assert leading_layers(small_parts["trunk"], samples["trunk"][:1], front.typed_but) == []
+
+
+@pytest.mark.parametrize(("precision", "method"), [("fp8", "minmax"), ("int8", "guess"), ("int8", "minmax")])
+def test_what_cannot_be_is_refused(precision: str, method: str, small_parts: Parts, small_model: Any) -> None:
+    with pytest.raises(UsageError):
+        type_parts(small_parts, small_model.spec, precision, "portable", [], method)

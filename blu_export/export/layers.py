@@ -134,7 +134,9 @@ def layer_costs(
     rows = [session.run(measured, {graph.input[0].name: sample}) for sample in samples]
     table = np.array([[value for i, value in enumerate(row) if i % 5 != 4] for row in rows], np.float64)
     error, power, largest_in, largest_out = (table[:, i::4] for i in range(4))
-    shifts = [np.mean(values, axis=0, dtype=np.float64) for values in zip(*(row[4::5] for row in rows), strict=True)]
+    shifts = [
+        np.stack(values).mean(axis=0, dtype=np.float64) for values in zip(*(row[4::5] for row in rows), strict=True)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.sqrt(error.sum(axis=0) / power.sum(axis=0))
     relative = np.where(np.isnan(relative), np.where(np.isfinite(error.sum(axis=0)), 0.0, np.inf), relative)

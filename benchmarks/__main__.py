@@ -173,7 +173,7 @@ def measure_accuracy(
         say(f"average precision on {len(dataset)} photos: {candidate.name}")
         detector = candidate.open(threads)
         with detector.runner:
-            values = evaluator([found for rows in detect(detector, dataset) for found in rows]).values()
+            values = evaluator([found for photo in detect(detector, dataset) for found in photo]).values
         row["notes"] |= {name: values[name] for name in ("box_ap", "mask_ap")}
 
 

@@ -465,7 +465,7 @@ def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
         "saturation": lambda: saturation(target, short),
         "steady": lambda: steady(target, long),
         "overload": lambda: overload(target, long),
-        "soak": lambda: soak(target, 30.0 if quick else 300.0),
+        "soak": lambda: soak(target, 30.0 if quick else 600.0),
         "kill": lambda: kill(target, short),
         "hang": lambda: hang(target, 10.0),
         "terminate": lambda: terminate(target, short),

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from blu_export.errors import UsageError
 from blu_export.export.half import rehearse, round_to_half, to_half
-from blu_export.export.int8 import quantise, shifted
-from blu_export.export.layers import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs
+from blu_export.export.int8 import quantise
+from blu_export.export.layers import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs, shifted
 from blu_export.export.precision import (
     compose_typed,
     leading_layers,
@@ -56,11 +56,12 @@ def with_kernels(part: onnx.ModelProto, change: Any) -> onnx.ModelProto:
     return changed
 
 
-@given(seed=st.integers(0, 2**16), blocks=st.integers(1, 3), outputs=st.integers(1, 6), columns=st.integers(2, 80))
-@settings(max_examples=30)
-def test_errors_of_inputs_that_resemble_each_other_cancel(seed: int, blocks: int, outputs: int, columns: int) -> None:
+@given(seed=st.integers(0, 2**16), blocks=st.integers(1, 3), columns=st.integers(16, 80))
+@settings(max_examples=30, deadline=None)
+def test_errors_of_inputs_that_resemble_each_other_cancel(seed: int, blocks: int, columns: int) -> None:
+    """Over many outputs: of a single one the nearest numbers may happen to be better."""
     random = np.random.default_rng(seed)
-    weights = random.normal(size=(blocks, outputs, columns))
+    weights = random.normal(size=(blocks, 64, columns))
     inputs = 1 + 0.1 * random.normal(size=(blocks, 400, columns))
     moments = inputs.transpose(0, 2, 1) @ inputs / 400
     rounded = spread_errors(weights, moments)
@@ -70,7 +71,7 @@ def test_errors_of_inputs_that_resemble_each_other_cancel(seed: int, blocks: int
     def error(found: NDArray[np.float64]) -> float:
         return float(np.square(inputs @ (found - weights).transpose(0, 2, 1)).sum())
 
-    assert error(rounded) <= error(round_to_half(weights).astype(float)) * 1.05
+    assert error(rounded) < 0.2 * error(round_to_half(weights).astype(float))
 
 
 def test_errors_of_unrelated_inputs_are_left_alone() -> None:

@@ -122,6 +122,15 @@ def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
     return path
 
 
+def photos_of(dataset: str | Path, split: str) -> list[Any]:
+    """As many decoded photos as calibration uses, evenly spread over a split."""
+    from blu_export.data.load import load_dataset
+    from blu_export.export.precision import MOST_PHOTOS
+
+    photos = load_dataset(dataset, split)
+    return [photos.load_image(i) for i in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS))][:MOST_PHOTOS]
+
+
 def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Path:
     """A copy of the default model's file, with an int8 one beside it.
 
@@ -129,14 +138,8 @@ def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Pat
     """
     import shutil
 
-    from blu_export.data.load import load_dataset
     from blu_export.export.onnx import export_onnx
-    from blu_export.export.precision import MOST_PHOTOS
     from blu_export.runtime.choice import precision_path
-
-    def some(split: str) -> list[Any]:
-        photos = load_dataset(dataset, split)
-        return [photos.load_image(i) for i in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS))][:MOST_PHOTOS]
 
     path = exports_folder(folder) / onnx.name
     shutil.copyfile(onnx, path)
@@ -144,7 +147,9 @@ def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Pat
     if not output.exists():
         say(f"exporting {output.name}")
         weights = onnx.with_suffix(".h5")
-        export_onnx(weights, output, precision="int8", calibration=some("train"), images=some("val"))
+        export_onnx(
+            weights, output, precision="int8", calibration=photos_of(dataset, "train"), images=photos_of(dataset, "val")
+        )
     return path
 
 

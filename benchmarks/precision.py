@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.models import photos_of
 from blu_export.data.load import load_dataset
 from blu_export.detections import Detections
 from blu_export.detector import Detector
 from blu_export.embedded import embedded
 from blu_export.errors import BluError
 from blu_export.export.int8 import METHODS
-from blu_export.export.precision import MOST_PHOTOS, TypedParts, canvases, compose_typed, type_parts
+from blu_export.export.precision import TypedParts, canvases, compose_typed, type_parts
 from blu_export.export.split import split
 from blu_export.files import atomic_write
 from blu_export.measure.evaluate import Evaluator, detect
@@ -60,10 +61,7 @@ class Study:
         self.parts = split(onnx.load_from_string(self.source.data), self.spec)
         self.dataset = load_dataset(dataset, "val").limited(limit)
         self.evaluator = Evaluator(self.dataset)
-        train = load_dataset(dataset, "train")
-        step = max(1, len(train) // MOST_PHOTOS)
-        photos = [train.load_image(index) for index in range(0, len(train), step)][:MOST_PHOTOS]
-        self.canvases = canvases(photos, self.spec)
+        self.canvases = canvases(photos_of(dataset, "train"), self.spec)
         self.say(f"float32: {len(self.dataset)} photos")
         self.found, self.ap = self._judge(OnnxRuntimeRunner(self.source, "cpu"))
 

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -134,25 +134,6 @@ def int8_costs(
         return new_nodes, constants, names
 
     return layer_costs(part, samples, rounded)
-
-
-def shifted(part: onnx.ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
-    """A float32 part whose biases make up for the mean error of its layers.
-
-    Args:
-        shifts: layer -> mean error of each output channel. Layers that share a bias share the mean of theirs.
-    """
-    moved = onnx.ModelProto()
-    moved.CopyFrom(part)
-    by_bias: dict[str, list[NDArray[np.float64]]] = {}
-    for node in part.graph.node:
-        if node.name in shifts and len(node.input) > 2:
-            by_bias.setdefault(node.input[2], []).append(shifts[node.name])
-    for tensor in moved.graph.initializer:
-        if tensor.name in by_bias:
-            bias = numpy_helper.to_array(tensor) - np.mean(by_bias[tensor.name], axis=0)
-            tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
-    return moved
 
 
 def _dequantised(node: onnx.NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -147,6 +147,25 @@ def layer_costs(
     ]
 
 
+def shifted(part: onnx.ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
+    """A float32 part whose biases make up for the mean error of its layers.
+
+    Args:
+        shifts: layer -> mean error of each output channel. Layers that share a bias share the mean of theirs.
+    """
+    moved = onnx.ModelProto()
+    moved.CopyFrom(part)
+    by_bias: dict[str, list[NDArray[np.float64]]] = {}
+    for node in part.graph.node:
+        if node.name in shifts and len(node.input) > 2:
+            by_bias.setdefault(node.input[2], []).append(shifts[node.name])
+    for tensor in moved.graph.initializer:
+        if tensor.name in by_bias:
+            bias = numpy_helper.to_array(tensor) - np.mean(by_bias[tensor.name], axis=0)
+            tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
+    return moved
+
+
 def outputs_of(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> list[list[NDArray[np.float32]]]:
     """All outputs of a part for each sample."""
     session = open_session(part)

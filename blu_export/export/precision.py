@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from blu_export.errors import UsageError
 from blu_export.export.compose import compose
 from blu_export.export.half import rehearse, to_half
-from blu_export.export.int8 import METHODS, at_opset, int8_costs, quantise, shifted
+from blu_export.export.int8 import METHODS, at_opset, int8_costs, quantise
 from blu_export.export.layers import (
     WEIGHTED,
     LayerCost,
@@ -28,6 +28,7 @@ from blu_export.export.layers import (
     output_error,
     outputs_of,
     sample_inputs,
+    shifted,
     tensor_ranges,
 )
 from blu_export.export.rounding import round_together

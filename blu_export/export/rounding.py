@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from blu_export.export.half import round_to_half
-from blu_export.export.layers import open_session
+from blu_export.export.layers import open_session, shifted
 
 ROWS = 1024
 """Positions of each photo at which a layer's inputs are looked at."""
@@ -29,9 +29,6 @@ STRIPE = 32
 """Columns whose errors are spread over the rest of a block at once."""
 DAMPING = 0.01
 """Added to the second moments' diagonal, as a share of its mean: few rows do not describe all inputs."""
-
-Columns = NDArray[np.float32]
-"""[blocks, rows, columns of a block]."""
 
 
 def round_together(
@@ -50,13 +47,12 @@ def round_together(
     kernels = {k.name: k for k in _kernels(part, tensors, keep)}
     for name, columns in _columns_of(part, kernels, samples):
         kernels[name].see(columns)
+    shifts: dict[str, NDArray[np.float64]] = {}
     for kernel in kernels.values():
         weights, shift = kernel.rounded()
         tensors[kernel.name].CopyFrom(numpy_helper.from_array(weights, kernel.name))
-        if kernel.bias:
-            bias = numpy_helper.to_array(tensors[kernel.bias]) - shift.astype(np.float32)
-            tensors[kernel.bias].CopyFrom(numpy_helper.from_array(bias, kernel.bias))
-    return rounded
+        shifts |= {node.name: shift for node in kernel.nodes}
+    return shifted(rounded, shifts)
 
 
 def spread_errors(weights: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -95,7 +91,6 @@ class _Kernel:
     """A kernel, the layers that share it, and what they see."""
 
     name: str
-    bias: str
     nodes: list[onnx.NodeProto]
     values: NDArray[np.float32]
     """As the initializer is: Conv [O, C / groups, height, width], Gemm [C, O] or [O, C]."""
@@ -156,13 +151,8 @@ def _kernels(part: onnx.ModelProto, tensors: dict[str, Any], keep: Collection[st
         if name not in tensors or any(node.name in keep for node in nodes):
             continue
         settings = _attributes(nodes[0])
-        biases = {node.input[2] if len(node.input) > 2 else "" for node in nodes}
-        bias = biases.pop() if len(biases) == 1 else ""
-        gemm = nodes[0].op_type == "Gemm"
-        transposed = gemm and not settings.get("transB", 0)
-        yield _Kernel(
-            name, bias, nodes, numpy_helper.to_array(tensors[name]), settings.get("group", 1), transposed
-        )  # fmt: skip
+        transposed = nodes[0].op_type == "Gemm" and not settings.get("transB", 0)
+        yield _Kernel(name, nodes, numpy_helper.to_array(tensors[name]), settings.get("group", 1), transposed)
 
 
 def _columns_of(

@@ -21,7 +21,7 @@ from blu_export.extras import import_extra, missing_extra
 from blu_export.measure.cold import measure_cold
 from blu_export.measure.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.measure.machine import describe, matrix_peaks
-from blu_export.measure.timing import ENOUGH_SECONDS, NOISY_SPREAD, Timing, median_seconds, take_turns
+from blu_export.measure.timing import NOISY_SPREAD, Timing, enough_of, median_seconds, take_turns
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
 from blu_export.runtime.choice import REDUCED, precision_path, remember
 from blu_export.runtime.cpu import usable_cores
@@ -416,13 +416,11 @@ class _ModelRun:
         assert candidate.file is not None
         self.say(f"fresh process: {candidate.name}")
         runtime = candidate.runtime.partition(" ")[0]
-        runs: list[dict[str, float]] = []
+        file = candidate.file
         try:
-            measure_cold(candidate.file, self.photo, runtime)
-            while not runs or (
-                len(runs) < self.settings.rounds and sum(r["first_result_s"] for r in runs) < ENOUGH_SECONDS
-            ):
-                runs.append(measure_cold(candidate.file, self.photo, runtime))
+            runs = enough_of(
+                lambda: measure_cold(file, self.photo, runtime), self.settings.rounds, lambda run: run["first_result_s"]
+            )
         except BluError as error:
             self.say(f"skipped: {error}")
             return None

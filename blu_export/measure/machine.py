@@ -119,11 +119,13 @@ def _openvino_products(threads: int) -> dict[str, Callable[[], Any]]:
         import openvino as ov
     except ImportError:
         return {}
+    from blu_export.runtime.openvino import has_bf16
+
     a, _ = _operands()
     core = ov.Core()
     products: dict[str, Callable[[], Any]] = {}
     hints = {"float32": "f32"}
-    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if has_bf16():
         hints["bf16"] = "bf16"
     for precision, hint in hints.items():
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}

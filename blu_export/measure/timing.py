@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 NOISY_SPREAD = 1.15
 """p90 over p10 of a fixed piece of work above which the machine was too busy for exact numbers."""
@@ -84,16 +86,24 @@ def take_turns(
     return Rounds(seconds, float(high / low))
 
 
-def median_seconds(action: Callable[[], object], repeats: int) -> float:
-    """Median time of one action alone, after a first call that does not count.
+def enough_of(measure: Callable[[], T], repeats: int, seconds: Callable[[T], float]) -> list[T]:
+    """Results of one measurement alone, after a first one that does not count.
 
-    At most ``repeats`` calls, and fewer of a slow action: none is begun after ENOUGH_SECONDS.
+    At most ``repeats``, and fewer of a slow one: none is begun once they took ENOUGH_SECONDS in all.
+
+    Args:
+        seconds: what a result took.
     """
-    action()
-    seconds: list[float] = []
-    while not seconds or (len(seconds) < repeats and sum(seconds) < ENOUGH_SECONDS):
-        seconds.append(_seconds(action))
-    return float(np.median(seconds))
+    measure()
+    found: list[T] = []
+    while not found or (len(found) < repeats and sum(map(seconds, found)) < ENOUGH_SECONDS):
+        found.append(measure())
+    return found
+
+
+def median_seconds(action: Callable[[], object], repeats: int) -> float:
+    """Median time of one action alone; see ``enough_of``."""
+    return float(np.median(enough_of(lambda: _seconds(action), repeats, float)))
 
 
 def _seconds(action: Callable[[], object]) -> float:

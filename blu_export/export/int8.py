@@ -30,6 +30,9 @@ from blu_export.extras import import_extra
 METHODS = ("minmax", "percentile", "entropy")
 """How a range follows from what was seen; ``minmax`` keeps everything."""
 QUANTISED = ["Conv", "Gemm"]
+INT8_LARGEST = 127
+SMALLEST_SCALE = 2.0**-17
+"""For TensorRT scales become half: smaller ones keep too few bits there, and those of dead channels would be zero."""
 
 
 def quantise(
@@ -63,6 +66,7 @@ def quantise(
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": QUANTISED,
             "QDQKeepRemovableActivations": True,
+            "MinimumRealRange": 2 * INT8_LARGEST * SMALLEST_SCALE,
         }
     methods = quantization.CalibrationMethod
     reader = _reader(quantization, part.graph.input[0].name, samples)

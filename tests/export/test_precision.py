@@ -161,6 +161,21 @@ def test_int8_for_tensorrt_is_symmetric(small_parts: Parts, samples: Any) -> Non
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
 
 
+def test_the_scale_of_a_dead_channel_is_not_zero_in_half(small_parts: Parts, samples: Any) -> None:
+    def dying(layer: str, kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+        kernel = kernel.copy()
+        if kernel.ndim == 4:
+            kernel[0] *= 1e-9 / np.abs(kernel[0]).max()
+        return kernel
+
+    part = with_kernels(small_parts["trunk"], dying)
+    typed = to_half(quantise(part, samples["trunk"][:2], "tensorrt"))
+    tensors = {t.name: numpy_helper.to_array(t) for t in typed.graph.initializer}
+    scales = [tensors[n.input[1]] for n in typed.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert any(scale.ndim for scale in scales)
+    assert all((scale > 0).all() for scale in scales)
+
+
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
 def test_int8_parts_are_near_the_exact_ones(
     target: str, small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 import tempfile
@@ -24,17 +25,19 @@ from benchmarks.gpu_peak import engine_peak
 from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.engine.build import Request, build_engine, find_device
 from blu_export.engine.cuda import Cuda
-from blu_export.engine.libraries import is_installed, load_builder
+from blu_export.engine.libraries import BUILDERS, is_installed, load_builder
 from blu_export.engine.sidecar import Batch
-from blu_export.errors import BluError, ModelFileError
+from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.files import atomic_write
 from blu_export.image import decode, mold
 from blu_export.measure.machine import describe
 from blu_export.measure.timing import Timing
 from blu_export.runtime.base import Runner
+from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
 from blu_export.sources import find_images
 
 ROOT = Path(__file__).resolve().parent.parent
+CUDA = "onnxruntime-cuda"
 PRECISIONS = ("fp16", "float32", "int8")
 """By importance."""
 BATCHES = (1, 4, 8)
@@ -111,8 +114,8 @@ def measure(session: Session, models: list[Path]) -> bool:
     )
     for name, brings in missing.items():
         session.say(f"missing: {name}: {brings}")
-    runtime = _runtime(device)
-    if device is None or runtime is None:
+    runtimes = _runtimes()
+    if device is None or not runtimes:
         session.skip("everything", "no GPU" if device is None else "no runtime for the GPU")
         return False
     free, total = device.memory()
@@ -124,21 +127,23 @@ def measure(session: Session, models: list[Path]) -> bool:
         "free_bytes_before": free,
         "driver_cuda": device.driver(),
     }
-    session.say(f"{device.name} (sm{major}{minor}), {total / 2**30:.0f} GiB, by {runtime}")
+    session.say(f"{device.name} (sm{major}{minor}), {total / 2**30:.0f} GiB, by {', '.join(runtimes)}")
     chosen = models or _found_models()
     if not chosen:
         session.skip("every model", "there is none: name a file, or make some with python -m benchmarks")
         return False
-    if runtime != "onnxruntime":
+    if builder := next((name for name in runtimes if name != CUDA), None):
         for precision in PRECISIONS:
-            _attempt(session, f"matrix peak in {precision}", lambda p=precision: _peak(session, runtime, device, p))
-    for path in chosen:
-        for precision in PRECISIONS:
-            name = f"{path.stem} in {precision}"
-            if session.left() <= 0:
-                session.skip(name, "the time is used up")
-                continue
-            _attempt(session, name, lambda path=path, p=precision: _row(session, runtime, device, path, p))
+            _attempt(session, f"matrix peak in {precision}", lambda p=precision: _peak(session, builder, device, p))
+    for path, precision, runtime in itertools.product(chosen, PRECISIONS, runtimes):
+        name = f"{path.stem} in {precision} by {runtime}"
+        if session.left() <= 0:
+            session.skip(name, "the time is used up")
+            continue
+        session.say(name)
+        row: dict[str, Any] = {"model": path.stem, "runtime": runtime, "precision": precision}
+        measure_row = _cuda_row if runtime == CUDA else _engine_row
+        _attempt(session, name, lambda work=measure_row, path=path, row=row: work(session, device, path, row))
     return bool(session.result["rows"])
 
 
@@ -167,15 +172,10 @@ def _providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
-def _runtime(device: Cuda | None) -> str | None:
-    """The best that is here: a builder, ONNX Runtime on CUDA, or None."""
-    if device is None:
-        return None
-    if importlib.util.find_spec("onnx"):
-        for builder in ("tensorrt", "tensorrt-rtx"):
-            if is_installed(builder):
-                return builder
-    return "onnxruntime" if "CUDAExecutionProvider" in _providers() else None
+def _runtimes() -> list[str]:
+    """What can run here: the better builder, and ONNX Runtime's CUDA as its peer."""
+    found = [name for name in BUILDERS if is_installed(name) and importlib.util.find_spec("onnx")][:1]
+    return found + [CUDA] * ("CUDAExecutionProvider" in _providers())
 
 
 def _found_models() -> list[Path]:
@@ -205,29 +205,42 @@ def _peak(session: Session, builder: str, device: Cuda, precision: str) -> None:
     session.say(f"matrix peak in {precision}: {rate / 1e12:.1f} TFLOP/s")
 
 
-def _row(session: Session, runtime: str, device: Cuda, path: Path, precision: str) -> None:
-    """One model in one precision: built, compared, timed."""
-    if runtime == "onnxruntime":
-        if precision != "float32":
-            session.skip(f"{path.stem} in {precision}", "ONNX Runtime runs files of blu export onnx as they are")
-            return
-        row: dict[str, Any] = {"model": path.stem, "runtime": runtime, "precision": precision}
-        from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+def _cuda_row(session: Session, device: Cuda, path: Path, row: dict[str, Any]) -> None:
+    """One model in one precision by ONNX Runtime's CUDA: typed, compared, timed."""
+    from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
-        with OnnxRuntimeRunner(path, "cuda") as runner:
-            _measure_runner(session, runner, path, device, row)
-        return
+    precision = row["precision"]
+    if precision == "int8":
+        raise UsageError("ONNX Runtime's CUDA has no int8 kernels for these layers")
+    file = read_onnx(path)
+    if precision != "float32":
+        import onnx
+
+        from blu_export.export.onnx import checked_graph
+        from blu_export.export.precision import canvases, type_parts
+        from blu_export.export.split import split
+
+        spec = spec_of(file, str(path))
+        parts = split(onnx.load_from_string(file.data), spec)
+        typed = type_parts(parts, spec, precision, "portable", canvases(session.photos, spec))
+        row["kept"] = dict(typed.kept)
+        file = parse_onnx(checked_graph(typed, spec).SerializeToString(), str(path))
+    with OnnxRuntimeRunner(file, "cuda", source=str(path)) as runner:
+        _measure_runner(session, runner, path, device, row)
+
+
+def _engine_row(session: Session, device: Cuda, path: Path, row: dict[str, Any]) -> None:
+    """One model in one precision by an engine: built, compared, timed."""
+    precision, builder = row["precision"], row["runtime"]
     with tempfile.TemporaryDirectory(prefix="blu-gpu-") as folder:
         output = Path(folder) / "model.engine"
         request = Request(
-            path, precision, "this-gpu", runtime, Batch(1, max(BATCHES) // 2, max(BATCHES)), output=output, verify=False
+            path, precision, "this-gpu", builder, Batch(1, max(BATCHES) // 2, max(BATCHES)), output=output, verify=False
         )
         start = time.perf_counter()
         _, sidecar = build_engine(request, session.photos, device, session.say)
-        row = {
-            "model": path.stem,
-            "runtime": f"{runtime} {sidecar.builder_version}",
-            "precision": precision,
+        row |= {
+            "runtime": f"{builder} {sidecar.builder_version}",
             "build_seconds": sidecar.build_seconds,
             "with_measuring_seconds": round(time.perf_counter() - start, 1),
             "engine_bytes": output.stat().st_size,

@@ -32,7 +32,7 @@ def engine_peak(trt: ModuleType, cuda: Cuda, precision: str) -> float:
     config.clear_flag(trt.BuilderFlag.TF32)
     if is_rtx(trt):
         config.num_compute_capabilities = 1
-        config.set_compute_capability(rtx_capability(trt, cuda.capability), 0)
+        config.set_compute_capability(rtx_capability(trt, cuda.capability, here=True), 0)
     engine = None
     if parser.parse(products(precision).SerializeToString()):
         data = builder.build_serialized_network(network, config)

@@ -10,7 +10,7 @@ from blu_export.errors import MissingDependencyError
 EXTRAS = {
     "cpu": ("onnxruntime", "openvino"),
     "gpu": ("tensorrt", "cuda"),
-    "rtx": ("tensorrt_rtx",),
+    "rtx": ("tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx", "cuda"),
     "train": (
         "tensorflow",
         "keras",

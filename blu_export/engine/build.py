@@ -64,6 +64,11 @@ class Plan:
     device: Cuda | None
     """The GPU of this machine."""
 
+    @property
+    def here(self) -> bool:
+        """Whether the target is this machine's GPU."""
+        return self.device is not None and self.device.capability == self.target.capability
+
 
 def plan(request: Request, device: Cuda | None) -> Plan:
     """Decide target and builder.
@@ -133,7 +138,7 @@ def build_engine(
     decided = plan(request, device)
     trt = load_builder(decided.builder)
     if is_rtx(trt):
-        rtx_capability(trt, decided.target.capability)  # before minutes of work
+        rtx_capability(trt, decided.target.capability, decided.here)  # before minutes of work
     say(f"{title(trt)} for {decided.target}: {decided.why}")
     if decided.builder == "tensorrt-rtx" and decided.target.capability == TURING and request.precision == "int8":
         say("  NVIDIA's support matrix of TensorRT-RTX names fp16 for Turing cards, and not int8: prefer --fp16")
@@ -157,7 +162,7 @@ def build_engine(
         f"{request.onnx.stem}.{request.precision}.{decided.target.sm}.engine"
     )  # fmt: skip
     options = BuildOptions(
-        request.batch, decided.target.capability, request.workspace, request.timing_cache, request.level
+        request.batch, decided.target.capability, decided.here, request.workspace, request.timing_cache, request.level
     )
     built = build(trt, prepared.model.SerializeToString(), prepared.spec, options, prepared.names, progress)
     say(f"  built in {built.seconds:.0f} s, {built.log['warnings']} warnings")
@@ -173,7 +178,7 @@ def build_engine(
         precision=request.precision,
         batch=request.batch,
         rebuild=rebuild_command(request, decided, output),
-        built_on=device.name if device and device.capability == decided.target.capability else "",
+        built_on=device.name if device and decided.here else "",
         build_seconds=round(built.seconds, 1),
         kept=prepared.kept,
         typed_share=prepared.layers.share,
@@ -181,7 +186,7 @@ def build_engine(
         rehearsal=rehearsal,
         blu_version=__version__,
     )
-    if device is not None and device.capability == decided.target.capability:
+    if decided.here:
         sidecar = _checked_on_gpu(trt, built.engine, sidecar, prepared, request, photos, say)
     else:
         reason = f"there is no {decided.target} here: the engine was not loaded, inspected or run"

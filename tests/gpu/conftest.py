@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from blu_export.embedded import embedded
 from blu_export.engine.build import Request, build_engine, find_device
 from blu_export.engine.cuda import Cuda
 from blu_export.engine.libraries import is_installed
 from blu_export.engine.sidecar import Batch, Sidecar
 
-from ..engine.models import DEMO_PHOTO, export, specs
+from ..engine.models import DEMO_PHOTO
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,10 +42,9 @@ def builder(request: pytest.FixtureRequest, device: Cuda) -> str:
 
 
 @pytest.fixture(scope="session")
-def small_onnx(device: Cuda, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model, portable."""
-    pytest.importorskip("tensorflow", reason="the model is made with TensorFlow")
-    return export(specs()["small"], tmp_path_factory.mktemp("small") / "small.onnx")
+def garments_onnx(device: Cuda) -> Path:
+    """The embedded model: trained, small, and there without TensorFlow."""
+    return embedded()
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def photo() -> Path:
 
 @pytest.fixture(scope="session")
 def build(
-    device: Cuda, builder: str, small_onnx: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory
+    device: Cuda, builder: str, garments_onnx: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[Path, Sidecar]]:
     """``build(precision, **Request fields)``: an engine for this GPU, made once for each precision."""
     folder, made = tmp_path_factory.mktemp("engines"), {}
@@ -65,7 +65,7 @@ def build(
         if key not in made:
             output = folder / f"{len(made)}.engine"
             values = {"batch": Batch(1, 2, 4), "output": output, "builder": builder, "target": "this-gpu"} | changes
-            made[key] = build_engine(Request(small_onnx, precision, **values), [photo], device, print)
+            made[key] = build_engine(Request(garments_onnx, precision, **values), [photo], device, print)
         return made[key]
 
     return make

@@ -77,8 +77,8 @@ def test_a_timing_cache_is_written_and_read(build: Build, builder: str, tmp_path
     assert cache.stat().st_size > 0
 
 
-def test_it_finds_what_the_file_finds(runner: TensorRtRunner, small_onnx: Path, photo: Path) -> None:
-    with OnnxRuntimeRunner(small_onnx, "cpu") as reference:
+def test_it_finds_what_the_file_finds(runner: TensorRtRunner, garments_onnx: Path, photo: Path) -> None:
+    with OnnxRuntimeRunner(garments_onnx, "cpu") as reference:
         verify(reference, runner, [photo]).require()
 
 

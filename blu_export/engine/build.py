@@ -138,7 +138,7 @@ def build_engine(
     decided = plan(request, device)
     trt = load_builder(decided.builder)
     if is_rtx(trt):
-        rtx_capability(trt, decided.target.capability, decided.here)  # before minutes of work
+        rtx_capability(trt, decided.target.capability)  # before minutes of work
     say(f"{title(trt)} for {decided.target}: {decided.why}")
     if decided.builder == "tensorrt-rtx" and decided.target.capability == TURING and request.precision == "int8":
         say("  NVIDIA's support matrix of TensorRT-RTX names fp16 for Turing cards, and not int8: prefer --fp16")
@@ -162,7 +162,7 @@ def build_engine(
         f"{request.onnx.stem}.{request.precision}.{decided.target.sm}.engine"
     )  # fmt: skip
     options = BuildOptions(
-        request.batch, decided.target.capability, decided.here, request.workspace, request.timing_cache, request.level
+        request.batch, decided.target.capability, request.workspace, request.timing_cache, request.level
     )
     built = build(trt, prepared.model.SerializeToString(), prepared.spec, options, prepared.names, progress)
     say(f"  built in {built.seconds:.0f} s, {built.log['warnings']} warnings")

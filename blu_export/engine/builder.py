@@ -40,8 +40,6 @@ class BuildOptions:
 
     batch: Batch
     capability: tuple[int, int]
-    here: bool = False
-    """Whether this machine has such a GPU."""
     workspace: int | None = None
     """Most scratch memory, bytes; None lets the builder take what the card has."""
     timing_cache: Path | None = None
@@ -125,19 +123,14 @@ def is_rtx(trt: ModuleType) -> bool:
     return "rtx" in trt.__name__
 
 
-def rtx_capability(trt: ModuleType, capability: tuple[int, int], here: bool = False) -> Any:
+def rtx_capability(trt: ModuleType, capability: tuple[int, int]) -> Any:
     """TensorRT-RTX's own value of a compute capability.
-
-    Args:
-        here: this machine has such a GPU. For one that TensorRT-RTX has no name for, the build then asks the GPU.
 
     Raises:
         UsageError: it does not build for this one.
     """
     name = "SM{}{}".format(*capability)
     found = getattr(trt.ComputeCapability, name, None)
-    if found is None and here:
-        return trt.ComputeCapability.CURRENT
     if found is None:
         known = sorted(int(n[2:]) for n in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", n))
         raise UsageError(
@@ -155,7 +148,7 @@ def _configure(trt: ModuleType, config: tensorrt.IBuilderConfig, options: BuildO
     if options.level is not None:
         config.builder_optimization_level = options.level
     if is_rtx(trt):
-        _aim(config, rtx_capability(trt, options.capability, options.here))
+        _aim(config, rtx_capability(trt, options.capability))
 
 
 def _aim(config: Any, capability: Any) -> None:

@@ -122,6 +122,9 @@ def _open_session(
 
     settings: dict[str, str] = {}
     if provider != _PROVIDERS["cpu"]:
+        # The library's own logger, not the session's: every plan that cuDNN refuses is an error there, although
+        # another is taken. What really fails is raised.
+        ort.set_default_logger_severity(4)
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA libraries from NVIDIA's wheels
         settings["device_id"] = str(index)

@@ -133,8 +133,10 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
 def _of_file(
     path: Path, model: str, runtime: str, precision: str, device: str | None = None, notes: dict[str, Any] | None = None
 ) -> Candidate:
+    where = device or ("cpu" if path.suffix.lower() == ".onnx" else None)  # ONNX Runtime would take a GPU by itself
+
     def open_it(threads: int) -> Detector:
-        return Detector(load_runner(path, runtime, "bf16" if precision == "bf16" else "file", device, threads))
+        return Detector(load_runner(path, runtime, "bf16" if precision == "bf16" else "file", where, threads))
 
     shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
     return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})

@@ -131,6 +131,8 @@ def _open_session(
     if provider == _PROVIDERS["cuda"]:
         # TF32 keeps ten bits of the mantissa: that would be another precision than the file's.
         settings |= {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        if model.precision == "fp16":
+            settings["prefer_nhwc"] = "1"  # the order of the matrix units: without it every convolution is transposed
     try:
         if provider == _PROVIDERS["cpu"] and store:
             return open_session(ort, model.data, make_options, [provider])

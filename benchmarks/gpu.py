@@ -273,10 +273,10 @@ def _measure_runner(session: Session, runner: Runner, path: Path, device: Cuda, 
     from blu_export.measure.verify import verify
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
-    session.result["rows"].append(row)
     with OnnxRuntimeRunner(path, "cpu") as reference:
         report = verify(reference, runner, session.photos[:4])
-    row["parity"] = report.to_json()
+    values = report.to_json()
+    row["parity"] = values | {"worst_image": Path(values["worst_image"]).name}  # where it lay is nobody's business
     for line in report.lines():
         session.say(f"  {line}")
     molded = mold(decode(session.photos[0]), runner.spec)
@@ -297,6 +297,7 @@ def _measure_runner(session: Session, runner: Runner, path: Path, device: Cuda, 
         session.say(f"  batch {batch}: {found['photos_per_second']:.1f} photos/s, median {np.median(seconds):.4f} s")
     free, total = device.memory()
     row["device_bytes_in_use"] = total - free
+    session.result["rows"].append(row)
 
 
 def _timed(run: Callable[[], Any]) -> list[float]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from blu_export.runtime.cpu import processor
 
-_PACKAGES = ("blu-export", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
-             "numpy", "opencv-python-headless")  # fmt: skip
+_PACKAGES = ("blu-export", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino",
+             "tensorrt", "numpy", "opencv-python-headless")  # fmt: skip
 _PEAK_SIZE = 2048
 _PEAK_REPEATS = 12
 

@@ -16,6 +16,7 @@ from blu_export.measure.benchmark import Candidate, Settings, file_candidates, r
 from blu_export.measure.report import compare, markdown, read_results, summary
 from blu_export.measure.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
 from blu_export.runtime.choice import recall
+from blu_export.runtime.openvino import has_bf16
 
 FakeOnnx = Callable[..., Path]
 BRIEF = Settings(repeats=2, warmup=0, batches=(1, 2), rounds=1, cold=False, curves=False, threads=2)
@@ -58,7 +59,8 @@ def result(model: Path, photo: Path) -> dict[str, Any]:
 def test_candidates_are_the_runtimes_and_the_precisions_beside_the_file(model: Path) -> None:
     pytest.importorskip("openvino")
     names = [(c.runtime, c.precision) for c in file_candidates(model) if c.device is None]
-    assert names == [(r, p) for p in ("float32", "int8") for r in ("onnxruntime", "openvino")]
+    wanted = [(r, p) for p in ("float32", "int8") for r in ("onnxruntime", "openvino")]
+    assert names == wanted + [("openvino", "bf16")] * has_bf16()
     # A file in half precision is timed where it is named.
     alone = file_candidates(model.with_name("coat.fp16.onnx"), ["onnxruntime"])
     assert [c.precision for c in alone if c.device is None] == ["fp16"]

@@ -180,20 +180,20 @@ async def overload(target: Target, seconds: float, times: float = 3.0) -> dict[s
 
 
 async def soak(target: Target, seconds: float) -> dict[str, Any]:
-    """Memory over time at 80 % load; the first fifth is warm-up."""
+    """Memory after each fifth of the time at 80 % load; the first fifth is warm-up, growth is what the others add."""
     server = await target.start()
+    replies: list[Reply] = []
+    memory: list[dict[str, int]] = []
     try:
-        warm = await open_loop(server.port, 0.8 * target.rate, seconds / 5, target.request)
-        before = server.memory()
-        replies = await open_loop(server.port, 0.8 * target.rate, 4 * seconds / 5, target.request)
-        after = server.memory()
+        for _ in range(5):
+            replies += await open_loop(server.port, 0.8 * target.rate, seconds / 5, target.request)
+            memory.append(server.memory())
     finally:
         await server.stop(signal.SIGKILL)
-    growth = {name: round(after[name] / before[name] - 1, 4) for name in before}
-    return summary(warm + replies) | {
-        "wrong": target.wrong(warm) + target.wrong(replies),
-        "memory_mb": {name: round(value / MEGABYTE, 1) for name, value in after.items()},
-        "growth": growth,
+    return summary(replies) | {
+        "wrong": target.wrong(replies),
+        "memory_mb": {name: [round(each[name] / MEGABYTE, 1) for each in memory] for name in memory[0]},
+        "growth": {name: round(memory[-1][name] / memory[0][name] - 1, 4) for name in memory[0]},
     }
 
 

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -182,16 +183,16 @@ async def overload(target: Target, seconds: float, times: float = 3.0) -> dict[s
 async def soak(target: Target, seconds: float) -> dict[str, Any]:
     """Memory after each fifth of the time at 80 % load; the first fifth is warm-up, growth is what the others add."""
     server = await target.start()
-    replies: list[Reply] = []
+    fifths: list[list[Reply]] = []
     memory: list[dict[str, int]] = []
     try:
         for _ in range(5):
-            replies += await open_loop(server.port, 0.8 * target.rate, seconds / 5, target.request)
+            fifths.append(await open_loop(server.port, 0.8 * target.rate, seconds / 5, target.request))
             memory.append(server.memory())
     finally:
         await server.stop(signal.SIGKILL)
-    return summary(replies) | {
-        "wrong": target.wrong(replies),
+    return summary(list(itertools.chain(*fifths))) | {
+        "wrong": sum(map(target.wrong, fifths)),
         "memory_mb": {name: [round(each[name] / MEGABYTE, 1) for each in memory] for name in memory[0]},
         "growth": {name: round(memory[-1][name] / memory[0][name] - 1, 4) for name in memory[0]},
     }

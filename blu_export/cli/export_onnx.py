@@ -37,7 +37,10 @@ def export_onnx(
     ] = None,
     target: Annotated[str, typer.Option(help="portable (ONNX Runtime, OpenVINO) or tensorrt.")] = "portable",
     opset: Annotated[int, typer.Option(help="Version of the ONNX operator set, 17 to 22.")] = 18,
-    precision: Annotated[str, typer.Option(help="Of the learned layers: float32, fp16 or int8.")] = "float32",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Learned layers in half precision. Default: float32.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Learned layers in 8 bits, with ranges from --calibration photos.")
+    ] = False,
     calibration: Annotated[
         list[str] | None,
         typer.Option(help="Photos, a folder or a glob to measure fp16 and int8 on. Default: those of --images."),
@@ -65,11 +68,14 @@ def export_onnx(
     \b
     blu export onnx --weights mask_rcnn_coco.h5
     blu export onnx --weights shapes.h5 --classes names.txt --set image_min_dim=512 --set image_max_dim=512
-    blu export onnx --weights runs/garments/best.h5 --precision int8 --calibration photos/ -o garments.int8.onnx
+    blu export onnx --weights runs/garments/best.h5 --int8 --calibration photos/ -o garments.int8.onnx
     """
     from blu_export.embedded import embedded
     from blu_export.export.onnx import export_onnx as export
 
+    if fp16 and int8:
+        raise UsageError("A file has one precision.", "Give --fp16 or --int8.")
+    precision = "fp16" if fp16 else "int8" if int8 else "float32"
     source = weights or embedded(DEFAULT_WEIGHTS)
     done = export(
         source,

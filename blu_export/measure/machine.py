@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
@@ -11,13 +12,15 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blu_export.runtime.cpu import processor
 
 _PACKAGES = ("blu-export", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino",
              "tensorrt", "numpy", "opencv-python-headless")  # fmt: skip
-_PEAK_SIZE = 2048
-_PEAK_REPEATS = 12
+_PRODUCTS = ((512, 32), (2048, 1))
+"""(side of the matrices, products in a row): the small stay in the cores' caches, the large start fewer kernels."""
+_PEAK_REPEATS = 20
 
 
 def describe() -> dict[str, Any]:
@@ -39,58 +42,71 @@ def processor_name() -> str:
 
 
 def matrix_peaks(threads: int) -> dict[str, float]:
-    """Measured matrix peak, operations per second by precision, the best of the engines here.
+    """Measured matrix peak, operations per second by precision: the best of the engines here and of _PRODUCTS.
 
-    A product of two 2048×2048 matrices in each runtime that is installed; the fastest repeat counts,
-    since a ceiling is what the machine can do undisturbed.
+    The fastest repeat counts, since a ceiling is what the machine can do undisturbed.
     """
-    peaks = {"float32": _best_rate(_numpy_product())}
-    for precision, product in _onnxruntime_products(threads).items():
-        peaks[precision] = max(peaks.get(precision, 0.0), _best_rate(product))
-    for precision, product in _openvino_products(threads).items():
-        peaks[precision] = max(peaks.get(precision, 0.0), _best_rate(product))
+    peaks: dict[str, float] = {}
+    for size, count in _PRODUCTS:
+        products = [("float32", _numpy_product(size, count))]
+        products += _onnxruntime_products(size, count, threads)
+        products += _openvino_products(size, count, threads)
+        for precision, product in products:
+            peaks[precision] = max(peaks.get(precision, 0.0), 2.0 * size**3 * count / _fastest(product))
     return peaks
 
 
-def _best_rate(product: Callable[[], Any]) -> float:
+def _fastest(product: Callable[[], Any]) -> float:
     product()
-    best = float("inf")
+    seconds = []
     for _ in range(_PEAK_REPEATS):
         start = time.perf_counter()
         product()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * _PEAK_SIZE**3 / best
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
-def _operands() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _operands(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two matrices; the second keeps the spread of what it is multiplied with."""
     random = np.random.default_rng(0)
-    shape = (_PEAK_SIZE, _PEAK_SIZE)
-    return random.standard_normal(shape, np.float32), random.standard_normal(shape, np.float32)
+    a, b = (random.standard_normal((size, size), np.float32) for _ in range(2))
+    return a, b / np.float32(np.sqrt(size))
 
 
-def _numpy_product() -> Callable[[], Any]:
-    a, b = _operands()
+def _numpy_product(size: int, count: int) -> Callable[[], Any]:
+    a, b = _operands(size)
     out = np.empty_like(a)
-    return lambda: np.matmul(a, b, out=out)
+
+    def product() -> None:
+        for _ in range(count):
+            np.matmul(a, b, out=out)
+
+    return product
 
 
-def _product_model(kind: str) -> bytes:
-    """ONNX model of one product; the right-hand matrix is a constant, as weights are."""
+def _product_model(kind: str, size: int, count: int) -> bytes:
+    """ONNX model of products in a row; the right-hand matrix is a constant, as weights are."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    a, b = _operands()
+    a, b = _operands(size)
     if kind == "float32":
-        nodes = [helper.make_node("MatMul", ["a", "b"], ["c"])]
-        weights, dtype, out = b, TensorProto.FLOAT, TensorProto.FLOAT
-    else:
-        nodes = [helper.make_node("MatMulInteger", ["a", "b"], ["c"])]
-        weights, dtype, out = (b * 30).clip(-127, 127).astype(np.int8), TensorProto.UINT8, TensorProto.INT32
+        names = ["a", *(f"c{i}" for i in range(count))]
+        nodes = [helper.make_node("MatMul", [x, "b"], [y]) for x, y in itertools.pairwise(names)]
+        weights, dtype, out, outputs = b, TensorProto.FLOAT, TensorProto.FLOAT, names[-1:]
+    else:  # whose results are of another type, so each product has the same left-hand matrix
+        outputs = [f"c{i}" for i in range(count)]
+        nodes = [helper.make_node("MatMulInteger", ["a", "b"], [name]) for name in outputs]
+        weights, dtype, out = (
+            (b * 30 * np.sqrt(size)).clip(-127, 127).astype(np.int8),
+            TensorProto.UINT8,
+            TensorProto.INT32,
+        )
     graph = helper.make_graph(
         nodes,
-        "product",
+        "products",
         [helper.make_tensor_value_info("a", dtype, a.shape)],
-        [helper.make_tensor_value_info("c", out, a.shape)],
+        [helper.make_tensor_value_info(name, out, a.shape) for name in outputs],
         [numpy_helper.from_array(weights, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -99,39 +115,40 @@ def _product_model(kind: str) -> bytes:
     return content
 
 
-def _onnxruntime_products(threads: int) -> dict[str, Callable[[], Any]]:
+def _onnxruntime_products(size: int, count: int, threads: int) -> list[tuple[str, Callable[[], Any]]]:
     try:
         import onnxruntime as ort
     except ImportError:
-        return {}
+        return []
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    products: dict[str, Callable[[], Any]] = {}
-    a, _ = _operands()
+    # Or equal products would be computed once.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    products: list[tuple[str, Callable[[], Any]]] = []
+    a, _ = _operands(size)
     for precision, value in (("float32", a), ("int8", (a * 30 + 128).clip(0, 255).astype(np.uint8))):
-        session = ort.InferenceSession(_product_model(precision), options, providers=["CPUExecutionProvider"])
-        products[precision] = partial(session.run, None, {"a": value})
+        content = _product_model(precision, size, count)
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        products.append((precision, partial(session.run, None, {"a": value})))
     return products
 
 
-def _openvino_products(threads: int) -> dict[str, Callable[[], Any]]:
+def _openvino_products(size: int, count: int, threads: int) -> list[tuple[str, Callable[[], Any]]]:
     try:
         import openvino as ov
     except ImportError:
-        return {}
+        return []
     from blu_export.runtime.openvino import has_bf16
 
-    a, _ = _operands()
+    a, _ = _operands(size)
     core = ov.Core()
-    products: dict[str, Callable[[], Any]] = {}
-    hints = {"float32": "f32"}
-    if has_bf16():
-        hints["bf16"] = "bf16"
-    for precision, hint in hints.items():
+    products: list[tuple[str, Callable[[], Any]]] = []
+    for precision, hint in (("float32", "f32"), ("bf16", "bf16"))[: 1 + has_bf16()]:
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        request = core.compile_model(core.read_model(_product_model("float32")), "CPU", settings).create_infer_request()
+        model = core.read_model(_product_model("float32", size, count))
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
         request.set_input_tensor(ov.Tensor(a))
-        products[precision] = request.infer
+        products.append((precision, request.infer))
     return products
 
 

@@ -23,8 +23,9 @@ from typing import Any
 from blu_export.cache import cache_folder
 from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write
-from blu_export.runtime.cpu import INT8_EXTENSIONS, processor, usable_cores
+from blu_export.runtime.cpu import processor, usable_cores
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
+from blu_export.runtime.onnxruntime import takes_gpu
 from blu_export.spec import ModelSpec
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -73,43 +74,44 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
             raise UsageError(f"{runtime} does not compute in bf16.", "Use --runtime openvino.")
         path, model = _of_precision(path, "float32")
         return Choice(path, model, "openvino", min(usable_cores(), MAX_LANES), "what computes in bf16")
+    runtimes = _installed() if runtime == "auto" else (runtime,)
+    on_gpu = device != "cpu" and runtime != "openvino" and (device is not None or takes_gpu())
+    if on_gpu:
+        runtimes = ("onnxruntime",)
     if precision == "auto":
-        files = {path: read_onnx(path)} | dict(stand_ins(path, device))
+        files = {path: read_onnx(path)} | dict(stand_ins(path, on_gpu))
     else:
         path, model = _of_precision(path, precision)
         files = {path: model}
-    runtimes = _installed() if runtime == "auto" else (runtime,)
-    if runtime == "auto" and device not in (None, "cpu"):
-        runtimes = ("onnxruntime",)
     candidates = [(file, name) for file in files for name in runtimes]
-    known = recall(path)
+    known = Known() if on_gpu else recall(path)
     if len(candidates) == 1:
         chosen, why = candidates[0], "asked for" if runtime != "auto" else "the only one that fits here"
     elif all(_label(*candidate) in known.seconds for candidate in candidates):
         chosen = min(candidates, key=lambda candidate: known.seconds[_label(*candidate)])
         why = f"the fastest here, as blu benchmark measured on {known.day}"
     else:
-        chosen, why = _by_rule(files, runtimes)
+        chosen = (list(files)[-1], runtimes[0])
+        why = f"usually the fastest for {files[chosen[0]].precision}; blu benchmark {path.name} measures it here"
     if chosen[0] != path:
         why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"
     # One photo a core was the faster way wherever it was measured (docs/performance.md).
-    lanes = known.lanes.get(_label(*chosen), min(usable_cores(), MAX_LANES)) if device in (None, "cpu") else 1
+    lanes = 1 if on_gpu else known.lanes.get(_label(*chosen), min(usable_cores(), MAX_LANES))
     return Choice(chosen[0], files[chosen[0]], chosen[1], lanes, why)
 
 
-def stand_ins(path: Path, device: str | None = None) -> Iterator[tuple[Path, OnnxFile]]:
-    """The reduced precisions beside a float32 file that may stand in for it on this device."""
+def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile]]:
+    """The reduced precision beside a float32 file that may stand in for it: half on a GPU, else int8.
+
+    A processor computes half in float32: slower than the exact file, and less exact. ONNX Runtime has no int8
+    convolution for GPUs.
+    """
     model = read_onnx(path)
-    if model.precision != "float32":
-        return
-    for precision in REDUCED:
-        # A processor computes half precision in float32: slower than the exact file, and less exact.
-        fits = precision == "int8" if device in (None, "cpu") else precision == "fp16"
-        beside = precision_path(path, precision)
-        if fits and beside != path and beside.is_file():
-            other = read_onnx(beside)
-            if stands_in(other, spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))):
-                yield beside, other
+    beside = precision_path(path, "fp16" if on_gpu else "int8")
+    if model.precision == "float32" and beside.is_file():
+        other = read_onnx(beside)
+        if stands_in(other, spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))):
+            yield beside, other
 
 
 def stands_in(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
@@ -174,7 +176,7 @@ def _of_precision(path: Path, precision: str) -> tuple[Path, OnnxFile]:
     if not beside.is_file():
         raise ModelFileError(
             f"{path} is a {model.precision} model, not {precision}, and there is no {beside.name} beside it.",
-            f"Write one with: blu export onnx --precision {precision}",
+            f"Write one with: blu export onnx{'' if precision == 'float32' else f' --{precision}'}",
         )
     return beside, read_onnx(beside)
 
@@ -186,17 +188,6 @@ def _installed() -> tuple[str, ...]:
             "Neither ONNX Runtime nor OpenVINO is installed.", "Install them with: pip install 'blu-export[cpu]'"
         )
     return installed
-
-
-def _by_rule(files: Mapping[Path, OnnxFile], runtimes: tuple[str, ...]) -> tuple[tuple[Path, str], str]:
-    """The usual order of speeds (docs/performance.md), where this model was not measured here."""
-    exact, *reduced = files
-    path = reduced[0] if reduced else exact
-    kind = files[path].precision
-    units = sorted(INT8_EXTENSIONS.intersection(processor()[1]))
-    best = "openvino" if kind == "int8" and units and "openvino" in runtimes else runtimes[0]
-    where = f" on a processor with{f' {units[0]}' if units else 'out int8 units'}" if kind == "int8" else ""
-    return (path, best), f"usually the fastest for {kind}{where}; blu benchmark {exact.name} measures it here"
 
 
 def _parity(model: OnnxFile) -> str:

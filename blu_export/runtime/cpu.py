@@ -13,8 +13,6 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp",
               "i8mm", "bf16")  # fmt: skip
 """Vector extensions that decide how fast inference is, as Linux names them on x86-64 and ARM."""
-INT8_EXTENSIONS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
-"""Those that multiply 8-bit integers faster than float32 numbers."""
 
 
 @cache

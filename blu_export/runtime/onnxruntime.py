@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +88,15 @@ class OnnxRuntimeRunner(Runner):
     def close(self) -> None:
         """Give back the session's memory."""
         self._session = None
+
+
+def takes_gpu() -> bool:
+    """Whether ONNX Runtime would take a GPU by itself: its GPU build is installed, and there is an NVIDIA device."""
+    if find_spec("onnxruntime") is None:
+        return False
+    nodes = [Path("/dev/nvidiactl"), Path("/dev/dxg")]  # Linux; Windows' Linux
+    is_there = sys.platform != "linux" or any(node.exists() for node in nodes)
+    return is_there and _PROVIDERS["cuda"] in import_extra("onnxruntime").get_available_providers()
 
 
 def _parse_device(device: str | None) -> tuple[str | None, int]:

@@ -60,7 +60,7 @@ class OpenVinoRunner(Runner):
         if bf16 and not has_bf16():
             raise MissingDependencyError(
                 "This processor has no bf16 units (avx512_bf16, amx_bf16, or bf16 on ARM).",
-                "Use --precision file, or int8: blu export onnx --precision int8.",
+                "Use --precision file, or int8: blu export onnx --int8.",
             )
         self.device = "CPU"
         openvino = import_extra("openvino")

@@ -33,11 +33,6 @@ def family(fake_onnx: FakeOnnx, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    return lambda *extensions: monkeypatch.setattr(choice, "processor", lambda: ("a processor", extensions))
-
-
-@pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLU_CACHE", str(tmp_path / "cache"))
 
@@ -48,17 +43,30 @@ def test_names_of_precisions() -> None:
     assert precision_path(Path("a/coco.int8.onnx"), "float32") == Path("a/coco.onnx")
 
 
-def test_int8_stands_in_where_the_processor_has_units_for_it(
-    family: Callable[..., Path], processor: Callable[..., None]
-) -> None:
-    path = family()
-    processor("avx2", "avx512_vnni")
-    found = choose(path, "auto", "auto", None)
-    assert (found.path.name, found.runtime) == ("model.int8.onnx", "openvino")
-    assert "avx512_vnni" in found.why and "10 of 10 instances" in found.why
-    processor("avx2")
-    found = choose(path, "auto", "auto", None)
+def test_int8_stands_in_on_a_processor(family: Callable[..., Path]) -> None:
+    found = choose(family(), "auto", "auto", None)
     assert (found.path.name, found.runtime) == ("model.int8.onnx", "onnxruntime")
+    assert "usually the fastest for int8" in found.why and "10 of 10 instances" in found.why
+
+
+@pytest.mark.parametrize(("device", "there"), [("cuda:1", False), (None, True)])
+def test_half_stands_in_on_a_gpu(
+    family: Callable[..., Path],
+    fake_onnx: FakeOnnx,
+    memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str | None,
+    there: bool,
+) -> None:
+    monkeypatch.setattr(choice, "takes_gpu", lambda: there)
+    path = family()
+    remember(path, {(path, name): seconds for name, seconds in (("onnxruntime", 0.4), ("openvino", 0.3))})
+    found = choose(path, "auto", "auto", device)  # neither int8 nor what was measured on the processor
+    assert (found.path, found.runtime, found.lanes) == (path, "onnxruntime", 1)
+    half = path.with_name("model.fp16.onnx")
+    fake_onnx({"blu_precision": "fp16", "blu_parity": json.dumps(PASSED)}, provenance=WEIGHTS).rename(half)
+    assert choose(path, "auto", "auto", device).path == half
+    assert choose(path, "auto", "auto", "cpu").path.name == "model.int8.onnx"
 
 
 @pytest.mark.parametrize(
@@ -71,16 +79,12 @@ def test_int8_stands_in_where_the_processor_has_units_for_it(
         {"detection_min_confidence": 0.5},
     ],
 )
-def test_what_may_not_stand_in(
-    family: Callable[..., Path], processor: Callable[..., None], arguments: dict[str, object]
-) -> None:
-    processor("avx512_vnni")
+def test_what_may_not_stand_in(family: Callable[..., Path], arguments: dict[str, object]) -> None:
     path = family(**arguments)
     assert choose(path, "auto", "auto", None).path == path
 
 
-def test_the_file_as_it_is_unless_asked(family: Callable[..., Path], processor: Callable[..., None]) -> None:
-    processor("avx512_vnni")
+def test_the_file_as_it_is_unless_asked(family: Callable[..., Path]) -> None:
     path = family()
     with load_runner(path) as runner:
         assert runner.precision == "float32"
@@ -92,10 +96,7 @@ def test_the_file_as_it_is_unless_asked(family: Callable[..., Path], processor: 
         load_runner(path, precision="fp16")
 
 
-def test_a_measurement_beats_the_rule(
-    family: Callable[..., Path], processor: Callable[..., None], memory: None
-) -> None:
-    processor("avx2")
+def test_a_measurement_beats_the_rule(family: Callable[..., Path], memory: None) -> None:
     path = family()
     int8 = path.with_name("model.int8.onnx")
     seconds = {(path, "onnxruntime"): 0.4, (path, "openvino"): 0.3}

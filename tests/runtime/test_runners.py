@@ -130,14 +130,6 @@ def test_auto_says_what_it_took_and_why(fake_onnx: FakeOnnx, caplog: pytest.LogC
     assert "runtime onnxruntime, float32: usually the fastest for float32" in caplog.text
 
 
-def test_auto_takes_openvino_for_int8_where_there_are_units(
-    fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("blu_export.runtime.choice.processor", lambda: ("a processor", ("avx512_vnni",)))
-    with load_runner(fake_onnx(metadata={"blu_precision": "int8"})) as runner:
-        assert (runner.runtime, runner.precision) == ("openvino", "int8")
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

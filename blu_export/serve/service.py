@@ -216,7 +216,7 @@ class Service:
             before = now
 
     async def _trim_memory(self) -> None:
-        """The C library keeps what was freed in a heap of each thread, and these grow slowly; it takes two milliseconds."""
+        """The C library keeps what was freed in a heap of each thread, and these grow slowly. It takes two ms."""
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         while trim is not None:
             await asyncio.sleep(TRIM_SECONDS)

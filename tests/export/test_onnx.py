@@ -183,6 +183,18 @@ def test_command_line(
     assert "next: blu infer street.jpg --model small.onnx" in result.stderr
 
 
+def test_half_by_its_flag(
+    weights: Path, photos: list[Path], parts_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["-w", str(weights), "--fp16", "--no-verify", "--calibration", str(photos[0])])
+    assert (result.exit_code, result.stdout) == (0, "small.fp16.onnx\n")
+    with load_runner("small.fp16.onnx", "onnxruntime", device="cpu") as runner:
+        assert runner.precision == "fp16"
+    with pytest.raises(UsageError, match="one precision"):
+        CliRunner().invoke(app, ["-w", str(weights), "--fp16", "--int8"], catch_exceptions=False)
+
+
 def test_class_names_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("\ufeffcoat\n\n  long dress \n", "utf-8")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from fake_runner import CRASH, HANG, REFUSE, FakeRunner, write_model
 
 from blu_export.errors import BluError, ModelFileError
+from blu_export.serve import service
 from blu_export.serve.device import Device, WorkerLostError
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker import VARIABLE_CANVAS_BYTES
@@ -125,3 +128,21 @@ def test_a_model_that_cannot_be_loaded_is_the_workers_error(tmp_path: Path) -> N
 def test_a_loader_that_does_not_exist_is_a_lost_worker(tmp_path: Path) -> None:
     with pytest.raises(WorkerLostError):
         asyncio.run(Device.start(settings(write_model(tmp_path / "m.onnx"), loader="no_such_module:load")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries return freed memory by themselves")
+def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Again and again while it serves, and not after."""
+    given: list[int] = []
+    monkeypatch.setattr(service, "TRIM_SECONDS", 0.01)
+    library = SimpleNamespace(malloc_trim=given.append)
+    monkeypatch.setattr(service, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+
+    async def serve() -> None:
+        async with service.Service(settings(write_model(tmp_path / "m.onnx"))):
+            while len(given) < 3:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(serve(), 30))
+    assert set(given) == {0}

@@ -73,6 +73,8 @@ class Device:
         arrays: SharedArrays,
     ) -> None:
         self._process = process
+        # One for all who wait: the process would keep a future of each wait() that was cancelled.
+        self._exit = asyncio.ensure_future(process.wait())
         self._reader, self._writer = streams
         self.info = info
         self._arrays = arrays
@@ -179,7 +181,8 @@ class Device:
 
     async def ended(self) -> None:
         """Wait for the worker's end; it always raises WorkerLostError then."""
-        code = await self._process.wait()
+        await asyncio.wait((self._exit,))
+        code = self._exit.result()
         raise WorkerLostError(f"crash: the idle worker ended with code {code}")
 
     async def kill(self) -> int:

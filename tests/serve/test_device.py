@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -114,6 +115,28 @@ def test_a_killed_idle_worker_is_noticed(tmp_path: Path) -> None:
             await device.ended()
         with pytest.raises(WorkerLostError):
             await device.run([canvas((0, 0, 0))], [WINDOW], 30)
+
+    asyncio.run(main())
+
+
+def test_waiting_for_the_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Before every batch the server waits for work or for the worker's end, and gives up the latter."""
+
+    def futures() -> int:
+        gc.collect()
+        return sum(isinstance(thing, asyncio.Future) for thing in gc.get_objects())
+
+    async def main() -> None:
+        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        before = futures()
+        for _ in range(50):
+            waiting = asyncio.create_task(device.ended())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        del waiting
+        assert futures() - before < 5
+        await device.close()
 
     asyncio.run(main())
 

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.gpu_peak import cuda_peak, engine_peak
 from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.engine.build import Request, build_engine, find_device
-from blu_export.engine.builder import is_rtx, rtx_capability
+from blu_export.engine.builder import check_target
 from blu_export.engine.cuda import Cuda
 from blu_export.engine.libraries import BUILDERS, is_installed, load_builder
 from blu_export.engine.sidecar import Batch
@@ -182,8 +182,7 @@ def _runtimes(session: Session, device: Cuda) -> list[str]:
     found = []
     for name in (name for name in BUILDERS if is_installed(name) and importlib.util.find_spec("onnx")):
         try:
-            if is_rtx(trt := load_builder(name)):
-                rtx_capability(trt, device.capability)
+            check_target(load_builder(name), device.capability)
             found = found or [name]
         except BluError as error:
             session.skip(name, str(error))

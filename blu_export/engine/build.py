@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from blu_export import __version__
-from blu_export.engine.builder import BuildOptions, Progress, build, is_rtx, make_logger, rtx_capability, title
+from blu_export.engine.builder import BuildOptions, Progress, build, check_target, is_rtx, make_logger, title
 from blu_export.engine.cuda import Cuda, DeviceError
 from blu_export.engine.inspector import inspect
 from blu_export.engine.libraries import BUILDERS, is_installed, load_builder
@@ -137,8 +137,7 @@ def build_engine(
     """
     decided = plan(request, device)
     trt = load_builder(decided.builder)
-    if is_rtx(trt):
-        rtx_capability(trt, decided.target.capability)  # before minutes of work
+    check_target(trt, decided.target.capability)
     say(f"{title(trt)} for {decided.target}: {decided.why}")
     if decided.builder == "tensorrt-rtx" and decided.target.capability == TURING and request.precision == "int8":
         say("  NVIDIA's support matrix of TensorRT-RTX names fp16 for Turing cards, and not int8: prefer --fp16")

@@ -140,6 +140,16 @@ def rtx_capability(trt: ModuleType, capability: tuple[int, int]) -> Any:
     return found
 
 
+def check_target(trt: ModuleType, capability: tuple[int, int]) -> None:
+    """Whether a builder knows a GPU at all, before minutes of work; TensorRT knows what is there.
+
+    Raises:
+        UsageError: it does not build for this one.
+    """
+    if is_rtx(trt):
+        rtx_capability(trt, capability)
+
+
 def _configure(trt: ModuleType, config: tensorrt.IBuilderConfig, options: BuildOptions) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then shows every layer's types
     config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa would be another precision than the file's

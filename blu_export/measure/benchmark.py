@@ -26,6 +26,7 @@ from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
 from blu_export.runtime.choice import REDUCED, precision_path, remember
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnx_file import OnnxFile
+from blu_export.runtime.onnxruntime import takes_gpu
 
 RESULT_VERSION = 2
 LARGE_INSTANCES = 100
@@ -116,7 +117,7 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
     models = {path: named}
     if named.precision == "float32":
         models |= {beside: read_onnx(beside) for p in REDUCED if (beside := precision_path(path, p)).is_file()}
-    devices = [None, "cuda"] if "onnxruntime" in chosen and _has_cuda() else [None]
+    devices = [None, "cuda"] if "onnxruntime" in chosen and takes_gpu() else [None]
     found = []
     for device in devices:
         for file, model in models.items():
@@ -156,13 +157,6 @@ def _has_bf16() -> bool:
 
         return has_bf16()
     except BluError:  # openvino is not installed
-        return False
-
-
-def _has_cuda() -> bool:
-    try:
-        return "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
-    except BluError:
         return False
 
 

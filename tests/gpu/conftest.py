@@ -10,7 +10,7 @@ import pytest
 
 from blu_export.embedded import embedded
 from blu_export.engine.build import Request, build_engine, find_device
-from blu_export.engine.builder import is_rtx, rtx_capability
+from blu_export.engine.builder import check_target
 from blu_export.engine.cuda import Cuda
 from blu_export.engine.libraries import is_installed, load_builder
 from blu_export.engine.sidecar import Batch, Sidecar
@@ -40,11 +40,10 @@ def builder(request: pytest.FixtureRequest, device: Cuda) -> str:
     """Each builder that is installed."""
     if not is_installed(request.param):
         pytest.skip(f"{request.param} is not installed")
-    if is_rtx(trt := load_builder(request.param)):
-        try:
-            rtx_capability(trt, device.capability)
-        except UsageError as error:
-            pytest.skip(str(error))
+    try:
+        check_target(load_builder(request.param), device.capability)
+    except UsageError as error:
+        pytest.skip(str(error))
     return str(request.param)
 
 

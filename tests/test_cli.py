@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 import blu_export
 from blu_export.cli import main as cli
 from blu_export.cli.common import printable, progress, wrote
+from blu_export.cli.interrupt import interrupt_after_import
 from blu_export.errors import CheckFailedError, MissingDependencyError, UsageError
 
 FakeOnnx = Callable[..., Path]
@@ -138,6 +141,18 @@ def test_ctrl_c_is_130_without_a_traceback(fake_onnx: FakeOnnx) -> None:
         err = process.stderr.read()
         assert process.wait() == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_within_an_import_waits_until_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.1)", "whole = True"]
+    (tmp_path / "half_imported.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupt_after_import():
+        assert importlib.import_module("half_imported").whole
+        time.sleep(60)  # ended by the interrupt
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_doctor_reports_what_is_installed_and_missing() -> None:

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from blu_export import __version__
+from blu_export.cli.interrupt import interrupt_after_import
 from blu_export.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BluError
 
 COMMANDS = {
@@ -140,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     device, 130 interrupted. ``BLU_DEBUG=1`` shows the traceback of an error.
     """
     try:
-        app(arguments, prog_name="blu")
+        with interrupt_after_import():
+            app(arguments, prog_name="blu")
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except BluError as error:

@@ -187,9 +187,12 @@ class Detector:
 
     def _finish(self, photo: Photo) -> Photo:
         if photo.raw is not None and photo.molded is not None:
-            with self._timed("unmold"):
-                found = unmold(*photo.raw, photo.molded, self.spec)
-                photo.detections = found[found.scores >= self.min_score] if self.min_score else found
+            try:
+                with self._timed("unmold"):
+                    found = unmold(*photo.raw, photo.molded, self.spec)
+                    photo.detections = found[found.scores >= self.min_score] if self.min_score else found
+            except BluError as error:  # the network gave no numbers, say
+                photo.error = error
         photo.raw = photo.molded = None  # large, and of no use to the caller
         return photo
 

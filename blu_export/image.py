@@ -57,6 +57,8 @@ _ORIENTATIONS = {
 }
 """What turns an image with this EXIF orientation upright."""
 _EXIF_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
+"""TIFF tags, and the value of one."""
 
 
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -172,7 +174,11 @@ def _orientation(image: PilImage.Image) -> int:
 
 def _to_rgb(image: PilImage.Image, name: str) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        tags = getattr(image, "tag_v2", {})  # of a TIFF, whose grey may have fewer bits, and begin with white
+        grey = (np.asarray(image) >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+        if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+            grey = 255 - grey
+        return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32 bits per value, which has no agreed range.", "Convert it to 8 or 16 bits.")
     if image.mode in ("RGBa", "La"):  # alpha already multiplied in: take it out before it is dropped

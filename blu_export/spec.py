@@ -130,7 +130,7 @@ class ModelSpec:
             current = getattr(self, name, None)
             try:
                 value = json.loads(f"[{text}]" if isinstance(current, tuple) and "[" not in text else text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # not JSON, or more digits or brackets than Python reads
                 value = text.split(",") if isinstance(current, tuple) else text
             changes[name] = value
         return self.replace(**changes)

@@ -151,10 +151,19 @@ def test_unknown_format(infer: Infer) -> None:
     assert isinstance(infer("a.jpg", "--format", "xml").exception, UsageError)
 
 
-def test_an_empty_folder_says_so(infer: Infer, tmp_path: Path) -> None:
-    result = infer(tmp_path)
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert "no photos found" in result.stderr
+def test_no_photos_are_an_error(infer: Infer, tmp_path: Path) -> None:
+    for nothing in (tmp_path, tmp_path / "*.jpg"):
+        error = infer(nothing).exception
+        assert isinstance(error, UsageError)
+        assert str(nothing) in str(error)
+
+
+def test_a_photo_with_a_very_long_name_is_written_like_others(infer: Infer, tmp_path: Path) -> None:
+    for name in ("a", "n" * 250, "ü" * 125, "ü" * 124, "z"):  # 255 bytes with their suffix are the most there can be
+        Image.fromarray(np.full((30, 50, 3), 9, np.uint8)).save(tmp_path / f"{name}.png"[-251:])
+    out = tmp_path / "out"
+    assert infer(tmp_path, "--format", "json", "--format", "overlay", "--out", out).exit_code == 0
+    assert len(list(out.glob("*.json"))) == len(list(out.glob("*overlay*"))) == 5
 
 
 def test_a_video_becomes_an_overlay_video_and_a_record_per_frame(infer: Infer, tmp_path: Path) -> None:

@@ -146,6 +146,21 @@ def test_a_batch_that_fails_carries_the_error(detector: Detector) -> None:
         failing(grey(0))
 
 
+def test_a_photo_whose_result_is_no_number_carries_the_error(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = detector.runner.run
+
+    def overflows(canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> object:
+        detections, masks = run(canvas, window)
+        detections[canvas[:, 32, 32, 0] == 20] = np.nan
+        return detections, masks
+
+    monkeypatch.setattr(detector.runner, "run", overflows)
+    photos = list(detector.stream([grey(10), grey(20), grey(30)]))
+    assert [isinstance(photo.error, ModelFileError) for photo in photos] == [False, True, False]
+
+
 def test_a_defect_is_not_swallowed(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError

@@ -104,6 +104,21 @@ def test_sixteen_bits_become_the_upper_eight(suffix: str, channels: int) -> None
     np.testing.assert_array_equal(decode(data), np.broadcast_to(expected, (20, 30, 3)))
 
 
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(16, True), (12, False)])
+def test_deep_grey_tiffs_look_as_they_should(bits: int, white_is_zero: bool) -> None:
+    upper = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    deep = upper << bits - 8
+    packed = deep.astype("<u2").tobytes()
+    if bits == 12:  # two values in three bytes
+        first, second = deep.reshape(-1, 2).T
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    tags = [(256, 16), (257, 16), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 8), (277, 1), (278, 16)]
+    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in [*tags, (279, len(packed))])
+    data = b"II*\0" + struct.pack("<L", 8 + len(packed)) + packed + struct.pack("<H", 9) + directory + bytes(4)
+    expected = (255 - upper if white_is_zero else upper)[..., None].repeat(3, axis=2)
+    np.testing.assert_array_equal(decode(data), expected)
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
 def test_cmyk(kind: str) -> None:
     # Pillow writes a CMYK JPEG the way Adobe does: inverted, and marked so.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,15 @@ def test_a_spec_cannot_be_changed_in_place() -> None:
         SPEC.backbone = "resnet101"  # type: ignore[misc]
     with pytest.raises(TypeError):
         SPEC.provenance["weights_sha256"] = "cd"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
+def test_the_settings_in_the_docs_are_possible(page: str) -> None:
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [re.findall(r"--set (\S+=\d+)", line) for line in text.splitlines() if line.startswith("blu export")]
+    assert any(commands)
+    for settings in commands:
+        SPEC.with_settings(settings)
 
 
 def test_settings_take_numbers_words_and_tuples() -> None:
@@ -72,6 +83,8 @@ def test_whole_numbers_are_floats_where_a_float_belongs() -> None:
         ("rpn_anchor_scales=1,2", "rpn_anchor_scales"),
         ("rpn_anchor_scales=1,2,3,4,Infinity", "rpn_anchor_scales"),
         ("mean_pixel=1,2", "mean_pixel"),
+        ("pre_nms_limit=1" + 5000 * "0", "pre_nms_limit"),
+        ("mean_pixel=" + 5000 * "[", "mean_pixel"),
         ("mask_shape=20,20", "mask_shape"),
         ("class_names=BG", "class_names"),
         ("backbone_strides=4,8,16,32,100", "backbone_strides"),

@@ -90,6 +90,8 @@ def infer(
         raise UsageError(f"There is no format '{unknown[0]}'.", f"Formats are {', '.join(FORMATS)}.")
     show_log()
     paths = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    if not paths:
+        raise UsageError(f"There are no photos in {', '.join(images)}.", "Name photos, videos, or folders of them.")
     total = _total(paths)
     many = batch == 1 and (total is None or total >= MANY_PHOTOS)
     detector = load(model, runtime=runtime, precision=precision, device=device, threads=threads, throughput=many)
@@ -219,7 +221,7 @@ class Inference:
                 f"{f', {runner.lanes} at a time' if runner.lanes > 1 else ''}"
             )
         elif not self.failures:
-            say("no photos found")
+            say("there was nothing to look at")
         if self.failures:
             say(f"{self.failures} of {self.done + self.failures} could not be processed")
 

@@ -20,6 +20,7 @@ from blu_export.sources import Input
 from blu_export.spec import ModelSpec
 
 JPEG_QUALITY = 92
+MAX_STEM_BYTES = 200
 
 
 class Output(ABC):
@@ -195,7 +196,10 @@ FILE_FORMATS: dict[str, type[Output]] = {
 
 
 class Names:
-    """Unique file stems: two photos of one name in different folders do not overwrite each other."""
+    """Unique file stems: two photos of one name in different folders do not overwrite each other.
+
+    A stem leaves room for a number and a suffix in the 255 bytes that a name may have.
+    """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -210,6 +214,9 @@ class Names:
         return self._unique(Path(item.name).stem or "photo")
 
     def _unique(self, stem: str) -> str:
+        encoded = os.fsencode(stem)
+        if len(encoded) > MAX_STEM_BYTES:
+            stem = encoded[:MAX_STEM_BYTES].decode(errors="ignore")
         name, number = stem, 1
         while name.casefold() in self._taken:  # casefold: some file systems ignore case
             number += 1

@@ -141,10 +141,7 @@ def export_onnx(
         for line in parity.lines():
             tell(line)
         tell(f"verified ({seconds['verify']:.1f} s)")
-        values = parity.to_json()
-        # The file goes elsewhere; where the photo lay is nobody's business there.
-        values["worst_image"] = Path(values["worst_image"]).name
-        _add_metadata(graph, {"blu_parity": json.dumps(values)})
+        _add_metadata(graph, {"blu_parity": json.dumps(parity.to_json())})
     passed = parity is None or parity.passed
     path = output if passed else output.with_name(output.name.removesuffix(".onnx") + FAILED_SUFFIX)
     with atomic_write(path) as temporary:

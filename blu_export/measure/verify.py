@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,10 @@ class ParityReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as stored in the artefact under ``blu_parity``."""
+        """JSON values, as stored in the artefact under ``blu_parity``.
+
+        Of the worst image only the file's name: where it lay is nobody's business where the artefact goes.
+        """
         boxes, scores, masks = (self._all(name) for name in ("box_error", "score_error", "mask_iou"))
         values: dict[str, Any] = {
             "reference": self.reference,
@@ -157,7 +161,7 @@ class ParityReport:
                 "max_box_error_px": float(boxes.max()),
                 "max_score_error": float(scores.max()),
             }
-        return values | {"worst_image": self.worst.name, "worst_instance": self.worst.worst_instance()}
+        return values | {"worst_image": Path(self.worst.name).name, "worst_instance": self.worst.worst_instance()}
 
     def lines(self) -> list[str]:
         """The ladder for people."""

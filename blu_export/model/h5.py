@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -136,7 +136,7 @@ class _Reader:
         if _has_attribute(root, "layer_names"):
             return self._keras2(root)
         layers: Layers = {}
-        for layer, tensors in self._keras3(file, MAX_DEPTH):
+        for layer, tensors in self._keras3(file, MAX_DEPTH, skip=("optimizer",)):
             if layer in layers:
                 self._refuse(f"it has two layers named '{layer}'")
             layers[layer] = tensors
@@ -165,18 +165,28 @@ class _Reader:
                 layers[layer] = [(name, self._tensor(group, name)) for name in names]
         return layers
 
-    def _keras3(self, group: Any, depth: int) -> Iterator[tuple[str, list[tuple[str, Tensor]]]]:
+    def _keras3(
+        self, group: Any, depth: int, skip: Sequence[str] = ()
+    ) -> Iterator[tuple[str, list[tuple[str, Tensor]]]]:
+        """Layers below a group. What is not float is no weight: counters, states of random generators."""
         for name in group:
+            if name in skip:
+                continue
             if depth == 0:
                 self._refuse("its groups are nested too deep")
             child = self._child(group, name, (h5py.Group, h5py.Dataset))
             if name == "vars" and isinstance(child, h5py.Group):
                 layer = child.attrs.get("name")
                 keys = sorted((key for key in child if key.isdecimal()), key=int)
-                if isinstance(layer, str) and keys:
-                    yield layer, [(key, self._tensor(child, key)) for key in keys[:MAX_TENSORS]]
+                weights = [key for key in keys[:MAX_TENSORS] if self._is_float(child, key)]
+                if isinstance(layer, str) and weights:
+                    yield layer, [(key, self._tensor(child, key)) for key in weights]
             elif isinstance(child, h5py.Group):
                 yield from self._keras3(child, depth - 1)
+
+    def _is_float(self, group: Any, name: str) -> bool:
+        data = self._child(group, name, h5py.Dataset)
+        return bool(data.dtype.kind == "f")
 
     def _tensor(self, group: Any, path: str) -> Tensor:
         *folders, leaf = [part for part in path.split("/") if part]

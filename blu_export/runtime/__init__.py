@@ -111,4 +111,4 @@ def _load_other(path: Path, device: str | None) -> Runner:
         return TensorRtRunner(path, device)
     from blu_export.runtime.keras import KerasRunner
 
-    return KerasRunner(path)
+    return KerasRunner(path, device)

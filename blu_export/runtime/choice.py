@@ -110,7 +110,9 @@ def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile
     beside = precision_path(path, "fp16" if on_gpu else "int8")
     if model.precision == "float32" and beside.is_file():
         other = read_onnx(beside)
-        if stands_in(other, spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))):
+        if other.precision in REDUCED and stands_in(
+            other, spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))
+        ):
             yield beside, other
 
 
@@ -118,14 +120,13 @@ def stands_in(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
     """Whether a reduced model was made from the same weights and settings, and its parity passed."""
     parity = model.json_metadata("blu_parity")
     passed = isinstance(parity, dict) and parity.get("passed") is True
-    weights = exact.provenance.get("weights_sha256")
-    same = weights is not None and spec.provenance.get("weights_sha256") == weights
-    return (
-        passed
-        and same
-        and spec.replace(provenance={}) == exact.replace(provenance={})
-        and model.metadata.get("blu_target", "portable") == "portable"
-    )
+    known = exact.provenance.get("weights_sha256") is not None
+    return passed and known and _same_model(spec, exact) and model.metadata.get("blu_target", "portable") == "portable"
+
+
+def _same_model(a: ModelSpec, b: ModelSpec) -> bool:
+    weights = [spec.provenance.get("weights_sha256") for spec in (a, b)]
+    return weights[0] == weights[1] and a.replace(provenance={}) == b.replace(provenance={})
 
 
 @dataclass(frozen=True)
@@ -173,12 +174,17 @@ def _of_precision(path: Path, precision: str) -> tuple[Path, OnnxFile]:
     if precision in ("file", model.precision):
         return path, model
     beside = precision_path(path, precision)
+    write_it = f"Write it with: blu export onnx{'' if precision == 'float32' else f' --{precision}'}"
     if not beside.is_file():
         raise ModelFileError(
-            f"{path} is a {model.precision} model, not {precision}, and there is no {beside.name} beside it.",
-            f"Write one with: blu export onnx{'' if precision == 'float32' else f' --{precision}'}",
+            f"{path} is a {model.precision} model, not {precision}, and there is no {beside.name} beside it.", write_it
         )
-    return beside, read_onnx(beside)
+    other = read_onnx(beside)
+    if other.precision != precision:
+        raise ModelFileError(f"{beside} is a {other.precision} model, not {precision}.", write_it)
+    if not _same_model(spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))):
+        raise ModelFileError(f"{beside} was made from other weights or settings than {path}.", write_it)
+    return beside, other
 
 
 def _installed() -> tuple[str, ...]:

@@ -29,8 +29,10 @@ OUTPUTS = {"detections": ("float32", 3), "masks": ("float32", 4), "num_detection
 
 _ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_EXTERNAL = 1
-"""TensorProto.DataLocation: the tensor lies in another file."""
+_IN_THIS_FILE = 0
+"""TensorProto.DataLocation. Parsers cut an enum to 32 bits: not 1 alone may mean another file."""
+_LARGEST_KEY = 2**32 - 1
+"""Parsers cut a longer one to 32 bits, and would see a field that was not seen here."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,11 @@ def _read_model(message: memoryview, model: OnnxFile) -> None:
             case 20, memoryview():
                 raise ValueError("it holds training steps")
             case 25, memoryview():
-                for part, node in _fields(value):
-                    if part == 7 and isinstance(node, memoryview):
-                        _read_node(node, model, depth=1)
+                for part, inner in _fields(value):
+                    if part == 7 and isinstance(inner, memoryview):
+                        _read_node(inner, model, depth=1)
+                    elif part == 11 and isinstance(inner, memoryview):
+                        _read_attribute(inner, model, depth=1)
 
 
 def _read_graph(message: memoryview, model: OnnxFile, depth: int) -> None:
@@ -187,19 +191,23 @@ def _read_node(message: memoryview, model: OnnxFile, depth: int) -> None:
         if number == 4:
             model.op_counts[_text(value)] += 1
         elif number == 5 and isinstance(value, memoryview):
-            for kind, part in _fields(value):
-                if not isinstance(part, memoryview):
-                    continue
-                if kind in (5, 10):
-                    _read_tensor(part, model)
-                elif kind in (6, 11):
-                    _read_graph(part, model, depth + 1)
-                elif kind in (22, 23):
-                    _read_sparse_tensor(part, model)
+            _read_attribute(value, model, depth)
+
+
+def _read_attribute(message: memoryview, model: OnnxFile, depth: int) -> None:
+    for number, value in _fields(message):
+        if not isinstance(value, memoryview):
+            continue
+        if number in (5, 10):
+            _read_tensor(value, model)
+        elif number in (6, 11):
+            _read_graph(value, model, depth + 1)
+        elif number in (22, 23):
+            _read_sparse_tensor(value, model)
 
 
 def _read_tensor(message: memoryview, model: OnnxFile) -> None:
-    if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in _fields(message)):
+    if any(number == 13 or (number == 14 and value != _IN_THIS_FILE) for number, value in _fields(message)):
         model.external_tensors += 1
 
 
@@ -225,6 +233,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     position, end = 0, len(message)
     while position < end:
         key, position = _varint(message, position)
+        if not 8 <= key <= _LARGEST_KEY:
+            raise ValueError(f"no field has the key {key}")
         wire = key & 7
         if wire == _VARINT:
             number, position = _varint(message, position)

@@ -193,6 +193,21 @@ def test_files_of_keras_3(model: Any, tmp_path: Path, suffix: str) -> None:
         assert loaded.spec.class_names == SPEC.class_names
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_what_is_no_weight_of_a_keras_3_file_is_left_out(tmp_path: Path, suffix: str) -> None:
+    import keras
+
+    trained = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense"), keras.layers.Dropout(0.5)])
+    trained.compile("adam", "mse")
+    trained.optimizer.build(trained.trainable_variables)  # a counter of steps, and moments that look like weights
+    path = tmp_path / f"trained{suffix}"
+    (trained.save_weights if suffix == ".weights.h5" else trained.save)(path)
+    layers, _ = read_weight_file(path)
+    assert {layer: [tensor.shape for _, tensor in tensors] for layer, tensors in layers.items()} == {
+        "dense": [(3, 2), (2,)]
+    }
+
+
 def test_spec_follows_from_the_tensors(edited: Any) -> None:
     weights = read_weights(edited(lambda file: file.attrs.pop("blu_spec")))
     guess = weights.make_spec(settings=["image_min_dim=64", "image_max_dim=64", "detection_min_confidence=0.25"])

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from blu_export.errors import ModelFileError
@@ -94,6 +95,27 @@ def test_the_file_as_it_is_unless_asked(family: Callable[..., Path]) -> None:
         assert runner.precision == "float32"
     with pytest.raises(ModelFileError, match=r"there is no model\.fp16\.onnx beside it"):
         load_runner(path, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"provenance": {"weights_sha256": "2" * 64}}, {"provenance": {}}, {"detection_min_confidence": 0.5}]
+)
+def test_another_model_beside_it_is_not_taken_for_its_int8(
+    family: Callable[..., Path], arguments: dict[str, object]
+) -> None:
+    with pytest.raises(ModelFileError, match="other weights or settings"):
+        load_runner(family(**arguments), precision="int8")
+
+
+def test_a_file_is_not_what_its_name_says(family: Callable[..., Path]) -> None:
+    path = family()
+    metadata = {"blu_precision": "float32", "blu_parity": json.dumps(PASSED)}
+    onnx_file = onnx.load(path)
+    onnx.helper.set_model_props(onnx_file, {p.key: p.value for p in onnx_file.metadata_props} | metadata)
+    onnx.save(onnx_file, path.with_name("model.int8.onnx"))
+    assert choose(path, "auto", "auto", None).path == path
+    with pytest.raises(ModelFileError, match="is a float32 model, not int8"):
+        load_runner(path, precision="int8")
 
 
 def test_a_measurement_beats_the_rule(family: Callable[..., Path], memory: None) -> None:

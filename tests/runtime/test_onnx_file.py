@@ -53,6 +53,37 @@ def test_external_tensors_are_refused_wherever_they_are(place: str) -> None:
         parse_onnx(helper.make_model(graph).SerializeToString())
 
 
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value >= 0x80:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        (14 << 3, 1, "in other files"),
+        (14 << 3, 2**32 + 1, "in other files"),  # a parser keeps the lower 32 bits: 1
+        (2**32 + (14 << 3), 1, "no field has the key"),  # likewise: that of field 14
+    ],
+)
+def test_numbers_that_parsers_cut_to_32_bits_hide_nothing(key: int, value: int, why: str) -> None:
+    tensor = TensorProto(dims=[1], data_type=TensorProto.FLOAT, name="w").SerializeToString()
+    tensor += _varint(key) + _varint(value)
+    with pytest.raises(ModelFileError, match=why):
+        parse_onnx(_field(7, _field(5, tensor) + _field(1, _field(4, b"Identity"))))
+
+
+def test_attributes_of_functions_are_looked_at_too() -> None:
+    tensor = TensorProto(dims=[1], data_type=TensorProto.FLOAT, name="w", data_location=TensorProto.EXTERNAL)
+    function = helper.make_function("d", "F", [], ["y"], [], [], [], [helper.make_attribute("a", tensor)])
+    graph = helper.make_graph([helper.make_node("F", [], ["y"], domain="d")], "g", [], [])
+    with pytest.raises(ModelFileError, match="in other files"):
+        parse_onnx(helper.make_model(graph, functions=[function]).SerializeToString())
+
+
 def test_foreign_model_names_what_is_missing(fake_onnx: FakeOnnx) -> None:
     with pytest.raises(ModelFileError, match="carries no blu_spec"):
         spec_of(read_onnx(fake_onnx(metadata={"blu_spec": None})), "foreign.onnx")
@@ -78,11 +109,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
 
 def _field(number: int, content: bytes) -> bytes:
     """One length-delimited protobuf field."""
-    size, prefix = len(content), bytearray([number << 3 | 2])
-    while size >= 0x80:
-        prefix.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes(prefix) + bytes([size]) + content
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
 @pytest.mark.parametrize(("depth", "good"), [(2, True), (200, False)])

@@ -147,6 +147,13 @@ def test_impossible_wishes(fake_onnx: FakeOnnx, arguments: dict[str, str], error
         load_runner(fake_onnx(), **arguments)  # type: ignore[arg-type]
 
 
+def test_keras_files_have_a_device_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    (tmp_path / "model.h5").touch()
+    with pytest.raises(UsageError, match="TensorFlow has no device 'npu'"):
+        load_runner(tmp_path / "model.h5", device="npu")
+
+
 def test_a_gpu_that_is_not_there_is_an_error_not_a_fallback(fake_onnx: FakeOnnx) -> None:
     import onnxruntime
 

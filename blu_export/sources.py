@@ -43,6 +43,9 @@ def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Iterable[
     A folder stands for the files in and below it that have one of ``suffixes`` and do not start with
     a dot; a glob pattern for what it matches; anything else for itself, whether it exists or not:
     reading it is what reports that.
+
+    Raises:
+        OSError: a folder cannot be listed; it names the folder.
     """
     known = frozenset(suffixes)
     found: dict[Path, None] = {}
@@ -58,7 +61,10 @@ def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Iterable[
 
 
 def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    def stop(error: OSError) -> None:  # os.walk by itself passes over folders that it cannot list
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +37,21 @@ def test_what_does_not_exist_is_reported_when_it_is_read(photos: Path) -> None:
     assert find_images(["none.jpg", photos / "notes.txt", "-"]) == [
         Path("none.jpg"), photos / "notes.txt", Path("-"),
     ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Any = ".") -> Any:  # as for a user without the right, which root has everywhere
+        if os.fspath(path) == str(photos / "deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError) as raised:
+        find_images([photos])
+    assert raised.value.filename == str(photos / "deep")
+    assert find_images([photos / "b.jpg"]) == [photos / "b.jpg"]
 
 
 def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:

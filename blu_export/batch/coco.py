@@ -9,9 +9,10 @@ from typing import Any
 
 from blu_export.batch.plan import Plan
 from blu_export.batch.shard import Summary, read_rows
-from blu_export.batch.sink import Sink
+from blu_export.batch.sink import SCRATCH_PREFIX, Sink
 
-COCO_NAME = "detections.coco.json"
+COCO_NAME = "_detections.coco.json"
+"""Readers of Parquet folders pass over it, as over PLAN_NAME."""
 
 
 def write_coco(sink: Sink, plan: Plan, summary: Summary) -> str:
@@ -22,7 +23,7 @@ def write_coco(sink: Sink, plan: Plan, summary: Summary) -> str:
     """
     images: list[dict[str, Any]] = []
     annotations = 0
-    with tempfile.TemporaryDirectory(prefix=".coco-", dir=sink.scratch()) as folder:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=sink.scratch()) as folder:
         path = Path(folder, COCO_NAME)
         with path.open("w", encoding="utf-8") as file:
             file.write('{"annotations": [')

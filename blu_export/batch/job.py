@@ -123,6 +123,7 @@ class BatchJob:
         Raises:
             BluError: the job cannot go on. What is finished stays; the same call goes on from there.
         """
+        self.sink.tidy()
         current: Counter[int] = Counter()
         reported, ran = 0, []
         start = time.perf_counter()
@@ -154,7 +155,6 @@ class BatchJob:
             loader=settings.loader,
         )
         if settings.ray is None:
-            self.sink.tidy()
             return run_local(job, self._todo, self.workers)
         from blu_export.batch.on_ray import run_on_ray, share_for
 

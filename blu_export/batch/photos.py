@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 LIST_SUFFIXES = frozenset({".txt", ".lst"})
 READERS = 8
 """Files that a worker reads at a time, ahead of the network."""
+_storages: dict[str, Storage] = {}
+"""By protocol; that of this machine has none."""
 
 
 def list_photos(source: str) -> list[str]:
@@ -31,7 +32,7 @@ def list_photos(source: str) -> list[str]:
             relative to the list); or one photo.
 
     Raises:
-        DatasetError: there is no such source, or no photo in it.
+        DatasetError: there is no such source, no photo in it, or a folder in it cannot be listed.
     """
     remote = "://" in source
     if PurePosixPath(source).suffix.lower() in LIST_SUFFIXES:
@@ -41,7 +42,10 @@ def list_photos(source: str) -> list[str]:
     else:
         if not os.path.exists(source) and not glob.has_magic(source):
             raise DatasetError(f"There is no {source}.", "Name a folder, a glob, a list in a .txt file, or a URL.")
-        found = [os.path.abspath(path) for path in find_images([source])]
+        try:
+            found = [os.path.abspath(path) for path in find_images([source])]
+        except OSError as error:
+            raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}.", "Check your rights.") from error
     found = list(dict.fromkeys(found))
     if not found:
         raise DatasetError(f"There are no photos in {source}.", f"Photos end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
@@ -52,7 +56,7 @@ def _read_list(source: str) -> list[str]:
     from blu_export.data.storage import join, parent
 
     try:
-        text = _storage(source.partition("://")[0] if "://" in source else "").read(source).decode("utf-8")
+        text = _storage(source).read(source).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{source} is no list of photos: it is not UTF-8.", "Write one name per line.") from error
     folder = parent(source) if "://" in source else os.path.abspath(parent(source))
@@ -61,7 +65,7 @@ def _read_list(source: str) -> list[str]:
 
 def _list_remote(source: str) -> list[str]:
     protocol = source.partition("://")[0]
-    _storage(protocol).is_folder(source)  # its errors say what is missing: a package, credentials, the network
+    _storage(source).is_folder(source)  # its errors say what is missing: a package, credentials, the network
     files = import_extra("fsspec").filesystem(protocol, use_listings_cache=False)
     try:
         paths = files.glob(source) if glob.has_magic(source) else files.find(source)
@@ -70,12 +74,14 @@ def _list_remote(source: str) -> list[str]:
     return [str(files.unstrip_protocol(path)) for path in sorted(paths) if Path(path).suffix.lower() in IMAGE_SUFFIXES]
 
 
-@cache
-def _storage(protocol: str) -> Storage:
-    """The storage of a protocol; that of this machine for none."""
+def _storage(source: str) -> Storage:
+    """The storage that a path or URL lies in: one for all URLs of a protocol."""
     from blu_export.data.storage import open_storage
 
-    return open_storage(f"{protocol}://" if protocol else "")
+    protocol = source.partition("://")[0] if "://" in source else ""
+    if protocol not in _storages:
+        _storages[protocol] = open_storage(source)
+    return _storages[protocol]
 
 
 def read_photo(photo: str) -> Path | bytes | BluError:
@@ -83,7 +89,7 @@ def read_photo(photo: str) -> Path | bytes | BluError:
     if "://" not in photo:
         return Path(photo)
     try:
-        return _storage(photo.partition("://")[0]).read(photo)
+        return _storage(photo).read(photo)
     except BluError as error:
         return ImageError(error.what, error.fix)
 

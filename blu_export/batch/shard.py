@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from blu_export.batch.plan import Shard
 from blu_export.batch.sink import Sink
 from blu_export.detections import Detections
+from blu_export.errors import DatasetError
 from blu_export.spec import ModelSpec
 
 DETECTION = pa.struct(
@@ -37,7 +38,7 @@ COLUMNS = pa.schema(
         ("model_sha256", pa.string()),
     ]
 )
-"""A photo has either an error, or a size and detections (which may be none)."""
+"""A photo has either an error, or a size and detections (which may be none); see ``as_utf8`` for its name."""
 METADATA_KEY = b"blu"
 
 
@@ -76,20 +77,35 @@ def row(photo: str, found: Detections | None, error: str | None, model_sha256: s
     """A photo's row; exactly one of ``found`` and ``error`` is given."""
     height, width = (None, None) if found is None else found.image_size
     return {
-        "image": photo,
+        "image": as_utf8(photo),
         "height": height,
         "width": width,
         "detections": None if found is None else found.to_json()["detections"],
-        "error": error,
+        "error": None if error is None else as_utf8(error),
         "model_sha256": model_sha256,
     }
 
 
+def as_utf8(text: str) -> str:
+    r"""Text that Parquet can hold: a byte of a file name that is not UTF-8, such as E9, is written as ``\udce9``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def encode(rows: Sequence[Mapping[str, Any]], summary: Summary) -> bytes:
-    """The file's content."""
+    """The file's content.
+
+    Raises:
+        DatasetError: a value has no place in its column.
+    """
     schema = COLUMNS.with_metadata({METADATA_KEY: summary.to_json().encode()})
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
+    try:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
+        raise DatasetError(
+            f"The rows of shard {summary.index} do not fit into Parquet: {error}.",
+            "This is a bug of blu: please report it.",
+        ) from error
     return buffer.getvalue()
 
 

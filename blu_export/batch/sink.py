@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
 from blu_export.errors import DatasetError
 from blu_export.extras import import_extra
 from blu_export.files import atomic_write
+
+SCRATCH_PREFIX = ".coco-"
+"""Of the folder in which a file for ``upload`` is made; a leading dot hides it from readers of Parquet folders."""
+LEFTOVERS = (".part-*.parquet", "._plan.*.json", f"{SCRATCH_PREFIX}*")
+"""What atomic_write and write_coco have under way, when they are killed."""
 
 
 class Sink:
@@ -82,6 +88,10 @@ class Sink:
 
     def tidy(self) -> None:
         """Remove what writers that were killed left behind. Nobody may be writing."""
-        if self._remote is None:
-            for path in Path(self.url).glob(".part-*.parquet"):
+        if self._remote is not None:
+            return
+        for path in (path for pattern in LEFTOVERS for path in Path(self.url).glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink(missing_ok=True)

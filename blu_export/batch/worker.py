@@ -70,14 +70,6 @@ class Work:
             careful: one photo after the other, each told before it begins.
             skip: photos not to be tried, with their errors; only looked at when careful.
         """
-        try:
-            return self._run(shard, careful, skip)
-        except BluError:  # a photo's result that cannot be read ends the stream
-            if careful:
-                raise
-            return self._run(shard, True, skip)
-
-    def _run(self, shard: Shard, careful: bool, skip: dict[str, str]) -> Summary:
         start = time.perf_counter()
         stages: defaultdict[str, float] = defaultdict(float)
         rows: list[dict[str, Any]] = []

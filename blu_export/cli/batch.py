@@ -36,7 +36,7 @@ def batch(
     sink: Annotated[str, typer.Argument(help="Folder or bucket of the results.")],
     model: ModelOption = None,
     file_format: Annotated[
-        str, typer.Option("--format", "-f", help="parquet, or coco: one COCO JSON beside the Parquet files.")
+        str, typer.Option("--format", "-f", help="parquet, or coco: _detections.coco.json beside the Parquet files.")
     ] = "parquet",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that each hold the model. Default: 1; on Ray 1 per machine.")

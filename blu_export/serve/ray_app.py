@@ -10,7 +10,9 @@ import logging
 import queue
 import signal
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ DEPLOYMENT = "replica"
 SPARE_REQUESTS = 32
 """Requests that a replica takes beyond its queue, so that it is itself who refuses them, and health always answers."""
 SCRAPE_TIMEOUT = 5.0
+"""Seconds that the counters of all replicas may take; a scrape of Prometheus gives up after 10."""
+POLL = 1.0
+"""Seconds between two looks at replicas that come up; Ray's own ``serve.run`` looks as often."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
     """Deploy, wait for SIGTERM or SIGINT, then let the replicas finish and remove the application.
 
     Raises:
-        BluError: there is no such cluster, no room on it, or the model cannot be loaded.
+        BluError: there is no such cluster, no room on it, Ray Serve listens elsewhere, or the model cannot be loaded.
         KeyboardInterrupt: it was SIGINT.
     """
     if settings.grpc_port is not None or settings.reload:
@@ -146,24 +151,76 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
         )
     ray = connect(ray_settings.address)
     share = divide(ray.nodes(), ray_settings.least, settings.threads, wants_gpu(settings.model, settings.device))
-    serve = import_extra("ray.serve")
-    serve.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port})
     stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.put(number))
     model = ray.put(model_files(settings.model))
-    try:
-        serve.run(application(serve, replace(settings, threads=share.cpus), ray_settings, share, model), name=APP)
-    except RuntimeError as error:  # Ray's only word for a deployment that does not come up
-        raise BluError(
-            f"The replicas do not start: {error}", "Try the model with: blu infer PHOTO -m MODEL; see ray status."
-        ) from error
-    log.info("listening", extra={"url": f"http://{settings.host}:{settings.port}", "port": settings.port})
-    signalled = stopped.get()
-    serve.delete(APP)
+    with ray_serve(settings) as serve:
+        app = application(serve, replace(settings, threads=share.cpus), ray_settings, share, model)
+        try:
+            # Not serve.run: where the cluster is busy it waits for ever, and no signal ends it.
+            serve.run_many([serve.RunTarget(app, name=APP)], wait_for_applications_running=False)
+            if wait_until_running(serve, stopped):
+                log.info("listening", extra={"url": f"http://{settings.host}:{settings.port}", "port": settings.port})
+            signalled = stopped.get()
+        finally:
+            serve.delete(APP)
     log.info("stopped")
     if signalled == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def ray_serve(settings: ServeSettings) -> Iterator[Any]:
+    """Ray Serve, as the module: the one that runs on the cluster, or a new one that ends with the block.
+
+    A new one stays where others have put applications on it meanwhile.
+
+    Raises:
+        UsageError: the one that runs listens elsewhere than the settings say.
+    """
+    serve = import_extra("ray.serve")
+    from ray.serve.context import _get_global_client  # nothing public tells where Ray Serve listens
+
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        check_address(settings, running.http_config.host, running.http_config.port)
+        yield serve
+        return
+    try:
+        serve.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port})
+        yield serve
+    finally:
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def check_address(settings: ServeSettings, host: str | None, port: int) -> None:
+    """Raise UsageError where the settings are not the address at which the cluster's Ray Serve listens already."""
+    if (host, port) != (settings.host, settings.port):
+        raise UsageError(
+            f"Ray Serve is on this cluster already, on {host}:{port} and not {settings.host}:{settings.port}.",
+            f"Use --host {host} --port {port}, or end it with: serve shutdown",
+        )
+
+
+def wait_until_running(serve: Any, stopped: queue.SimpleQueue[int]) -> bool:
+    """Wait until all first replicas are up; False where a signal came before.
+
+    Raises:
+        BluError: they do not start.
+    """
+    while stopped.empty():
+        app = serve.status().applications.get(APP)
+        if app is not None and app.status == "RUNNING":
+            return True
+        if app is not None and app.status == "DEPLOY_FAILED":
+            raise BluError(
+                f"The replicas do not start: {app.message}",
+                "Try the model with: blu infer PHOTO -m MODEL; see ray status.",
+            )
+        time.sleep(POLL)
+    return False
 
 
 def application(serve: Any, settings: ServeSettings, ray_settings: RaySettings, share: Share, model: Any) -> Any:

@@ -50,7 +50,7 @@ def test_a_bucket_to_a_bucket(s3: None, photos: Callable[..., Path], model: Path
     client.put_object(Bucket="photos", Key="in/notes.txt", Body=b"00.png\nhttps")
     assert list_photos("s3://photos/in/*0.png") == ["s3://photos/in/00.png"]
     report = run(source="s3://photos/in", sink="s3://photos/out", model=model, shard_size=2, format="coco")
-    assert (report.photos, report.failed, report.coco) == (4, 1, "s3://photos/out/detections.coco.json")
+    assert (report.photos, report.failed, report.coco) == (4, 1, "s3://photos/out/_detections.coco.json")
     found = rows("s3://photos/out")
     assert [row["detections"][0]["score"] for row in found.values() if row["error"] is None] == pytest.approx(
         [10 / 255, 20 / 255, 30 / 255]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,27 @@ def test_a_photo_that_kills_workers_costs_itself_only(photos: Photos, model: Pat
     assert [Path(path).name for path, row in found.items() if row["error"]] == ["02.png"]
     assert "SIGKILL" in found[str(folder / "02.png")]["error"]
     assert (report.failed, report.photos) == (1, 5)
+
+
+def test_a_name_that_is_not_utf8(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder = photos(10)
+    for name, content in ((b"caf\xe9.png", (folder / "00.png").read_bytes()), (b"th\xe9.png", b"no photo")):
+        try:
+            Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_bytes(content)
+        except OSError:
+            pytest.skip("this file system has UTF-8 names only")
+    report = run(source=folder, sink=tmp_path / "found", model=model, format="coco")
+    assert (report.photos, report.failed) == (3, 1)
+    good, odd, bad = pq.read_table(tmp_path / "found").to_pylist()
+    assert odd["image"] == f"{folder}/caf\\udce9.png" and odd["detections"] == good["detections"]
+    assert bad["image"] == f"{folder}/th\\udce9.png" and "not an image" in bad["error"]
+    assert run(source=folder, sink=tmp_path / "found", model=model).ran == 0
+
+
+def test_rows_that_cannot_be_written_do_not_count_as_deaths(photos: Photos, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "fake.onnx", class_names=["BG", "caf\udce9", "shoe"])
+    with pytest.raises(DatasetError, match="rows of shard 0 do not fit into Parquet"):
+        run(source=photos(10), sink=tmp_path / "found", model=model)
 
 
 def test_a_worker_that_hangs_is_killed(photos: Photos, model: Path, tmp_path: Path) -> None:
@@ -120,6 +142,19 @@ def test_failed_photos_are_tried_again_when_asked(photos: Photos, model: Path, t
     check_levels(sink, folder, [10, 20, 30])
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_killed_runs_left_is_removed(photos: Photos, model: Path, tmp_path: Path, finished: bool) -> None:
+    folder, sink = photos(10), tmp_path / "found"
+    sink.mkdir()
+    if finished:
+        run(source=folder, sink=sink, model=model)
+    (sink / ".coco-abc").mkdir()
+    for name in (".part-00000.abc.parquet", "._plan.abc.json", ".coco-abc/_detections.coco.json", ".mine"):
+        (sink / name).write_text("half")
+    assert run(source=folder, sink=sink, model=model).ran == (0 if finished else 1)
+    assert sorted(path.name for path in sink.iterdir()) == [".mine", "_plan.json", "part-00000.parquet"]
+
+
 def test_another_model_is_not_mixed_in(photos: Photos, model: Path, tmp_path: Path) -> None:
     run(source=photos(10), sink=tmp_path / "found", model=model)
     write_model(model, shift=1.0)
@@ -131,7 +166,7 @@ def test_coco(photos: Photos, model: Path, tmp_path: Path, capsys: pytest.Captur
     folder, sink = photos(10, 20, 30), tmp_path / "found"
     (folder / "01.png").write_bytes(b"no photo")
     report = run(source=folder, sink=sink, model=model, shard_size=2, format="coco")
-    assert report.coco == str(sink / "detections.coco.json")
+    assert report.coco == str(sink / "_detections.coco.json")
     coco = COCO(report.coco)
     assert [each["file_name"] for each in coco.loadImgs([1, 2, 3])] == [str(folder / f"0{i}.png") for i in range(3)]
     assert "error" in coco.imgs[2] and coco.imgs[1]["height"] == 24
@@ -139,11 +174,12 @@ def test_coco(photos: Photos, model: Path, tmp_path: Path, capsys: pytest.Captur
     assert coco.cats == {1: {"id": 1, "name": "coat"}, 2: {"id": 2, "name": "shoe"}}
     whole = load_mask(coco, 1)
     assert whole.shape == (24, 32) and whole.sum() == coco.anns[1]["area"]
+    assert pq.read_table(sink).num_rows == 3  # it is not taken for Parquet
     again = run(source=folder, sink=sink, model=model, format="coco")
     assert again.ran == 0 and COCO(again.coco).anns == coco.anns
     assert sorted(path.name for path in sink.iterdir()) == [
+        "_detections.coco.json",
         "_plan.json",
-        "detections.coco.json",
         "part-00000.parquet",
         "part-00001.parquet",
     ]

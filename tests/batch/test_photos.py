@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_jobs import write_photo
@@ -47,6 +50,28 @@ def test_sources_without_photos_are_errors(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(DatasetError, match="not UTF-8"):
         list_photos(str(binary))
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos(1)
+    write_photo(folder / "below" / "x.jpg", 2)
+    forbid(monkeypatch, folder / "below")
+    with pytest.raises(DatasetError, match=r"photos/below cannot be listed: Permission denied"):
+        list_photos(str(folder))
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Take away the right to list a folder; root would keep it."""
+    scandir = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if os.fspath(path) == str(folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
 
 
 def test_what_cannot_be_read_is_an_error_with_its_name() -> None:

@@ -42,6 +42,20 @@ ray_app.run(settings, ray_app.RaySettings(address, 2, 2))
 """
 
 
+OTHER = """
+import sys, ray
+from ray import serve
+ray.init(address=sys.argv[1], log_to_driver=False)
+class Busy: pass
+busy = ray.remote(num_cpus=1)(Busy).remote()
+ray.get(busy.__ray_ready__.remote())
+serve.start(http_options={"port": int(sys.argv[2])})
+print("ready", flush=True)
+sys.stdin.read()
+serve.shutdown()
+"""
+
+
 def test_replicas_are_a_number_or_a_range() -> None:
     assert (parse_replicas("3"), parse_replicas("1-4")) == ((3, 3), (1, 4))
     for text in ("", "-", "a", "1-", "1-2-3", "1.5"):
@@ -76,11 +90,16 @@ def cluster() -> Iterator[Any]:
 
 
 def replica_pids() -> list[int]:
-    """Replicas on this machine: Ray names their processes."""
+    """Replicas on this machine."""
+    return ray_pids("ServeReplica:blu:")
+
+
+def ray_pids(name: str) -> list[int]:
+    """Actors on this machine whose name starts so: Ray names their processes."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:blu:"):
+            if (folder / "cmdline").read_bytes().startswith(f"ray::{name}".encode()):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -95,15 +114,50 @@ def wait_until(holds: Callable[[], Any]) -> Any:
     return found
 
 
-@pytest.mark.slow
-def test_two_replicas_one_killed_under_load(cluster: Any, tmp_path: Path) -> None:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(cluster: Any) -> Iterator[Start]:
+    """``start(model, port=…)``: the command as a process, which does not outlive the test."""
+    started = []
+
+    def start(model: Path, **settings: Any) -> subprocess.Popen[str]:
+        given = json.dumps({"ray": cluster.address, "model": str(model), **settings})
+        command = [sys.executable, "-c", SERVE, given]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, bufsize=1))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.fixture
+def crowded(cluster: Any) -> Iterator[int]:
+    """Another program of the cluster takes a CPU and runs Ray Serve; the port of it."""
+    port = free_port()
+    command = [sys.executable, "-c", OTHER, cluster.address, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ready\n" in process.stdout  # Ray may have something to say before
+        yield port
+        process.communicate("", timeout=PATIENCE)  # it shuts down at the end of its input
+
+
+@pytest.mark.slow
+def test_two_replicas_one_killed_under_load(start: Start, tmp_path: Path) -> None:
+    port = free_port()
     model = write_model(tmp_path / "fake.onnx", seconds=0.02)
-    given = {"ray": cluster.address, "model": str(model), "port": port, "queue": 8, "max_upload": 100_000}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, json.dumps(given)], stderr=subprocess.PIPE, text=True, bufsize=1
-    )
+    process = start(model, port=port, queue=8, max_upload=100_000)
     assert process.stderr is not None
     for line in process.stderr:
         if '"listening"' in line:
@@ -111,44 +165,62 @@ def test_two_replicas_one_killed_under_load(cluster: Any, tmp_path: Path) -> Non
     else:
         raise AssertionError("it ended")
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
-            _check_service(client)
-            victim = wait_until(lambda: len(pids := replica_pids()) == 2 and pids)[0]
-            stop = threading.Event()
-            answers: list[tuple[float, int, bool]] = []
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
+        _check_service(client)
+        assert ray_pids("ServeController") and ray_pids("ProxyActor")
+        victim = wait_until(lambda: len(pids := replica_pids()) == 2 and pids)[0]
+        stop = threading.Event()
+        answers: list[tuple[float, int, bool]] = []
 
-            def load(level: int) -> None:
-                while not stop.is_set():
-                    answer = client.post("/v1/predict", content=grey(level))
-                    good = answer.status_code == 200 and _score(answer) == pytest.approx(level / 255, abs=1e-5)
-                    answers.append((time.monotonic(), answer.status_code, good))
+        def load(level: int) -> None:
+            while not stop.is_set():
+                answer = client.post("/v1/predict", content=grey(level))
+                good = answer.status_code == 200 and _score(answer) == pytest.approx(level / 255, abs=1e-5)
+                answers.append((time.monotonic(), answer.status_code, good))
 
-            with ThreadPoolExecutor(4) as pool:
-                running = [pool.submit(load, 40 * (1 + index)) for index in range(4)]
-                wait_until(lambda: len(answers) > 20)
-                os.kill(victim, signal.SIGKILL)
-                killed = time.monotonic()
-                wait_until(lambda: victim not in (pids := replica_pids()) and len(pids) == 2)
-                wait_until(lambda: _replicas_with_metrics(client) == 2)
-                back = time.monotonic()
-                wait_until(lambda: sum(when > back for when, _, _ in answers) > 20)
-                stop.set()
-                for each in running:
-                    each.result()
-        wrong = [answer for answer in answers if answer[1] == 200 and not answer[2]]
-        failed = [answer for answer in answers if answer[1] not in (200, 429)]
-        assert not wrong
-        # The victim takes what was inside it along: at most one photo per client, and only around its end.
-        assert len(failed) <= 4 and all(killed - 1 <= when <= back for when, _, _ in failed)
-        assert sum(good for when, _, good in answers if when > killed) > 20
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        process.stderr.close()
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(load, 40 * (1 + index)) for index in range(4)]
+            wait_until(lambda: len(answers) > 20)
+            os.kill(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            wait_until(lambda: victim not in (pids := replica_pids()) and len(pids) == 2)
+            wait_until(lambda: _replicas_with_metrics(client) == 2)
+            back = time.monotonic()
+            wait_until(lambda: sum(when > back for when, _, _ in answers) > 20)
+            stop.set()
+            for each in running:
+                each.result()
+    wrong = [answer for answer in answers if answer[1] == 200 and not answer[2]]
+    failed = [answer for answer in answers if answer[1] not in (200, 429)]
+    assert not wrong
+    # The victim takes what was inside it along: at most one photo per client, and only around its end.
+    assert len(failed) <= 4 and all(killed - 1 <= when <= back for when, _, _ in failed)
+    assert sum(good for when, _, good in answers if when > killed) > 20
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    wait_until(lambda: not (replica_pids() or ray_pids("ServeController") or ray_pids("ProxyActor")))
+
+
+@pytest.mark.slow
+def test_a_cluster_that_others_use(crowded: int, start: Start, tmp_path: Path) -> None:
+    """There, one replica starts and the other waits for room, and Ray Serve is not ours."""
+    model = write_model(tmp_path / "fake.onnx")
+    elsewhere = start(model, port=free_port())
+    _, said = elsewhere.communicate(timeout=PATIENCE)
+    assert elsewhere.returncode == 1 and f"on 127.0.0.1:{crowded} and not 127.0.0.1:" in said
+
+    waiting = start(model, port=crowded)
+    wait_until(replica_pids)
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=PATIENCE)
+    assert "KeyboardInterrupt" in said and '"listening"' not in said
+    assert not replica_pids() and ray_pids("ServeController")
+
+    model.write_text("no model")
+    broken = start(model, port=crowded)
+    _, said = broken.communicate(timeout=2 * PATIENCE)
+    assert broken.returncode == 1 and "The replicas do not start" in said
+    assert not replica_pids() and ray_pids("ServeController")
 
 
 def _check_service(client: httpx.Client) -> None:

@@ -163,7 +163,7 @@ def measure_accuracy(
     from blu_export.data.load import load_dataset
     from blu_export.measure.evaluate import Evaluator, detect
 
-    dataset = load_dataset(folder, "val").limited(limit)
+    dataset = load_dataset(folder, "val", limit=limit)
     evaluator = Evaluator(dataset)
     rows = {(row["model"], row["runtime"], row["precision"]): row for row in result["rows"]}
     for candidate in candidates:

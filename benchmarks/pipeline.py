@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="samples made at a time; default: the configuration's")
     arguments = parser.parse_args()
     run = RunConfig.read(arguments.config)
-    dataset = load_dataset(arguments.dataset, "train").limited(arguments.photos)
+    dataset = load_dataset(arguments.dataset, "train", limit=arguments.photos)
     spec = ModelSpec(class_names=dataset.class_names).replace(**run.model)
     make = sample_maker(dataset, spec, run.train)
     batch, workers = run.train.batch, arguments.workers or run.train.workers

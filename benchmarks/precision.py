@@ -59,7 +59,7 @@ class Study:
         self.source = read_onnx(model)
         self.spec = spec_of(self.source, str(model))
         self.parts = split(onnx.load_from_string(self.source.data), self.spec)
-        self.dataset = load_dataset(dataset, "val").limited(limit)
+        self.dataset = load_dataset(dataset, "val", limit=limit)
         self.evaluator = Evaluator(self.dataset)
         self.canvases = canvases(photos_of(dataset, "train"), self.spec)
         self.say(f"float32: {len(self.dataset)} photos")

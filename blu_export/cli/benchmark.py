@@ -58,14 +58,13 @@ def benchmark(
         _compare(*compare, as_json)
         return
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.measure.benchmark import file_candidates, run_benchmark
+    from blu_export.measure.benchmark import candidates_of, run_benchmark
     from blu_export.measure.report import markdown
 
     known = ("keras", "onnxruntime", "openvino", "tensorrt")
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UsageError(f"There is no runtime '{unknown[0]}'.", f"Runtimes are {', '.join(known)}.")
-    paths = models or [embedded()]
-    candidates = [candidate for path in paths for candidate in file_candidates(path, runtimes or ())]
+    candidates = candidates_of(models or [embedded()], runtimes or ())
     result = run_benchmark(candidates, photo or embedded(DEMO_PHOTO), _settings(quick, repeats, threads), say)
     print(json.dumps(result, indent=1) if as_json else printable(markdown(result)))
     if save is not None:

@@ -68,7 +68,7 @@ def check(
     parallel = max(os.cpu_count() or 1, open_storage(dataset).parallel)
     reports: dict[str, Report] = {}
     for part in parts:
-        data = load_dataset(dataset, part, images, cached=cached, progress=progress).limited(limit)
+        data = load_dataset(dataset, part, images, limit=limit, cached=cached, progress=progress)
         reports[part] = read_all(data, parallel, partial(progress, total=len(data)))
         if not as_json:
             _print(reports[part], part if len(parts) > 1 else "")

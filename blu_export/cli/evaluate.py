@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+USUAL_SPLIT = "val"
+"""Judged where none is named: the photos that the model has not seen."""
 USUAL_MIN_CONFIDENCE = 0.05
 """Detections that a model drops above this score would have counted."""
 WIDTH = 110
@@ -56,7 +59,7 @@ def evaluate(
         Path | None, typer.Option(help="COCO instances file; DATASET is then the folder of its photos.")
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Judge this COCO results file instead of a model.")] = None,
-    split: Annotated[str, typer.Option(help="Which part of a data set folder: val or train.")] = "val",
+    split: Annotated[str, typer.Option(help="Which part of a data set folder: val or train.")] = USUAL_SPLIT,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many photos.")] = None,
     expect: Annotated[
         list[str] | None,
@@ -101,7 +104,8 @@ def evaluate(
     detector, judged = None, f"results {asked.results}"
     if asked.results is None:
         detector, judged = _load(asked.model, settings or [], runtime, precision, device, threads)
-    whole = load_dataset(asked.dataset, split, asked.photos, cached=cached, progress=progress)
+    read = limit if asked.results is None else None  # results may be of photos beyond the limit
+    whole = load_dataset(asked.dataset, split, asked.photos, limit=read, cached=cached, progress=progress)
     dataset = whole.limited(limit)
     evaluator = Evaluator(dataset)
     if detector is not None:
@@ -118,7 +122,7 @@ def evaluate(
         _print(evaluation, judged, dataset.name)
     if save is not None:
         write_results(save, rows, dataset)
-        wrote(save, f"blu evaluate --results {save} {asked.dataset}")
+        wrote(save, _again(save, asked.dataset, split, limit))
     if out is not None:
         _write_report(out, report, evaluation, rows, dataset, worst)
     _require(wanted, evaluation)
@@ -195,6 +199,16 @@ def _detect(detector: Detector, dataset: Dataset, batch: int) -> Rows:
 
     with detector.runner:
         return list(chain.from_iterable(progress(detect(detector, dataset, batch), len(dataset))))
+
+
+def _again(results: Path, dataset: str, split: str, limit: int | None) -> str:
+    """The command that judges saved results on the same photos."""
+    words = ["blu", "evaluate", "--results", str(results), dataset]
+    if split != USUAL_SPLIT:
+        words += ["--split", split]
+    if limit is not None:
+        words += ["--limit", str(limit)]
+    return shlex.join(words)
 
 
 def _verdict(wanted: list[Expectation], evaluation: Evaluation) -> dict[str, Any]:

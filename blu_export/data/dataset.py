@@ -10,6 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.errors import DatasetError, ImageError
+from blu_export.rle import Rle, decode_rle, run_lengths
+
+POLYGON_MARGIN = 1.0
+"""Photo sizes by which a polygon may pass the photo's edge. pycocotools takes memory by coordinate: one of 3e8, or one
+that is no number, ends the process."""
 
 Segmentation = Sequence[Sequence[float]] | dict[str, Any]
 """Polygons [[x1, y1, x2, y2, …], …] in pixels (their union is the object), or a COCO RLE."""
@@ -103,15 +108,10 @@ class Dataset:
             DatasetError: an annotation cannot be a mask of this photo.
         """
         record = self.records[index]
-        masks = np.zeros((len(record.annotations), record.height, record.width), bool)
-        for number, annotation in enumerate(record.annotations):
-            try:
-                masks[number] = decode_mask(annotation.segmentation, record.height, record.width)
-            except (ValueError, KeyError, TypeError) as error:
-                raise DatasetError(
-                    f"The mask of object {number + 1} on {record.uri} cannot be read: {error}.",
-                    "Correct the annotation.",
-                ) from error
+        encoded = encode_masks(record)
+        masks = np.zeros((len(encoded), record.height, record.width), bool)
+        for number, rle in enumerate(encoded):
+            masks[number] = decode_rle(rle, (record.height, record.width))
         return masks
 
 
@@ -131,31 +131,70 @@ def decode_photo(content: bytes, uri: str) -> NDArray[np.uint8]:
         ) from error
 
 
-def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """The compressed COCO RLE of polygons or an RLE, compressed or not."""
+def encode_masks(record: Record) -> list[Rle]:
+    """The masks of a photo in the order of its annotations.
+
+    Raises:
+        DatasetError: an annotation cannot be a mask of this photo.
+    """
+    masks = []
+    for number, annotation in enumerate(record.annotations, start=1):
+        try:
+            masks.append(encode_mask(annotation.segmentation, record.height, record.width))
+        except ValueError as error:
+            raise DatasetError(
+                f"The mask of object {number} on {record.uri} cannot be read: {error}.", "Correct the annotation."
+            ) from error
+    return masks
+
+
+def encode_mask(segmentation: Segmentation, height: int, width: int) -> Rle:
+    """Polygons or an RLE, compressed or not, as compressed run lengths of a photo of this size.
+
+    Raises:
+        ValueError: it cannot be a mask of this photo.
+    """
+    try:
+        if isinstance(segmentation, dict):
+            return _encode_runs(segmentation, height, width)
+        return _encode_polygons(segmentation, height, width)
+    except KeyError as error:
+        raise ValueError(f"{error} is absent") from error
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _encode_runs(segmentation: dict[str, Any], height: int, width: int) -> Rle:
     from pycocotools import mask as coco_mask
 
-    if isinstance(segmentation, dict):
-        rle: dict[str, Any] = segmentation
-        return coco_mask.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle
-    polygons = [list(polygon) for polygon in segmentation if len(polygon) >= 6]
-    rle = coco_mask.merge(coco_mask.frPyObjects(polygons or [[0.0] * 6], height, width))
+    size, counts = [height, width], segmentation["counts"]
+    if isinstance(counts, list):
+        counts = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)["counts"]
+    rle: Rle = {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    run_lengths({**rle, "size": segmentation["size"]}, (height, width))
     return rle
+
+
+def _encode_polygons(segmentation: Sequence[Sequence[float]], height: int, width: int) -> Rle:
+    from pycocotools import mask as coco_mask
+
+    polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
+    if any(polygon.ndim != 1 for polygon in polygons):
+        raise ValueError("it is no list of polygons [x1, y1, x2, y2, …]")
+    for polygon in polygons:
+        for side, values in ((width, polygon[::2]), (height, polygon[1::2])):
+            near = (values >= -POLYGON_MARGIN * side) & (values <= (1 + POLYGON_MARGIN) * side)  # False for NaN
+            if not near.all():
+                raise ValueError(f"the coordinate {values[~near][0]:g} is not near a photo of {width}x{height}")
+    drawn = [polygon for polygon in polygons if len(polygon) >= 6] or [np.zeros(6)]
+    rle = coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_mask(segmentation: Segmentation, height: int, width: int) -> NDArray[np.bool_]:
     """Bool [height, width] of polygons or an RLE, compressed or not.
 
     Raises:
-        ValueError: the run lengths are not of a mask of this size.
+        ValueError: it cannot be a mask of this photo.
     """
-    from pycocotools import mask as coco_mask
-
-    from blu_export.rle import decode_rle
-
-    if isinstance(segmentation, dict):
-        encoded: Any = segmentation
-        if isinstance(encoded["counts"], list):
-            encoded = {"size": encoded["size"], "counts": encode_mask(encoded, height, width)["counts"].decode()}
-        return decode_rle(encoded, (height, width))
-    return np.asarray(coco_mask.decode(encode_mask(segmentation, height, width)), bool)
+    return decode_rle(encode_mask(segmentation, height, width), (height, width))

@@ -84,6 +84,7 @@ def no_progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
 def load_deepfashion2(
     folder: str | os.PathLike[str],
     *,
+    limit: int | None = None,
     cached: bool | None = None,
     progress: Progress = no_progress,
     storage: Storage | None = None,
@@ -92,6 +93,8 @@ def load_deepfashion2(
 
     Args:
         folder: path or URL of the folder that holds ``annos`` and ``image``.
+        limit: take the first so many photos; all for None. Without an index that can be used, only their
+            files are read and no index is made, unless ``cached`` is False.
         cached: None: use the index if ``annos`` still lists the same files, sizes and dates (or
             ETags) as when it was made; True: use it without looking; False: read all files again.
         progress: shows how far reading has come.
@@ -110,10 +113,13 @@ def load_deepfashion2(
             raise DatasetError(f"There are no annotations in {join(source, ANNOTATIONS)}.", "Check the path.")
         key = _fingerprint(files)
         if arrays is None or str(arrays["key"]) != key:
-            arrays = read_annotations(source, [file.name for file in files], storage, progress)
-            arrays["key"] = np.array(key)
-            _save_index(index, arrays)
-    return Dataset(CLASS_NAMES, _records(arrays, join(source, IMAGES)), name=source, read=storage.fetch)
+            wanted = files if cached is False else files[:limit]
+            arrays = read_annotations(source, [file.name for file in wanted], storage, progress)
+            if len(wanted) == len(files):
+                arrays["key"] = np.array(key)
+                _save_index(index, arrays)
+    records = _records(arrays, join(source, IMAGES))
+    return Dataset(CLASS_NAMES, records, name=source, read=storage.fetch).limited(limit)
 
 
 def index_path(source: str) -> Path:

@@ -22,6 +22,7 @@ def load_dataset(
     split: str,
     images: str | None = None,
     *,
+    limit: int | None = None,
     cached: bool | None = None,
     progress: Progress = no_progress,
     storage: Storage | None = None,
@@ -34,6 +35,7 @@ def load_dataset(
             folder in the layout of DeepFashion2.
         split: ``train`` or ``val``: which part of a folder.
         images: folder or URL of the photos of a COCO file, where it is not the usual one.
+        limit: take the first so many photos; all for None.
         cached: what to do about DeepFashion2's index, see ``load_deepfashion2``.
         progress: shows how far reading many files has come.
         storage: reads it; by default what the path or URL asks for.
@@ -48,10 +50,10 @@ def load_dataset(
     else:
         file = _coco_file(source, split, storage)
     if file is not None:
-        return load_coco(file, images or _images_of(file, storage), storage=storage)
+        return load_coco(file, images or _images_of(file, storage), storage=storage).limited(limit)
     for folder in (join(source, deepfashion2.FOLDERS[split]), source):
         if storage.is_folder(join(folder, deepfashion2.ANNOTATIONS)):
-            return load_deepfashion2(folder, cached=cached, progress=progress, storage=storage)
+            return load_deepfashion2(folder, limit=limit, cached=cached, progress=progress, storage=storage)
     raise DatasetError(
         f"{source} is no data set with a part '{split}'.",
         f"Give a COCO file, a folder with {_NAMES[split][0]}.json, or one with DeepFashion2's "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from blu_export.data.cache import DiskCache, cache_folder, cache_limit
-from blu_export.errors import DatasetError, UsageError
+from blu_export.errors import DatasetError, MissingDependencyError, UsageError
 from blu_export.extras import import_extra
 
 TIMEOUT = 30.0
@@ -140,7 +140,7 @@ class RemoteStorage:
         attempts: times that a request is made.
 
     Raises:
-        UsageError: there is no such protocol.
+        UsageError: there is no such protocol, or no bucket or server is named.
         MissingDependencyError: its package is not installed.
     """
 
@@ -148,7 +148,9 @@ class RemoteStorage:
 
     def __init__(self, url: str, cache: DiskCache, timeout: float = TIMEOUT, attempts: int = ATTEMPTS) -> None:
         self._cache, self._attempts = cache, attempts
-        protocol = url.partition("://")[0]
+        protocol, _, place = url.partition("://")
+        if not place.strip("/"):
+            raise UsageError(f"{url} names no bucket or server.", f"Write {protocol}://NAME/folder.")
         fsspec = import_extra("fsspec")
         self._failures: tuple[type[Exception], ...] = (OSError,)
         options: dict[str, Any] = {}
@@ -157,7 +159,8 @@ class RemoteStorage:
             from aiohttp import ClientError as HttpError
             from botocore.exceptions import BotoCoreError, ClientError
 
-            self._failures += (HttpError, BotoCoreError, ClientError)
+            # ValueError: what botocore raises for an endpoint that is no URL.
+            self._failures += (HttpError, BotoCoreError, ClientError, ValueError)
             # boto would repeat inside our repetitions.
             config = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}
             # One stream per file: asking for its size first would double the requests.
@@ -172,6 +175,9 @@ class RemoteStorage:
             self._files = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
         except ValueError as error:
             raise UsageError(f"There is no storage '{protocol}://'.", "Use s3://, https:// or a folder.") from error
+        except ImportError as error:  # fsspec says which package
+            what = f"{protocol}:// needs a package that is not installed."
+            raise MissingDependencyError(what, f"{error}.") from error
         self._files.retries = 1  # s3fs, likewise
 
     def read(self, path: str, length: int | None = None) -> bytes:
@@ -227,7 +233,9 @@ def _file(entry: dict[str, Any]) -> File:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the same request would fail again: missing, forbidden, not understood, no credentials."""
+    """Whether the same request would fail again: missing, forbidden, not understood, no credentials, no URL."""
+    if isinstance(error, ValueError):
+        return True
     if isinstance(error, OSError):
         missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
         return isinstance(error, missing) or error.errno == errno.EINVAL
@@ -259,6 +267,9 @@ def _unreadable(path: str, error: Exception) -> DatasetError:
     if isinstance(error, PermissionError):
         fix = "Check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, …) and what they allow."
         return DatasetError(f"Access to {path} is refused: {reason}.", fix if "://" in path else "Check its mode.")
+    if reason.startswith("Invalid endpoint"):
+        fix = "AWS_ENDPOINT_URL needs a scheme: write http://localhost:9000 for localhost:9000."
+        return DatasetError(f"{path} cannot be read: {reason}.", fix)
     if "://" in path:
         return DatasetError(
             f"{path} cannot be read: {reason}.",

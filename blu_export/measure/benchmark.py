@@ -6,9 +6,11 @@ result is plain JSON, which ``report`` and ``plots`` turn into tables and pictur
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,34 @@ class Settings:
 
 
 QUICK = Settings(repeats=5, warmup=1, batches=(1,), rounds=1, curves=False)
+
+
+def candidates_of(paths: Sequence[Path], runtimes: Sequence[str] = ()) -> list[Candidate]:
+    """What can run these model files here, each once: ``*.onnx`` names the precisions beside a file, too.
+
+    Raises:
+        ModelFileError, UsageError: see ``file_candidates``.
+    """
+    names = model_names(paths)
+    found = [replace(each, model=names[path]) for path in paths for each in file_candidates(path, runtimes)]
+    return list({(os.path.abspath(each.file or ""), each.name): each for each in found}.values())
+
+
+def model_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each model file: its stem, with as many folders before it as tell files of one name apart.
+
+    ``coat.h5`` and ``coat.onnx`` are one model on two runtimes, and ``coat.int8.onnx`` is one precision of it.
+    """
+    files = {path: Path(os.path.abspath(path)) for path in paths}
+    files |= {path: precision_path(file, "float32") for path, file in files.items() if file.suffix == ".onnx"}
+    names = {}
+    for path, file in files.items():
+        alike = {other for other in files.values() if other.stem == file.stem}
+        parts = 1
+        while len({other.parts[-parts:] for other in alike}) < len(alike):
+            parts += 1
+        names[path] = "/".join(file.with_suffix("").parts[-parts:])
+    return names
 
 
 def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]:
@@ -180,10 +210,14 @@ def run_benchmark(
         curves.
 
     Raises:
+        UsageError: there are no candidates, or two of one name: their times could not be told apart.
         BluError: nothing could be measured.
     """
     if not candidates:
         raise UsageError("There is nothing to benchmark.", "Name a model file.")
+    name, times = Counter(candidate.name for candidate in candidates).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"There are {times} candidates named {name}.", "Give the models different names.")
     say("measuring the matrix peak of this machine")
     result: dict[str, Any] = {
         "version": RESULT_VERSION,

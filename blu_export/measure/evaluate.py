@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.data.dataset import Dataset, encode_mask
+from blu_export.data.dataset import Dataset, encode_masks
 from blu_export.detector import Detector, map_ahead
 from blu_export.errors import UsageError
 
@@ -151,7 +151,12 @@ class Expectation:
 
 
 class Evaluator:
-    """Judges results on a data set; the truth is prepared once."""
+    """Judges results on a data set; the truth is prepared once.
+
+    Raises:
+        UsageError: the data set has no photos.
+        DatasetError: one of its annotations cannot be a mask of its photo.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         if not len(dataset):
@@ -176,13 +181,16 @@ class Evaluator:
 
 
 def coco_truth(dataset: Dataset) -> COCO:
-    """The data set for pycocotools: category ids are class indices, masks RLE."""
+    """The data set for pycocotools: category ids are class indices, masks RLE.
+
+    Raises:
+        DatasetError: an annotation cannot be a mask of its photo.
+    """
     from pycocotools import mask as coco_mask
 
     annotations: Rows = []
     for record in dataset.records:
-        for annotation in record.annotations:
-            rle = encode_mask(annotation.segmentation, record.height, record.width)
+        for annotation, rle in zip(record.annotations, encode_masks(record), strict=True):
             y1, x1, y2, x2 = annotation.box
             annotations.append(
                 {

@@ -21,7 +21,7 @@ from blu_export.errors import DatasetError
 from blu_export.extras import import_extra
 from blu_export.files import atomic_write
 from blu_export.measure.evaluate import KINDS, SHOWN_SCORE, Evaluation, Rows
-from blu_export.rle import crop_mask, run_lengths
+from blu_export.rle import crop_mask
 
 LEGEND_CLASSES = 20
 """With more classes than this, a plot shows their mean alone."""
@@ -56,7 +56,7 @@ def read_results(path: Path, dataset: Dataset) -> Rows:
     for number, entry in enumerate(content):
         try:
             rows.append(_read_entry(entry, records, classes))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"{error} is absent" if isinstance(error, KeyError) else error
             raise DatasetError(
                 f"Entry {number} of {path} does not fit {dataset.name}: {reason}.",
@@ -84,11 +84,7 @@ def _read_entry(entry: Any, records: dict[int, Record], classes: dict[int, int])
             raise ValueError(f"the bbox {entry['bbox']} is not x, y, width, height")
     if entry.get("segmentation"):
         height, width = records[image_id].height, records[image_id].width
-        rle = encode_mask(entry["segmentation"], height, width)
-        counts = rle["counts"]
-        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        row["segmentation"] = {"size": rle["size"], "counts": text}
-        run_lengths(row["segmentation"], (height, width))
+        row["segmentation"] = encode_mask(entry["segmentation"], height, width)
     if len(row) == 3:
         raise KeyError("bbox")
     return row

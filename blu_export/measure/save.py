@@ -29,7 +29,7 @@ def save_results(result: dict[str, Any], folder: Path, say: Callable[[str], None
         written.append(bars_path)
         for model, facts in result["models"].items():
             if "curves" in facts:
-                path = folder / f"curves-{model}.png"
+                path = folder / f"curves-{model.replace('/', '-')}.png"
                 with atomic_write(path) as temporary:
                     plot_curves(facts["curves"], model, temporary)
                 written.append(path)

@@ -72,6 +72,11 @@ def test_counts(coco_folder: Path) -> None:
         ("segmentation", {"size": [80, 60], "counts": [0, 4800]}, ["broken mask"]),
         ("segmentation", {"size": [60, 80], "counts": "nonsense"}, ["broken mask"]),
         ("segmentation", {"size": [60, 80]}, ["broken mask"]),
+        ("segmentation", {"size": [60, 80], "counts": [10, -20, 4810]}, ["broken mask"]),
+        ("segmentation", [[10, 10, 3e8, 10, 30, 30]], ["broken mask"]),
+        ("segmentation", [[10, 10, float("nan"), 10, 30, 30]], ["broken mask"]),
+        ("segmentation", [10, 10, 30, 10, 30, 30], ["broken mask"]),
+        ("segmentation", None, ["broken mask"]),
     ],
 )
 def test_what_is_wrong_with_an_object(coco_folder: Path, field: str, value: object, found: list[str]) -> None:

@@ -92,6 +92,26 @@ def test_an_index_can_be_used_without_the_files(deepfashion2: Path) -> None:
         load_deepfashion2(folder)
 
 
+def test_a_quick_look_reads_few_files_and_makes_no_index(deepfashion2: Path, reads: list[int]) -> None:
+    folder = deepfashion2 / "train"
+    for cached in (None, True):
+        assert [record.image_id for record in load_dataset(deepfashion2, "train", limit=2, cached=cached).records] == [
+            1,
+            2,
+        ]
+    assert reads == [2, 2]
+    assert not index_path(str(folder)).exists()
+    assert len(load_deepfashion2(folder)) == 3
+    assert len(load_deepfashion2(folder, limit=2)) == 2  # by the index
+    assert reads == [2, 2, 3]
+    (folder / "annos" / "000003.json").touch()
+    assert len(load_deepfashion2(folder, limit=1)) == 1  # the index is out of date, and stays
+    assert len(load_deepfashion2(folder, limit=9, cached=True)) == 3
+    assert len(load_deepfashion2(folder, limit=2, cached=False)) == 2  # asked to read all
+    assert len(load_deepfashion2(folder)) == 3
+    assert reads == [2, 2, 3, 1, 3]
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "flipped", "format"])
 def test_a_damaged_index_is_made_again(
     deepfashion2: Path, damage: str, reads: list[int], caplog: pytest.LogCaptureFixture

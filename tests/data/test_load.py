@@ -34,6 +34,7 @@ def test_layouts(tmp_path: Path, annotations: str, images: str) -> None:
         dataset = load_dataset(str(source), "train")
         assert Path(dataset.records[0].uri) == tmp_path / images / "a.jpg"
     assert load_dataset(str(tmp_path), "train", images="/photos").records[0].uri == "/photos/a.jpg"
+    assert [len(load_dataset(str(tmp_path), "train", limit=limit)) for limit in (None, 0, 9)] == [1, 0, 1]
     assert has_split(str(tmp_path), "train")
     assert not has_split(str(tmp_path), "val")
     with pytest.raises(DatasetError, match="no data set with a part 'val'"):

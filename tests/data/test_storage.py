@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tcp_line import Line
 from blu_export.data.cache import DiskCache
 from blu_export.data.load import has_split, load_dataset
 from blu_export.data.storage import LocalStorage, RemoteStorage, join, open_storage, parent
-from blu_export.errors import DatasetError, UsageError
+from blu_export.errors import DatasetError, MissingDependencyError, UsageError
 
 Upload = Callable[[Path], str]
 
@@ -203,6 +204,30 @@ def test_nobody_listens(remote: Callable[..., RemoteStorage], s3: Upload, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(DatasetError, match="AWS_ENDPOINT_URL"):
         remote().file("s3://bucket/a.txt")
+
+
+def test_an_endpoint_without_a_scheme(
+    remote: Callable[..., RemoteStorage], s3: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9")
+    message = r"s3://bucket/a\.txt cannot be read: Invalid endpoint: localhost:9\. AWS_ENDPOINT_URL needs a scheme"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blu_export.data.storage.time.sleep", lambda seconds: pytest.fail("it is tried again"))
+        for ask in (remote().file, remote().read, remote().files):
+            with pytest.raises(DatasetError, match=message):
+                ask("s3://bucket/a.txt")
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "https://"])
+def test_no_bucket(url: str) -> None:
+    with pytest.raises(UsageError, match=f"{url} names no bucket"):
+        open_storage(url)
+
+
+def test_a_protocol_whose_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(MissingDependencyError, match=r"gs:// needs a package .*install gcsfs"):
+        open_storage("gs://bucket/folder")
 
 
 def test_unknown_protocols() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import pytest
 from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.measure import machine
-from blu_export.measure.benchmark import Candidate, Settings, file_candidates, run_benchmark
+from blu_export.measure.benchmark import (
+    Candidate,
+    Settings,
+    candidates_of,
+    file_candidates,
+    model_names,
+    run_benchmark,
+)
 from blu_export.measure.report import compare, markdown, read_results, summary
 from blu_export.measure.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
 from blu_export.runtime.choice import recall
@@ -74,6 +82,50 @@ def test_files_and_runtimes_that_do_not_fit(model: Path, tmp_path: Path) -> None
         file_candidates(tmp_path / "notes.txt")
     with pytest.raises(ModelFileError, match="cannot be read"):
         file_candidates(tmp_path / "none.onnx")
+
+
+def test_models_of_one_file_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    def names(*files: str) -> list[str]:
+        return list(model_names([tmp_path / file for file in files]).values())
+
+    assert names("a/coat.onnx") == ["coat"]
+    assert names("a/coat.onnx", "b/hat.onnx") == ["coat", "hat"]
+    assert names("a/coat.onnx", "b/coat.onnx") == ["a/coat", "b/coat"]
+    assert names("x/a/coat.onnx", "y/a/coat.onnx", "b/hat.onnx") == ["x/a/coat", "y/a/coat", "hat"]
+    # A model on two runtimes, and two precisions of one.
+    assert names("a/coat.h5", "b/coat.onnx") == ["coat", "coat"]
+    assert names("a/coat.h5", "a/coat.onnx", "b/coat.onnx") == ["a/coat", "a/coat", "b/coat"]
+    assert names("a/coat.onnx", "a/coat.int8.onnx", "a/../a/coat.onnx") == ["coat", "coat", "coat"]
+
+
+def test_files_named_twice_are_measured_once(model: Path) -> None:
+    int8 = model.with_name("coat.int8.onnx")
+    once, twice = (
+        file_candidates(model),
+        candidates_of([model, int8, model.parent / ".." / model.parent.name / model.name]),
+    )
+    assert [each.name for each in twice] == [each.name for each in once]
+
+
+def test_two_models_of_one_file_name(model: Path, photo: Path, fake_onnx: FakeOnnx, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "coat.onnx"
+    other.parent.mkdir()
+    fake_onnx().rename(other)
+    candidates = candidates_of([model, other], ["onnxruntime"])
+    result = run_benchmark(candidates, photo, replace(BRIEF, batches=(1,), profile=False))
+    mine, others = f"{tmp_path.name}/coat", "other/coat"
+    assert list(result["models"]) == [mine, others]
+    assert {row["model"] for row in result["rows"]} == {mine, others}
+    assert all(row["end_to_end"]["samples"] == 2 and row["stages"]["run"] > 0 for row in result["rows"])
+    result["models"][others]["curves"] = {"x": {"x": [1, 2], "unit": "photos", "seconds": {"run": [1.0, 2.0]}}}
+    written = save_results(result, tmp_path / "results", lambda message: None)
+    assert tmp_path / "results" / "curves-other-coat.png" in written
+
+
+def test_two_candidates_of_one_name_are_refused(model: Path, photo: Path) -> None:
+    candidates = file_candidates(model, ["onnxruntime"])
+    with pytest.raises(UsageError, match="2 candidates named coat · onnxruntime · float32"):
+        run_benchmark([*candidates, candidates[0]], photo, BRIEF)
 
 
 def test_a_row_for_each_candidate(result: dict[str, Any]) -> None:

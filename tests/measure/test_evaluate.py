@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,26 @@ def squares() -> Dataset:
     return Dataset(("BG", "coat", "hat"), records, category_ids=(0, 5, 9))
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        [10, 10, 30, 10, 30, 30],
+        [[10, 10, math.nan, 10, 30, 30]],
+        {"size": [60, 100], "counts": "zzzzzz"},
+        {"size": [100, 60], "counts": [6000]},
+        {"size": [60, 100], "counts": [10, 20]},
+        {"size": [60, 100], "counts": [10, -20, 6010]},
+    ],
+)
+def test_a_broken_mask_is_refused(squares: Dataset, segmentation: Any) -> None:
+    first, second = squares.records
+    broken = replace(second.annotations[0], segmentation=segmentation)
+    dataset = replace(squares, records=(first, replace(second, annotations=(broken,))))
+    with pytest.raises(DatasetError, match=r"The mask of object 1 on b\.png cannot be read"):
+        Evaluator(dataset)
+
+
 def found_square(image_id: int, x: int, score: float = 0.9, category: int = 1) -> dict[str, Any]:
     mask = np.zeros((60, 100), np.uint8, order="F")
     mask[10:30, x : x + 20] = 1
@@ -208,6 +230,8 @@ def test_results_file_keeps_the_ids_of_the_source(squares: Dataset, tmp_path: Pa
         ({"segmentation": {"size": [60, 99], "counts": "0"}}, "cannot be of a photo of"),
         ({"segmentation": {"size": [60, 100], "counts": "0PP"}}, "the counts are not COCO's"),
         ({"segmentation": 5}, "int"),
+        ({"segmentation": {"size": [60, 100], "counts": [-1, 6001]}}, "out of bounds"),
+        ({"bbox": [0, 0, 1, 10**400]}, "too large"),
         ({"segmentation": None}, "some do not"),
     ],
 )
@@ -296,6 +320,21 @@ def test_command(photos: Path, fake_onnx: FakeOnnx, tmp_path: Path, capsys: pyte
     assert "1 photos, 2 objects, 2 detections" in said.out
     assert "coat" in said.out
     assert "does not reach mask_ap_large>=0.1" in said.err
+
+
+def test_the_next_command_judges_the_same_photos(
+    photos: Path, fake_onnx: FakeOnnx, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "my results.json"
+    (photos / "instances_val.json").rename(photos / "instances_train.json")
+    for options, limited in ((["--limit", 1], " --limit 1"), ([], "")):
+        assert blu(fake_onnx(), photos, "--split", "train", "--save", saved, *options) == 0
+        command = f"blu evaluate --results '{saved}' {photos} --split train{limited}"
+        assert f"next: {command}\n" in capsys.readouterr().err
+    assert blu(*shlex.split(command)[2:]) == 0
+    (photos / "instances_train.json").rename(photos / "instances_val.json")
+    assert blu(fake_onnx(), photos, "--save", saved) == 0
+    assert f"next: blu evaluate --results '{saved}' {photos}\n" in capsys.readouterr().err
 
 
 def test_the_worst_photos_are_drawn(photos: Path, fake_onnx: FakeOnnx, tmp_path: Path) -> None:

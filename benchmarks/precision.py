@@ -71,7 +71,7 @@ class Study:
         self.say(f"{precision} for {target}, {method}: {len(typed.kept)} layers kept")
         found, ap = self._judge(self._runner(typed))
         photos = tuple(
-            PhotoParity(record.uri.rpartition("/")[2], match(first, second), first, second)
+            PhotoParity(record.uri, match(first, second), first, second)
             for record, first, second in zip(self.dataset.records, self.found, found, strict=True)
         )
         parity = ParityReport("onnxruntime float32 on CPU", f"{precision} {target}", TOLERANCES[precision], photos)

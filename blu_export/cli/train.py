@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blu_export.cli.common import command_app, progress, say, show_log, wrote
 from blu_export.cli.data_check import CachedOption
 from blu_export.errors import DatasetError, UsageError
-from blu_export.train.config import RunConfig
+from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
@@ -123,14 +124,20 @@ def start_run(
     from blu_export.train.distribute import is_chief, make_deterministic, make_strategy
     from blu_export.train.fit import Trainer
     from blu_export.train.run_folder import RunFolder
-    from blu_export.train.start import load_start
+    from blu_export.train.start import load_start, newest_weights
     from blu_export.train.validate import Validator
 
     show_log()
+    # On every worker, and before they meet: one that is left alone waits for ever.
+    if not (resume or dry_run) and (folder / "config.toml").exists():
+        raise UsageError(f"There is a run in {folder} already.", "Resume it with --resume, or choose another --out.")
     strategy = make_strategy(distribute)
     chief = is_chief(strategy)
     photos, validation = open_data(run.data, cached)
+    if run.weights == "last":  # which run that is changes with time
+        run = dataclasses.replace(run, weights=str(newest_weights(RUNS)))
     spec = make_spec(run, photos)
+    run = dataclasses.replace(run, model={name: getattr(spec, name) for name in MODEL_FIELDS})
     settings = run.train
     keras.utils.set_random_seed(settings.seed)
     make_deterministic()
@@ -138,8 +145,6 @@ def start_run(
     with strategy.scope():
         model = MaskRCNN(spec.replace(image_resize_mode="none"))
     writes = chief and not dry_run
-    if writes and not resume and (folder / "config.toml").exists():
-        raise UsageError(f"There is a run in {folder} already.", "Resume it with --resume, or choose another --out.")
     validator = None
     if validation is not None:
         validator = Validator(validation.limited(settings.validate_photos or None), watch=progress)
@@ -148,7 +153,7 @@ def start_run(
         say(f"resuming after epoch {trainer.progress.epoch} of {settings.total_epochs}")
     else:
         examples = [trainer.make(number)["image"] for number in range(CALIBRATION_PHOTOS)]
-        begun = load_start(model, run.weights, RUNS, examples, settings.seed)
+        begun = load_start(model, run.weights, examples, settings.seed)
         say(f"start: {len(begun.loaded)} layers from {begun.source}")
         if begun.loaded and begun.fresh:
             say(f"start: {len(begun.fresh)} layers are random: {', '.join(begun.fresh)}")
@@ -185,24 +190,26 @@ def _dry_run(trainer: Trainer, validation: Dataset | None) -> None:
     say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
 
 
-def open_data(data: dict[str, Any], cached: bool | None = None) -> tuple[Dataset, Dataset | None]:
+def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Dataset | None]:
     """The training and the validation photos that the table [data] names.
 
     ``cached`` is about the index of DeepFashion2's annotations, see ``load_dataset``.
     """
     from blu_export.data.load import has_split, load_dataset
 
-    if not data.get("train"):
+    if not data.train:
         raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
 
     def part(source: str, split: str) -> Dataset:
-        found = load_dataset(source, split, data.get("images"), cached=cached, progress=progress)
+        found = load_dataset(
+            source, split, data.images or None, limit=data.limit or None, cached=cached, progress=progress
+        )
         if not found.records:
             raise DatasetError(f"{found.name} has no photos.", "Give a data set with photos.")
-        return found.limited(data.get("limit"))
+        return found
 
-    photos = part(data["train"], "train")
-    source = data.get("val") or (data["train"] if has_split(data["train"], "val") else None)
+    photos = part(data.train, "train")
+    source = data.val or (data.train if has_split(data.train, "val") else None)
     validation = part(source, "val") if source else None
     if validation is not None and validation.class_names != photos.class_names:
         raise UsageError(
@@ -217,18 +224,18 @@ def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:
     """The model of the configuration, with the class names of the data.
 
     Where training starts from the weights of a whole model, that model's spec stands for what the
-    configuration leaves open.
+    configuration leaves open. That of a run folder leaves nothing open: the weights may be gone.
     """
     from blu_export.spec import ModelSpec
     from blu_export.train.start import weights_file
 
-    path = weights_file(run.weights, RUNS)
+    names = photos.class_names
+    path = weights_file(run.weights) if set(MODEL_FIELDS) - set(run.model) else None
     if path is None:
-        return ModelSpec(class_names=photos.class_names).replace(**run.model)
+        return ModelSpec(class_names=names).replace(**run.model)
     from blu_export.model.weights import read_weights
 
-    begun = read_weights(path).spec
-    return begun.replace(class_names=photos.class_names, provenance={}).replace(**run.model)
+    return read_weights(path).spec.replace(class_names=names, provenance={}).replace(**run.model)
 
 
 def describe(row: dict[str, float], epochs: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,15 +14,36 @@ from typing import Any, TypeVar
 
 from blu_export.data.augment import AugmentConfig
 from blu_export.errors import UsageError
-from blu_export.spec import SIZE_MULTIPLE
+from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
 LAYER_SETS = ("heads", "5+", "4+", "3+", "all")
 """What can be trained: the pyramid, the RPN and the heads; these and the backbone from a stage on."""
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
 LOSSES = ("rpn_class", "rpn_bbox", "mrcnn_class", "mrcnn_bbox", "mrcnn_mask")
+MODEL_FIELDS = tuple(
+    f.name for f in dataclasses.fields(ModelSpec) if f.name not in ("class_names", "provenance", "version")
+)
+"""What [model] may set: the spec, without the class names, which come from the data, and the marks of a file."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the photos are."""
+
+    train: str = ""
+    """Folder, bucket or COCO file with the training photos."""
+    val: str = ""
+    """The same for validation; empty: the validation part of ``train``, if it has one."""
+    images: str = ""
+    """Folder or URL of the photos of a COCO file; empty: beside it."""
+    limit: int = 0
+    """Photos of each part that are used, the first ones; 0: all."""
+
+    def __post_init__(self) -> None:
+        _check(self.limit >= 0, "data.limit", "must be at least 1, or 0 for all photos")
 
 
 @dataclass(frozen=True)
@@ -46,10 +68,30 @@ class TargetConfig:
     mini_mask_shape: tuple[int, int] = (56, 56)
     """Masks are kept cropped to their boxes at this size, as the original does to save memory."""
 
+    def __post_init__(self) -> None:
+        where = "train.targets"
+        for name in ("rpn_anchors_per_image", "proposals", "pre_nms_limit", "rois_per_image", "max_gt_instances"):
+            _check(getattr(self, name) >= 1, f"{where}.{name}", "must be at least 1")
+        _check(min(self.mini_mask_shape) >= 1, f"{where}.mini_mask_shape", "must be height and width, at least 1")
+        for name in ("rpn_positive_iou", "roi_positive_iou", "roi_positive_share"):
+            _check(0 < getattr(self, name) <= 1, f"{where}.{name}", "must be more than 0 and at most 1")
+        fits = 0 <= self.rpn_negative_iou <= self.rpn_positive_iou
+        _check(fits, f"{where}.rpn_negative_iou", "must be 0 to train.targets.rpn_positive_iou")
+        _check(self.positive_rois >= 1, f"{where}.rois_per_image", "times roi_positive_share must be at least 1")
+        # Positive and negative ROIs are each sampled from all candidates.
+        lacking = max(self.positive_rois, self.rois_per_image - self.positive_rois) - self.candidates
+        rule = f"must be at least {self.proposals + lacking} for rois_per_image {self.rois_per_image}"
+        _check(lacking <= 0, f"{where}.proposals", rule)
+
     @property
     def positive_rois(self) -> int:
         """Most positive ROIs of an image."""
         return int(self.rois_per_image * self.roi_positive_share)
+
+    @property
+    def candidates(self) -> int:
+        """ROIs of an image before they are sampled."""
+        return self.proposals + (self.max_gt_instances if self.propose_ground_truth else 0)
 
 
 @dataclass(frozen=True)
@@ -137,6 +179,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulate", "workers", "validate_every", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
+        for name in ("steps_per_epoch", "seed", "backbone_rate", "warmup_steps", "weight_decay", "balance",
+                     "cache_bytes", "validate_photos", "patience"):  # fmt: skip
+            _check(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
         for name in ("learning_rate", "clip_norm"):
             _check(getattr(self, name) > 0, f"train.{name}", "must be positive")
         _check(0 <= self.ema < 1, "train.ema", "must be 0 or less than 1")
@@ -148,6 +193,7 @@ class TrainConfig:
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         _check(not unknown, "train.loss_weights", f"has unknown losses {unknown}; there are {', '.join(LOSSES)}")
         Stage.parse(self.layers, self.epochs)
+        _check_augment(self.augment)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -172,13 +218,16 @@ class TrainConfig:
 class RunConfig:
     """What ``blu train --config`` reads: the tables [data], [model] and [train]."""
 
-    data: dict[str, Any] = field(default_factory=dict)
-    """``train`` and ``val``: data sets; ``images``: their folder, if it is not beside them."""
+    data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of ModelSpec; class names come from the data."""
+    """Some of MODEL_FIELDS; in a run folder all of them."""
     weights: str = ""
     """What to start from: ``imagenet``, ``coco``, ``last`` or a file."""
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.model:
+            _check_known(name, MODEL_FIELDS, "model")
 
     @classmethod
     def read(
@@ -221,8 +270,7 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
     arguments = {}
     for name, value in values.items():
         path = f"{where}.{name}".lstrip(".")
-        if name not in hints:
-            raise UsageError(f"There is no setting {path}.", f"In [{where or 'the file'}]: {', '.join(hints)}.")
+        _check_known(name, hints, where)
         kind = hints[name]
         if dataclasses.is_dataclass(kind):
             _check(isinstance(value, Mapping), path, "must be a table")
@@ -262,6 +310,21 @@ def _parse(text: str) -> Any:
         except json.JSONDecodeError:
             continue
     return text
+
+
+def _check_augment(config: AugmentConfig) -> None:
+    where = "train.augment"
+    for name in ("flip", "copy_paste", "brightness", "tint"):
+        _check(0 <= getattr(config, name) <= 1, f"{where}.{name}", "must be 0 to 1")
+    low, high = config.scale
+    _check(0 < low <= high < math.inf, f"{where}.scale", "must be a smallest and a largest factor, both positive")
+    _check(0 <= config.rotation <= 180, f"{where}.rotation", "must be 0 to 180")
+
+
+def _check_known(name: str, known: Iterable[str], where: str) -> None:
+    if name not in known:
+        path = f"{where}.{name}".lstrip(".")
+        raise UsageError(f"There is no setting {path}.", f"In [{where or 'the file'}]: {', '.join(known)}.")
 
 
 def _check(holds: bool, name: str, rule: str) -> None:

@@ -55,6 +55,20 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return resolver is None or not resolver.task_type or resolver.task_id == 0
 
 
+def check_same_epoch(strategy: tf.distribute.Strategy, epoch: int) -> None:
+    """Refuse to go on where the workers' checkpoints differ. Each worker calls this with its own epoch.
+
+    Raises:
+        UsageError: another worker's epoch is not ``epoch``.
+    """
+    epochs = strategy.gather(tf.constant([epoch], tf.int64), axis=0).numpy().tolist()
+    if len(set(epochs)) > 1:
+        raise UsageError(
+            f"The workers' newest checkpoints are of different epochs: {', '.join(map(str, epochs))}.",
+            "Give all of them an --out that is one and the same folder.",
+        )
+
+
 def _read_tf_config() -> None:
     """Refuse a TF_CONFIG that TensorFlow would ignore in silence."""
     text = os.environ.get("TF_CONFIG", "")

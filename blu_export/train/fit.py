@@ -31,6 +31,7 @@ from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
 from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
 from blu_export.train.config import LOSSES, TrainConfig
+from blu_export.train.distribute import check_same_epoch
 from blu_export.train.run_folder import RunFolder
 from blu_export.train.schedule import LossScale, cosine
 from blu_export.train.step import TrainStep
@@ -100,11 +101,17 @@ class Trainer:
         self.step = self._stage_step(0)
 
     def resume(self, folder: Path) -> bool:
-        """Take up the newest checkpoint under ``folder``; False where there is none."""
+        """Take up the newest checkpoint under ``folder``; False where there is none.
+
+        Raises:
+            ModelFileError: it does not fit this run.
+            UsageError: other workers are after another epoch.
+        """
         path = latest_checkpoint(folder)
+        epochs = int(path.stem.rpartition("-")[2]) if path else 0
+        check_same_epoch(self.strategy, epochs)  # before variables are made, for which all workers wait
         if path is None:
             return False
-        epochs = int(path.stem.rpartition("-")[2])
         self.step = self._stage_step(max(0, epochs - 1))
         state = load_checkpoint(path, self.model, self.step.updater)
         self.progress, self.history = Progress(**state["progress"]), state["history"]

@@ -38,15 +38,13 @@ class Start:
     """Layers that keep random weights: absent from the source, or of another shape there."""
 
 
-def load_start(model: MaskRCNN, weights: str, runs: Path, photos: Sequence[NDArray[np.uint8]], seed: int) -> Start:
+def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]], seed: int) -> Start:
     """Give ``model`` its starting weights.
 
     Args:
         model: any canvas.
         weights: ``imagenet`` (backbone alone), ``coco`` (Matterport's file in the working folder),
-            ``last`` (the newest run under ``runs``), a file (``.h5``, ``.keras``, or ``.npz`` of
-            EfficientNet-Lite0), or ``none``.
-        runs: folder of run folders.
+            a file (``.h5``, ``.keras``, or ``.npz`` of EfficientNet-Lite0), or ``none``.
         photos: a few photos on canvases of one size, uint8 [H, W, 3], to set the statistics of the
             normalisation layers where the backbone starts from nothing.
         seed: of the random output layers.
@@ -55,7 +53,7 @@ def load_start(model: MaskRCNN, weights: str, runs: Path, photos: Sequence[NDArr
         UsageError: there is no such source.
         ModelFileError: the backbone in the file is another one.
     """
-    tensors, source = _tensors(model, weights, runs)
+    tensors, source = _tensors(model, weights)
     layers = model.learned_layers()
     loaded, fresh = [], []
     for name, layer in layers.items():
@@ -93,7 +91,7 @@ def calibrate(model: MaskRCNN, photos: Sequence[NDArray[np.uint8]]) -> None:
         layer.momentum = momentum
 
 
-def weights_file(weights: str, runs: Path) -> Path | None:
+def weights_file(weights: str) -> Path | None:
     """The file of a whole model that ``weights`` means; None for ``imagenet``, ``none`` and bare backbones.
 
     Raises:
@@ -101,8 +99,6 @@ def weights_file(weights: str, runs: Path) -> Path | None:
     """
     if weights in ("", "none", "imagenet"):
         return None
-    if weights == "last":
-        return newest_weights(runs)
     path = Path(COCO_FILE if weights == "coco" else weights)
     if not path.exists():
         if weights == "coco":
@@ -111,8 +107,8 @@ def weights_file(weights: str, runs: Path) -> Path | None:
     return None if path.suffix == ".npz" else path
 
 
-def _tensors(model: MaskRCNN, weights: str, runs: Path) -> tuple[Tensors, str]:
-    path = weights_file(weights, runs)
+def _tensors(model: MaskRCNN, weights: str) -> tuple[Tensors, str]:
+    path = weights_file(weights)
     if path is not None:
         layers = read_weights(path).layers
         return {name: [tensor for _, tensor in tensors] for name, tensors in layers.items()}, str(path)
@@ -124,7 +120,7 @@ def _tensors(model: MaskRCNN, weights: str, runs: Path) -> tuple[Tensors, str]:
 
 
 def newest_weights(runs: Path) -> Path:
-    """The weights of the newest run folder under ``runs``.
+    """The weights of the newest run folder under ``runs``: what ``last`` means when a run begins.
 
     Raises:
         UsageError: no run there has any.

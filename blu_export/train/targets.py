@@ -64,9 +64,7 @@ class AnchorTargets:
         label[: len(positives)] = 1
         targets = boxes[class_ids > 0][matched[positives]]
         delta[: len(positives)] = box_deltas(self.anchors[positives], targets) / self.deviation
-        noise = rng.random(
-            config.proposals + (config.max_gt_instances if config.propose_ground_truth else 0), np.float32
-        )
+        noise = rng.random(config.candidates, np.float32)
         return {"rpn_index": index, "rpn_label": label, "rpn_delta": delta, "roi_noise": noise}
 
     def match(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from shapes import shapes, tiny_model, tiny_spec, write_coco
 from blu_export.cli.main import main
 from blu_export.cli.train import make_spec, parse_canvas
 from blu_export.cli.train_progress import TrainProgress, duration
-from blu_export.errors import UsageError
-from blu_export.model.weights import save_weights
-from blu_export.train.config import RunConfig
+from blu_export.model.weights import read_weights, save_weights
+from blu_export.train.config import MODEL_FIELDS, RunConfig
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def blu_train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Its exit code, and what it said."""
     with pytest.raises(SystemExit) as exit_:
         main(["train", *arguments])
     return int(exit_.value.code or 0), capsys.readouterr().err
@@ -33,7 +34,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["--dataset", "x", "--canvas", "big"], 2, "'big' is no canvas"),
         (["--dataset", "x", "--layers", "tail"], 2, "'tail'"),
         (["--dataset", "x", "--distribute", "all"], 2, "none, mirrored, workers"),
-        (["--dataset", "x", "--set", "model.depth=3"], 3, "no data set"),
+        (["--dataset", "x", "--set", "model.depth=3"], 2, "no setting model.depth"),
+        (["--dataset", "x", "--set", "model.class_names=a,b"], 2, "no setting model.class_names"),
     ],
 )
 def test_refusals(
@@ -45,7 +47,7 @@ def test_refusals(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found, said = refused(capsys, *arguments)
+    found, said = blu_train(capsys, *arguments)
     assert (found, message in said) == (code, True), said
     assert not list(tmp_path.iterdir())
 
@@ -68,7 +70,7 @@ def test_absent_weights_leave_no_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = write_coco(shapes(2), tmp_path / "data")
-    found, said = refused(capsys, "--dataset", str(data), "--weights", weights)
+    found, said = blu_train(capsys, "--dataset", str(data), "--weights", weights)
     assert (found, message in said) == (code, True), said
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -104,5 +106,49 @@ def test_a_model_to_start_from_gives_the_spec(tmp_path: Path) -> None:
     assert spec.top_down_pyramid_size == tiny_spec().top_down_pyramid_size
     assert spec.rpn_nms_threshold == 0.5
     assert not spec.provenance
-    with pytest.raises(UsageError, match="no spec field depth"):
-        make_spec(RunConfig.read(None, ["model.depth=3"]), shapes(1))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_worker_refuses_a_folder_with_a_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    cluster = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}))
+    (tmp_path / "config.toml").touch()
+    code, said = blu_train(capsys, "--dataset", "x", "--distribute", "workers", "--out", str(tmp_path))
+    assert (code, "There is a run in" in said) == (2, True), said
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_weights_it_began_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_coco(shapes(2), tmp_path / "data")
+    begun = Path("runs", "old", "best.h5")
+    begun.parent.mkdir(parents=True)
+    save_weights(tiny_model(), begun)
+    options = ["--dataset", str(data), "--weights", "last", "--batch", "2", "--steps", "1", "--epochs", "1"]
+    options += ["--layers", "heads", "--set", "train.targets.proposals=50", "--set", "train.targets.rois_per_image=24"]
+    options += ["--set", "model.image_resize_mode=square", "--set", "model.rpn_nms_threshold=0.6"]
+    code, said = blu_train(capsys, *options, "--out", "run")
+    assert (code, f"layers from {begun}" in said) == (0, True), said
+    first = read_weights("run/final.h5")
+    run = RunConfig.read(Path("run", "config.toml"))
+    assert (run.weights, set(run.model)) == (str(begun), set(MODEL_FIELDS))
+
+    begun.unlink()
+    newer = Path("runs", "newer", "best.h5")
+    newer.parent.mkdir()
+    save_weights(tiny_model(top_down_pyramid_size=16), newer)
+    code, said = blu_train(capsys, "--resume", "--out", "run")
+    assert (code, "resuming after epoch 1 of 1" in said) == (0, True), said
+    resumed = read_weights("run/final.h5")
+    assert resumed.spec.replace(provenance={}) == first.spec.replace(provenance={})
+    assert resumed.spec.replace(provenance={}) == tiny_spec(rpn_nms_threshold=0.6)
+
+    # A run without a checkpoint has nothing but the weights to begin with.
+    for path in Path("run", "checkpoints").iterdir():
+        path.unlink()
+    code, said = blu_train(capsys, "--resume", "--out", "run")
+    assert (code, f"no weights at {begun}" in said) == (2, True), said

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blu_export.errors import UsageError
-from blu_export.train.config import RunConfig, Stage, TrainConfig, from_mapping
+from blu_export.train.config import DataConfig, RunConfig, Stage, TargetConfig, TrainConfig, from_mapping
 from blu_export.train.toml import write_toml
 
 TOML = """
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_reads_nested_tables(file: Path) -> None:
     run = RunConfig.read(file)
-    assert (run.weights, run.data, run.model) == ("imagenet", {"train": "photos"}, {"backbone": "resnet50"})
+    assert (run.weights, run.data, run.model) == ("imagenet", DataConfig("photos"), {"backbone": "resnet50"})
     assert (run.train.epochs, run.train.canvas, run.train.learning_rate) == (7, (384, 256), 1.0)
     assert run.train.augment.scale == (0.5, 2.0)
     assert run.train.targets.rois_per_image == 200
@@ -87,6 +87,24 @@ def test_set_reads_values(setting: str, value: object) -> None:
         ("train.loss_weights.mask=2", "unknown losses"),
         ("train=3", "must be a table"),
         ("train.epochs", "not TABLE.FIELD=VALUE"),
+        ("data.imges=x", "no setting data.imges. In .data.: train, val, images, limit"),
+        ("data.images=2017", "data.images must be of type str, not 2017"),
+        ("data.limit=abc", "data.limit must be of type int"),
+        ("data.limit=-1", "data.limit must be at least 1, or 0 for all"),
+        ("model.depth=3", "no setting model.depth. In .model.: backbone, "),
+        ("train.steps_per_epoch=-1", "train.steps_per_epoch must not be negative"),
+        ("train.seed=-1", "train.seed must not be negative"),
+        ("train.augment.scale=0,1", "train.augment.scale must be a smallest and a largest factor, both positive"),
+        ("train.augment.scale=1,0", "train.augment.scale must be a smallest"),
+        ("train.augment.scale=1,Infinity", "train.augment.scale must be a smallest"),
+        ("train.augment.flip=1.5", "train.augment.flip must be 0 to 1"),
+        ("train.augment.rotation=-5", "train.augment.rotation must be 0 to 180"),
+        ("train.targets.max_gt_instances=0", "train.targets.max_gt_instances must be at least 1"),
+        ("train.targets.mini_mask_shape=28,0", "train.targets.mini_mask_shape must be height and width"),
+        ("train.targets.roi_positive_share=0", "train.targets.roi_positive_share must be more than 0"),
+        ("train.targets.rpn_negative_iou=0.8", "train.targets.rpn_negative_iou must be 0 to"),
+        ("train.targets.rois_per_image=3", "train.targets.rois_per_image times roi_positive_share must be at least 1"),
+        ("train.targets.proposals=133", "train.targets.proposals must be at least 134 for rois_per_image 200"),
         ("train.epochs.x=1", "train.epochs.x is not inside a table"),
     ],
 )
@@ -94,6 +112,13 @@ def test_impossible_settings_are_named(setting: str, message: str) -> None:
     settings = ["train.accumulate=2", "train.batch=4", "train.epochs=2"] if setting != "train=3" else []
     with pytest.raises(UsageError, match=message):
         _ = RunConfig.read(None, [*settings, setting]).train.stages
+
+
+def test_annotated_boxes_are_candidates_too() -> None:
+    config = TargetConfig(proposals=34, propose_ground_truth=True)
+    assert (config.candidates, config.rois_per_image - config.positive_rois) == (134, 134)
+    with pytest.raises(UsageError, match="proposals must be at least 34"):
+        dataclasses.replace(config, proposals=33)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from blu_export.errors import UsageError
 from blu_export.train.config import LOSSES
-from blu_export.train.distribute import make_strategy
+from blu_export.train.distribute import check_same_epoch, make_strategy
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[2]
@@ -73,16 +73,20 @@ def test_two_devices(alone: dict[str, Any], tmp_path: Path) -> None:
     same_step(both, alone)
 
 
-@pytest.mark.slow
-def test_two_processes(alone: dict[str, Any], tmp_path: Path) -> None:
+def two_workers() -> list[str]:
+    """TF_CONFIG of each of two processes on this machine."""
     with socket.socket() as first, socket.socket() as second:
         for held in (first, second):
             held.bind(("127.0.0.1", 0))
         workers = [f"127.0.0.1:{held.getsockname()[1]}" for held in (first, second)]
-    tasks = [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in (0, 1)]
+    cluster = {"worker": workers}
+    return [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes(alone: dict[str, Any], tmp_path: Path) -> None:
     started = [
-        Started("workers", tmp_path / f"state-{index}.npz", TF_CONFIG=json.dumps(task))
-        for index, task in enumerate(tasks)
+        Started("workers", tmp_path / f"state-{index}.npz", TF_CONFIG=task) for index, task in enumerate(two_workers())
     ]
     try:
         results = [each.result() for each in started]
@@ -93,6 +97,43 @@ def test_two_processes(alone: dict[str, Any], tmp_path: Path) -> None:
     assert [r["chief"] for r in results] == [True, False]
     for found in results:
         same_step(found, alone)
+
+
+CHECK_EPOCH = """
+import sys
+from blu_export.errors import UsageError
+from blu_export.train.distribute import check_same_epoch, make_strategy
+strategy = make_strategy("workers")
+check_same_epoch(strategy, 3)
+try:
+    check_same_epoch(strategy, int(sys.argv[1]))
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_workers_with_different_checkpoints_all_refuse() -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHECK_EPOCH, epoch],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CONFIG": task},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for task, epoch in zip(two_workers(), ("3", "2"), strict=True)
+    ]
+    try:
+        said = [process.communicate(timeout=100)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert ["different epochs: 3, 2." in text for text in said] == [True, True], said
+    assert [process.returncode for process in started] == [0, 0]
+
+
+def test_one_device_agrees_with_itself() -> None:
+    check_same_epoch(make_strategy("none"), 3)
 
 
 @pytest.mark.parametrize(

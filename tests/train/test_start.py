@@ -25,32 +25,32 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_same_classes_load_everything(saved: Path, tmp_path: Path) -> None:
+def test_same_classes_load_everything(saved: Path) -> None:
     model = MaskRCNN(tiny_spec())
-    begun = load_start(model, str(saved), tmp_path, PHOTOS, 0)
+    begun = load_start(model, str(saved), PHOTOS, 0)
     assert begun.fresh == ()
     for name, layer in tiny_model().learned_layers().items():
         for a, b in zip(layer.get_weights(), model.learned_layers()[name].get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_other_classes_start_the_output_layers_anew(saved: Path, tmp_path: Path) -> None:
+def test_other_classes_start_the_output_layers_anew(saved: Path) -> None:
     model = MaskRCNN(tiny_spec(class_names=("BG", "a", "b")))
-    begun = load_start(model, str(saved), tmp_path, PHOTOS, 0)
+    begun = load_start(model, str(saved), PHOTOS, 0)
     assert set(begun.fresh) == CLASS_LAYERS
     kernel, bias = model.learned_layers()["mrcnn_class_logits"].get_weights()
     assert kernel.std() == pytest.approx(0.01, rel=0.3)
     assert not bias.any()
 
 
-def test_another_backbone_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_another_backbone_is_refused(saved: Path) -> None:
     with pytest.raises(ModelFileError, match="does not hold the backbone resnet50"):
-        load_start(MaskRCNN(tiny_spec(backbone="resnet50")), str(saved), tmp_path, PHOTOS, 0)
+        load_start(MaskRCNN(tiny_spec(backbone="resnet50")), str(saved), PHOTOS, 0)
 
 
-def test_from_nothing_sets_the_statistics_of_the_backbone(tmp_path: Path) -> None:
+def test_from_nothing_sets_the_statistics_of_the_backbone() -> None:
     model = MaskRCNN(tiny_spec())
-    begun = load_start(model, "none", tmp_path, PHOTOS, 0)
+    begun = load_start(model, "none", PHOTOS, 0)
     assert begun.loaded == ()
     _, _, mean, variance = model.learned_layers()["stem_bn"].get_weights()
     stem = model.trunk.get_layer("stem_conv")(model.preprocess(np.stack(PHOTOS)) / 128)
@@ -69,13 +69,12 @@ def test_last_is_the_newest_run(tmp_path: Path) -> None:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
     assert newest_weights(tmp_path) == tmp_path / "b" / "best.h5"
-    assert weights_file("last", tmp_path) == tmp_path / "b" / "best.h5"
 
 
 def test_absent_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"no weights at absent\.h5"):
-        weights_file("absent.h5", tmp_path)
+        weights_file("absent.h5")
     with pytest.raises(UsageError, match=r"https://.*mask_rcnn_coco\.h5"):
-        weights_file("coco", tmp_path)
-    assert weights_file("imagenet", tmp_path) is None
+        weights_file("coco")
+    assert weights_file("imagenet") is None

@@ -25,7 +25,7 @@ from blu_export.serve.logs import request_id
 from blu_export.serve.metrics import CONTENT_TYPE
 from blu_export.serve.problems import BadRequestError, RequestError, SlowUploadError, UnsupportedTypeError
 from blu_export.serve.render import JSON, MEDIA_TYPES, NPZ, PNG, Options, negotiate, render
-from blu_export.serve.service import Found, Service
+from blu_export.serve.service import ANSWER_PIECE, Found, Service
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
                 lambda: image_of(content_type, body), lambda found: render(found, options), deadline
             )
 
-        return Response(await _with_body(request, service, work), media_type=options.media_type)
+        return Answer(service, await _with_body(request, service, work), media_type=options.media_type)
 
     @app.get("/v1/model", summary="What is served", tags=["photos"])
     async def model() -> dict[str, Any]:
@@ -278,8 +278,9 @@ def _add_oip(app: FastAPI, service: Service) -> None:
 
         body, head = await _with_body(request, service, work)
         if head is None:
-            return Response(body, media_type=JSON)
-        return Response(body, headers={oip.HEADER: str(head)}, media_type="application/octet-stream")
+            return Answer(service, body, media_type=JSON)
+        headers = {oip.HEADER: str(head)}
+        return Answer(service, body, headers=headers, media_type="application/octet-stream")
 
 
 async def _with_body(request: Request, service: Service, work: Callable[[bytes, float], Coroutine[Any, Any, T]]) -> T:
@@ -300,6 +301,23 @@ async def _with_body(request: Request, service: Service, work: Callable[[bytes, 
             working.cancel()
             leaving.cancel()
             await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+class Answer(Response):
+    """A response that the service counts until its client has read it; raises BusyError where there are too many."""
+
+    def __init__(self, service: Service, body: bytes, **others: Any) -> None:
+        super().__init__(body, **others)
+        self.service = service
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See ASGI. ``send`` waits until the pieces before are read, and returns at once when the client is gone."""
+        size = len(self.body)
+        with self.service.answering(size):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for start in range(0, max(size, 1), ANSWER_PIECE):
+                end = start + ANSWER_PIECE
+                await send({"type": "http.response.body", "body": self.body[start:end], "more_body": end < size})
 
 
 def _health(good: bool) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError
 from blu_export.serve.device import Device, ModelInfo, RawBatch, WorkerLostError
+from blu_export.serve.kept import KeptModel
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.problems import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.settings import ServeSettings
@@ -72,13 +73,13 @@ class Load:
 
 
 class Batcher:
-    """Owns a device and keeps it busy.
+    """Owns a device, and the files for its successors, and keeps it busy.
 
     Args:
         settings: limits.
         device: a warm one; replaced by a new one when its worker dies.
         metrics: counts batches and restarts.
-        start: starts a device for the same model.
+        kept: what the device was loaded from; starts another one with the same model.
     """
 
     def __init__(
@@ -86,13 +87,13 @@ class Batcher:
         settings: ServeSettings,
         device: Device,
         metrics: Metrics,
-        start: Callable[[], Awaitable[Device]] | None = None,
+        kept: KeptModel,
     ) -> None:
         self.settings = settings
         self.info: ModelInfo = device.info
         self.load = Load(per_photo=device.info.seconds)
         self._device: Device | None = device
-        self._start = start or (lambda: Device.start(settings))
+        self._kept = kept
         self._metrics = metrics
         self._waiting: list[Work] = []
         self._arrival = asyncio.Event()
@@ -167,9 +168,11 @@ class Batcher:
 
     async def retire(self) -> None:
         """Answer what is inside, then stop."""
-        while self.load.inside:
-            await asyncio.sleep(RETIRE_POLL)
-        await self.close()
+        try:
+            while self.load.inside:
+                await asyncio.sleep(RETIRE_POLL)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Stop; nothing may be waiting any more."""
@@ -178,6 +181,7 @@ class Batcher:
         if self._device is not None:
             await self._device.close()
             self._device = None
+        self._kept.close()
 
     async def _work(self) -> None:
         while True:
@@ -257,11 +261,7 @@ class Batcher:
         self._metrics.restarts.labels(why.partition(":")[0]).inc()
         while self._device is None:
             try:
-                device = await self._start()
-                if device.info.sha256 != self.info.sha256:
-                    await device.close()
-                    raise WorkerLostError("the model file is another one now; --reload or a restart takes it over")
-                self._device = device
+                self._device = await self._kept.start()
             except (WorkerLostError, BluError, OSError) as error:
                 self._failed_starts += 1
                 pause = min(2.0 ** (self._failed_starts - 1), MAX_BACKOFF)

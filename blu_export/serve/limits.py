@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,26 +32,37 @@ class ClientGoneError(Exception):
 
 
 @dataclass
-class UploadMemory:
-    """Bytes of request bodies that may be in memory at once, over all connections."""
+class Memory:
+    """Bytes of one kind that may be in memory at once, over all connections."""
 
+    kind: str
+    """As the error names it: ``uploads``."""
     limit: int
     used: int = 0
 
     def take(self, size: int) -> None:
         """Account for ``size`` more bytes; raises BusyError when that is too many."""
         if self.used + size > self.limit:
-            raise BusyError("Too many uploads at once.", "Try again in a second.", retry_after=1)
+            raise BusyError(f"Too many {self.kind} at once.", "Try again in a second.", retry_after=1)
         self.used += size
 
     def give(self, size: int) -> None:
         """They are gone."""
         self.used -= size
 
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Account for ``size`` bytes inside the block; raises BusyError when that is too many."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give(size)
+
 
 @asynccontextmanager
 async def received_body(
-    receive: Receive, declared: str | None, limit: int, memory: UploadMemory, deadline: float
+    receive: Receive, declared: str | None, limit: int, memory: Memory, deadline: float
 ) -> AsyncIterator[bytes]:
     """Receive a request's body, counting what really arrives; its memory is accounted for inside the block.
 

@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 
 from blu_export.detections import Detections
 from blu_export.serve.device import ModelInfo
-from blu_export.serve.problems import BadRequestError, NotFoundError
+from blu_export.serve.problems import BadRequestError, NotFoundError, TooLargeError
 
 HEADER = "Inference-Header-Content-Length"
+MAX_HEADER_DIGITS = 20
+"""Digits of that header: no body has a longer size, and ``int`` raises an error of its own beyond 4,300."""
 PLATFORM = "blu_mask_rcnn"
 INPUT = "image"
 OUTPUTS = {
@@ -43,7 +45,7 @@ OUTPUTS = {
 MAX_JSON_ELEMENTS = 1_000_000
 """Of an output as a JSON list; larger ones only come as binary data."""
 MAX_MASK_BYTES = 2**28
-"""Of the output ``masks``; beyond it only ``masks_rle`` is given."""
+"""Of full masks in one answer, one byte for each pixel and instance; beyond it only run-length encoding is given."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,7 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     Raises:
         BadRequestError: it is not a valid request for our model.
     """
-    if header_length is not None and not (header_length.isdecimal() and int(header_length) <= len(body)):
-        raise BadRequestError(f"{HEADER} is {header_length[:40]}, but the body has {len(body)} bytes.")
-    end = len(body) if header_length is None else int(header_length)
+    end = len(body) if header_length is None else _json_length(header_length, len(body))
     try:
         request = json.loads(body[:end])
     except (ValueError, RecursionError) as error:
@@ -106,6 +106,13 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
         return InferRequest(str(request.get("id", "")), photo, check_outputs(wanted))
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRequestError(f"The request is incomplete or malformed: {error!r}.") from error
+
+
+def _json_length(text: str, size: int) -> int:
+    """The header HEADER of a body of ``size`` bytes."""
+    if not text.isdecimal() or len(text) > MAX_HEADER_DIGITS or int(text) > size:
+        raise BadRequestError(f"{HEADER} is {text[:40]}, but the body has {size} bytes.")
+    return int(text)
 
 
 def photo_of_bytes(datatype: str, shape: Sequence[int], data: bytes) -> bytes | NDArray[np.uint8]:
@@ -168,13 +175,18 @@ def output_array(name: str, found: Detections) -> NDArray[Any]:
     if name == "masks_rle":
         return np.array([json.dumps(rle).encode() for rle in found.rles()] or [], dtype=object)
     if name == "masks":
-        size = math.prod(found.image_size) * len(found)
-        if size > MAX_MASK_BYTES:
-            raise BadRequestError(f"The masks would be {size} bytes.", "Ask for the output masks_rle instead.")
+        check_mask_size(found, "Ask for the output masks_rle instead.")
         masks: NDArray[np.bool_] = found.masks
         return masks
     array: NDArray[Any] = getattr(found, name)
     return array
+
+
+def check_mask_size(found: Detections, fix: str) -> None:
+    """Raise TooLargeError, which says ``fix``, where full masks would be more than MAX_MASK_BYTES."""
+    size = math.prod(found.image_size) * len(found)
+    if size > MAX_MASK_BYTES:
+        raise TooLargeError(f"The masks would be {size} bytes.", fix)
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:

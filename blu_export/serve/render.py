@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.detections import Detections
+from blu_export.serve.oip import check_mask_size
 from blu_export.serve.problems import BadRequestError, NotAcceptableError
 from blu_export.serve.service import Found
 
@@ -113,7 +114,12 @@ def overlay_png(source: Any, kept: Detections) -> bytes:
 
 
 def npz(kept: Detections) -> bytes:
-    """The original's dict (rois, class_ids, scores, masks [H, W, N]) as a compressed .npz file."""
+    """The original's dict (rois, class_ids, scores, masks [H, W, N]) as a compressed .npz file.
+
+    Raises:
+        TooLargeError: the masks have more than oip.MAX_MASK_BYTES.
+    """
+    check_mask_size(kept, f"Ask for {JSON}, or for fewer detections with min_score or classes.")
     buffer = io.BytesIO()
     arrays: dict[str, Any] = kept.to_dict()
     np.savez_compressed(buffer, **arrays)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import signal
+import sys
+import termios
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
@@ -12,15 +15,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blu_export.serve.app import create_app
-from blu_export.serve.service import Service, State
+from blu_export.serve.service import KEEP_ALIVE, Service, State
 from blu_export.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request's head."""
-KEEP_ALIVE = 15
-"""Seconds that a connection may be idle between two requests."""
 POLL = 0.05
 GRPC_GRACE = 1.0
 """Seconds for answers to leave, after all work is done."""
@@ -39,6 +40,8 @@ def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
                 log.warning("too many connections", extra={"limit": settings.max_connections})
                 transport.abort()
                 return
+            # Whatever waits counts as waiting: send() returns when all is with the system, and the timer sees the rest.
+            transport.set_write_buffer_limits(high=0)
             self._watch_head()
 
         def data_received(self, data: bytes) -> None:
@@ -53,13 +56,25 @@ def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._send_timer = self.loop.call_later(settings.send_timeout, self.transport.abort)
+            self._watch_reader()
 
         def resume_writing(self) -> None:
             super().resume_writing()
             if self._send_timer is not None:
                 self._send_timer.cancel()
                 self._send_timer = None
+
+        def _watch_reader(self) -> None:
+            """Cut the client off if it has read nothing after ``send_timeout`` seconds; else look again."""
+            before = _unread(self.transport)
+
+            def look() -> None:
+                if _unread(self.transport) < before:
+                    self._watch_reader()
+                else:
+                    self.transport.abort()
+
+            self._send_timer = self.loop.call_later(settings.send_timeout, look)
 
         def _watch_head(self) -> None:
             """Between requests a started head, or the rest of an answered body, has ``head_timeout`` seconds."""
@@ -71,6 +86,19 @@ def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
                 self._head_timer = self.loop.call_later(settings.head_timeout, self.transport.abort)
 
     return GuardedProtocol
+
+
+def _unread(transport: Any) -> int:
+    """Bytes that the client has not taken: ours, and on Linux the system's.
+
+    The system may hold megabytes, and takes more of ours only when a third of them is gone: without its share a slow
+    reader looks like one that does not read.
+    """
+    waiting: int = transport.get_write_buffer_size()
+    if sys.platform == "linux":
+        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        waiting += int.from_bytes(answer, sys.byteorder)
+    return waiting
 
 
 class Server(uvicorn.Server):
@@ -98,7 +126,7 @@ def run(settings: ServeSettings) -> None:
         BluError: the model cannot be loaded, or the address cannot be listened on.
         KeyboardInterrupt: it was SIGINT.
     """
-    _allow_sockets(settings.max_connections)
+    _allow_sockets(settings.max_connections * (1 if settings.grpc_port is None else 2))
     interrupted = asyncio.run(_serve(settings))
     if interrupted:
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from blu_export.errors import BluError
 from blu_export.image import Molded, decode, mold, unmold
 from blu_export.serve.batching import Batcher, RawResult
 from blu_export.serve.device import Device, ModelInfo, WorkerLostError
-from blu_export.serve.limits import ApiKeys, UploadMemory
+from blu_export.serve.kept import KeptModel
+from blu_export.serve.limits import ApiKeys, Memory
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.problems import DeadlineError, UnavailableError, of_image_error
 from blu_export.serve.settings import ServeSettings
@@ -27,6 +28,11 @@ from blu_export.serve.settings import ServeSettings
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+ANSWER_PIECE = 2**16
+"""Bytes of an answer that are given to a connection at a time. Only larger answers are counted: a smaller one costs
+an unread connection no more than a piece of a large one."""
+KEEP_ALIVE = 15
+"""Seconds that a connection may be idle between two requests."""
 WATCH_SECONDS = 1.0
 """Between two looks at the model file."""
 TRIM_SECONDS = 30.0
@@ -66,7 +72,8 @@ class Service:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.uploads = UploadMemory(settings.upload_memory)
+        self.uploads = Memory("uploads", settings.upload_memory)
+        self.answers = Memory("unread answers", settings.answer_memory)
         self.keys = ApiKeys(settings.api_keys)
         self.state = State.SERVING
         self.inside = 0
@@ -93,6 +100,14 @@ class Service:
         """Whether the server can still do its work; if not, only a restart helps."""
         return self._model is None or self._model.alive
 
+    def answering(self, size: int) -> AbstractContextManager[None]:
+        """Count an answer of ``size`` bytes until it is sent, the end of the block.
+
+        Raises:
+            BusyError: too many wait for their clients to read them.
+        """
+        return self.answers.hold(size if size > ANSWER_PIECE else 0)
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         self.inside += 1
@@ -108,12 +123,12 @@ class Service:
             BluError: the model cannot be loaded.
         """
         try:
-            device = await Device.start(self.settings)
+            device, kept = await KeptModel.load(self.settings)
         except WorkerLostError as error:
             raise BluError(
                 f"The worker cannot start: {error}.", "Try the model with: blu infer PHOTO -m MODEL"
             ) from error
-        self._take(device)
+        self._take(device, kept)
         self.metrics.watch(
             queue=lambda: self.model.queued, inside=lambda: self.model.load.inside, ready=lambda: float(self.ready)
         )
@@ -176,19 +191,19 @@ class Service:
         """
         async with self._reloading:
             try:
-                device = await Device.start(self.settings)
+                device, kept = await KeptModel.load(self.settings)
             except (BluError, WorkerLostError, OSError) as error:
                 self.metrics.reloads.labels("refused").inc()
                 log.error("reload refused", extra={"why": str(error), "kept": self.model.info.sha256})
                 return False
             old = self.model
-            self._take(device)
+            self._take(device, kept)
             self.metrics.reloads.labels("done").inc()
             self._spawn(old.retire())
             return True
 
-    def _take(self, device: Device) -> None:
-        self._model = Batcher(self.settings, device, self.metrics)
+    def _take(self, device: Device, kept: KeptModel) -> None:
+        self._model = Batcher(self.settings, device, self.metrics, kept)
         self.metrics.model(device.info)
         info = device.info
         log.info(

@@ -42,7 +42,9 @@ class ServeSettings:
     max_upload: int = 20 * MEGABYTE
     """Bytes of a request's body."""
     upload_memory: int = 512 * MEGABYTE
-    """Bytes of all bodies in memory at once."""
+    """Bytes of all bodies in memory at once; over gRPC as many again."""
+    answer_memory: int = 512 * MEGABYTE
+    """Bytes of all answers that wait for their clients to read them."""
     max_pixels: int = 50_000_000
     """Pixels of a photo, checked before it is decoded."""
     workers: int = 2
@@ -61,11 +63,21 @@ class ServeSettings:
     send_timeout: float = 30.0
     """How long a client may take no byte of its answer."""
     max_connections: int = 4096
+    """Open at once; over gRPC as many calls."""
     loader: str = "blu_export.runtime:load_runner"
     """``module:function`` that loads the model in the worker process; tests bring their own."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue", "max_upload", "upload_memory", "max_pixels", "workers", "max_connections"):
+        for name in (
+            "max_batch",
+            "queue",
+            "max_upload",
+            "upload_memory",
+            "answer_memory",
+            "max_pixels",
+            "workers",
+            "max_connections",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("max_wait", "timeout", "drain", "head_timeout", "send_timeout"):

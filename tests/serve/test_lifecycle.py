@@ -143,6 +143,30 @@ def test_reload_watches_the_file_and_keeps_the_model_if_the_new_one_is_broken(la
     assert score(server.post(grey(51))) == pytest.approx(0.4, abs=1e-6)
 
 
+@pytest.mark.parametrize("content", ["broken, refused", "good, not yet asked for"])
+def test_a_new_worker_has_the_old_model_whatever_lies_in_its_place(launch: Start, content: str) -> None:
+    server = launch()
+    with server.client() as client:
+        served = client.get("/v1/model").json()
+        if content.startswith("broken"):
+            server.model.write_text("not a model")  # over the old one: also what shares its inode is lost
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("reload refused")
+        else:
+            write_model(server.model, shift=51)
+        for _ in "12":
+            os.kill(server.workers[-1], signal.SIGKILL)
+            server.wait_for("worker restarted")
+            assert score(client.post("/v1/predict", content=grey(51))) == pytest.approx(0.2, abs=1e-6)
+        assert client.get("/v1/model").json() == served
+        write_model(server.model, shift=102)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("model ready")
+        os.kill(server.workers[-1], signal.SIGKILL)
+        server.wait_for("worker restarted")
+        assert score(client.post("/v1/predict", content=grey(51))) == pytest.approx(0.6, abs=1e-6)
+
+
 def test_a_server_does_not_start_with_a_model_that_does_not_load(launch: Start, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_text("not a model")
     with pytest.raises(AssertionError, match="no fake model"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -96,22 +97,57 @@ def test_a_head_that_is_too_long_is_refused(shared_server: Running) -> None:
         assert rest(sock)[:12] in (b"HTTP/1.1 400", b"")
 
 
-def test_who_does_not_read_its_answer_is_cut_off(launch: Start) -> None:
-    server = launch(send_timeout=0.5)
-    body = png(height=3000, width=3000)  # its masks are 18 MB, more than sockets buffer
+def masks_request(side: int) -> bytes:
+    """Asks for the masks of a photo, 2 * side * side bytes."""
+    body = png(height=side, width=side)
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(body) + 4}}
     masks = {"name": "masks", "parameters": {"binary_data": True}}
     form = json.dumps({"inputs": [tensor], "outputs": [masks]}).encode()
     request = head(
         len(form) + 4 + len(body), "/v2/models/fake/infer", f"Inference-Header-Content-Length: {len(form)}\r\n"
     )
-    request += form + len(body).to_bytes(4, "little") + body
+    return request + form + len(body).to_bytes(4, "little") + body
+
+
+def test_who_does_not_read_its_answer_is_cut_off(launch: Start) -> None:
+    server = launch(send_timeout=0.5)
     with server.client() as client:
         before = metric(client, "process_open_fds")
-        with connection(server, request, receive_buffer=2**14) as sock:
+        with connection(server, masks_request(3000), receive_buffer=2**14) as sock:  # more than sockets buffer
             assert sock.recv(12) == b"HTTP/1.1 200"
             until(lambda: metric(client, "process_open_fds") == before)
             assert len(rest(sock)) < 2 * 3000 * 3000
+
+
+def test_who_reads_slowly_gets_its_whole_answer(launch: Start) -> None:
+    server = launch(send_timeout=0.5)
+    length = 2 * 1700 * 1700
+    with server.client() as client, connection(server, masks_request(1700), receive_buffer=2**17) as sock:
+        found = b""
+        while len(found) < length and (more := sock.recv(2**13)):
+            found += more
+            assert client.get("/v2/health/live").status_code == 200  # takes its time
+        assert len(found) > length
+
+
+def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
+    size = 2 * 3000 * 3000
+    server = launch(answer_memory=3 * size)
+    request = masks_request(3000)
+    with server.client() as client, ExitStack() as stack:
+        sockets = [stack.enter_context(connection(server, request, receive_buffer=2**14)) for _ in range(12)]
+        statuses = [sock.recv(12)[-3:] for sock in sockets]
+        assert Counter(statuses) == {b"200": 2, b"429": 10}
+        assert b"\r\nretry-after: 1\r\n" in sockets[statuses.index(b"429")].recv(2**12)
+        assert client.post("/v1/predict", content=grey(51)).status_code == 200  # a small one is not counted
+        for sock in sockets:
+            sock.close()
+
+        def whole() -> bool:
+            with connection(server, request.replace(b"Host: blu", b"Host: blu\r\nConnection: close", 1)) as sock:
+                return len(rest(sock)) > size
+
+        until(whole)  # what the others did not read is given back
 
 
 def test_connections_beyond_the_limit_are_closed_at_once(launch: Start) -> None:

@@ -168,6 +168,13 @@ def test_malformed_tensors_are_the_clients_fault(client: httpx.Client, tensor: d
     assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "1000", "-1", "x"])
+def test_a_header_length_that_no_body_has_is_the_clients_fault(client: httpx.Client, length: str) -> None:
+    headers = {"inference-header-content-length": length}
+    answer = client.post(f"/v2/models/{MODEL}/infer", content=b"{}", headers=headers)
+    assert (answer.status_code, "the body has 2 bytes" in answer.json()["error"]) == (400, True), answer.text
+
+
 def test_compressed_requests_are_refused(client: httpx.Client) -> None:
     answer = client.post(f"/v2/models/{MODEL}/infer", content=b"x", headers={"content-encoding": "gzip"})
     assert (answer.status_code, "ompressed" in answer.json()["error"]) == (415, True)

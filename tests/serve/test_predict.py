@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from pycocotools import mask as coco_mask
 
 from blu_export.detections import Detections
 from blu_export.detector import Detector
+from blu_export.serve.device import ModelInfo
+from blu_export.serve.oip import output_array
+from blu_export.serve.problems import TooLargeError
+from blu_export.serve.render import NPZ, Options, render
+from blu_export.serve.service import Found
+from blu_export.spec import ModelSpec
 
 PHOTO = png((90, 120, 150), 40, 72)
 
@@ -37,6 +44,20 @@ def test_raw_body_and_form_give_the_same(client: httpx.Client, expected: Detecti
     assert [each["class"] for each in raw["detections"]] == ["coat", "shoe"]
     np.testing.assert_array_equal([each["box"] for each in raw["detections"]], expected.rois)
     np.testing.assert_allclose([each["score"] for each in raw["detections"]], expected.scores, atol=1e-6)
+
+
+def test_npz_has_the_bound_of_full_masks(expected: Detections, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Found(expected, PHOTO, ModelInfo("fake", ModelSpec(expected.class_names), "", "", "", "", 0.0), {}, 1)
+    monkeypatch.setattr("blu_export.serve.oip.MAX_MASK_BYTES", math.prod(expected.image_size))
+    assert len(expected) == 2
+    with pytest.raises(TooLargeError, match="application/json") as caught:
+        render(found, Options(media_type=NPZ))
+    assert caught.value.status == 413
+    with pytest.raises(TooLargeError, match="masks_rle"):
+        output_array("masks", expected)
+    one = Options(media_type=NPZ, classes=("1",))  # what is not wanted does not count
+    with np.load(io.BytesIO(render(found, one))) as arrays:
+        np.testing.assert_array_equal(arrays["masks"], expected[:1].masks)
 
 
 def test_npz_is_the_dict_of_the_library(client: httpx.Client, expected: Detections) -> None:

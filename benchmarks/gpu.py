@@ -30,7 +30,7 @@ from blu_export.engine.libraries import BUILDERS, is_installed, load_builder
 from blu_export.engine.sidecar import Batch
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.files import atomic_write
-from blu_export.image import decode, mold
+from blu_export.image import Molded, decode, mold
 from blu_export.measure.machine import describe
 from blu_export.measure.timing import Timing
 from blu_export.runtime.base import Runner
@@ -86,16 +86,16 @@ def main() -> None:
     photos = find_images(arguments.calibration or [embedded(DEMO_PHOTO)])
     session = Session(time.monotonic() + 60 * arguments.minutes - MARGIN, photos)
     try:
-        measured = measure(session, arguments.models)
-    except BluError as error:
+        code = 0 if measure(session, arguments.models) else 4
+    except BluError as error:  # a lost GPU: what was measured before counts
         session.say(f"error: {error}")
-        sys.exit(error.exit_code)
+        code = error.exit_code
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(arguments.out) as temporary:
         temporary.write_text(json.dumps(session.result, indent=2) + "\n", encoding="utf-8")
     session.say(f"wrote {arguments.out}")
     print(arguments.out)
-    sys.exit(0 if measured else 4)
+    sys.exit(code)
 
 
 def measure(session: Session, models: list[Path]) -> bool:
@@ -206,8 +206,10 @@ def _attempt(session: Session, what: str, work: Callable[[], None]) -> None:
         work()
     except BluError as error:
         session.skip(what, str(error))
-        if getattr(error, "lost", False):
+        if error.lost:
             raise
+    except Exception as error:  # native libraries raise what they like
+        session.skip(what, f"{type(error).__name__}: {error}")
 
 
 def _peak(session: Session, runtime: str, device: Cuda, precision: str) -> None:
@@ -278,7 +280,7 @@ def _measure_runner(session: Session, runner: Runner, path: Path, device: Cuda, 
     for line in report.lines():
         session.say(f"  {line}")
     molded = mold(decode(session.photos[0]), runner.spec)
-    flops = _flops(path, runner)
+    flops = _flops(path, runner, molded)
     row["gflop_per_photo"] = flops / 1e9 if flops else None
     row["batches"] = {}
     for batch in BATCHES:
@@ -324,15 +326,18 @@ def _streamed(runner: Any, canvas: Any, window: Any) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _flops(path: Path, runner: Runner) -> float | None:
-    """Of one photo: the engine's mask head sees every row, empty ones too."""
+def _flops(path: Path, runner: Runner, molded: Molded) -> float | None:
+    """Of one photo: an engine's mask head sees every row, empty ones too; that of the portable file real ones."""
     if importlib.util.find_spec("onnx") is None or runner.spec.canvas is None:
         return None
     import onnx
 
     from blu_export.measure.flops import count_flops
 
-    return count_flops(onnx.load(path), runner.spec.canvas, runner.spec.detection_max_instances).total
+    rows, _ = runner.run(molded.canvas[None], molded.window[None].astype(np.float32))
+    engine = runner.runtime.startswith("tensorrt")
+    seen = runner.spec.detection_max_instances if engine else int(np.count_nonzero(rows[0, :, 4]))
+    return count_flops(onnx.load(path), runner.spec.canvas, seen).total
 
 
 if __name__ == "__main__":

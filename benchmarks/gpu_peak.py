@@ -50,7 +50,8 @@ def engine_peak(trt: ModuleType, cuda: Cuda, precision: str) -> float:
             context.set_tensor_address(name, pointer)
 
         def run() -> None:
-            context.execute_async_v3(int(stream))
+            if not context.execute_async_v3(int(stream)):
+                raise ModelFileError(f"{title(trt)} refuses to run products in {precision}: {logger.last_error()}.")
             cuda.call("cudaStreamSynchronize", stream)
 
         return _rate(run)

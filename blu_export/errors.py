@@ -23,6 +23,8 @@ class BluError(Exception):
     """
 
     exit_code = EXIT_BAD_INPUT
+    lost = False
+    """Whether the process is of no use any more: its GPU answers nothing but errors."""
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what} {fix}".strip())

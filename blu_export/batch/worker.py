@@ -38,6 +38,8 @@ from blu_export.detector import Detector, Photo, Source
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
 
+log = logging.getLogger(__name__)
+
 
 class Work:
     """A loaded model that works off shards.
@@ -137,6 +139,8 @@ class Work:
             (found,) = Detector(self.detector.runner, self.detector.min_score)([source])
             return found
         except BluError as error:
+            if error.lost:
+                raise
             return str(error)
 
 
@@ -169,6 +173,9 @@ def _work(sock: socket.socket) -> None:
             shard = Shard(request["index"], tuple(request["photos"]))
             say(summary=asdict(work.run(shard, request["careful"], request["skip"])))
     except BluError as error:
+        if error.lost:  # the owner starts another worker
+            log.error("%s", error)
+            sys.exit(1)
         say(error=[type(error).__name__, error.what, error.fix])
 
 

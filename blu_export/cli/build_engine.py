@@ -82,6 +82,7 @@ def build_engine(
         timing_cache=timing_cache,
         level=level,
         output=output,
+        calibration=tuple(calibration or ()),
         method=calibration_method,
         verify=verify,
     )

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 DEFAULT_TARGET = "t4"
 """Where there is no GPU."""
 DEFAULT_BATCH = Batch(1, 1, 8)
+DEFAULT_METHOD = "minmax"
 TURING = (7, 5)
 
 
@@ -49,7 +50,9 @@ class Request:
     level: int | None = None
     output: Path | None = None
     """Default: ``NAME.fp16.sm75.engine`` in the working folder."""
-    method: str = "minmax"
+    calibration: tuple[str, ...] = ()
+    """Where the photos come from, as it was typed; for ``rebuild_command``."""
+    method: str = DEFAULT_METHOD
     verify: bool = True
 
 
@@ -204,7 +207,16 @@ def rebuild_command(request: Request, decided: Plan, output: Path) -> str:
     batch = request.batch
     words = ["blu", "build-engine", os.fspath(request.onnx), flag, "--target", decided.target.sm]
     words += ["--builder", decided.builder, "--batch", f"{batch.smallest},{batch.best},{batch.largest}"]
-    return shlex.join([*words, "-o", os.fspath(output)])
+    for source in request.calibration:
+        words += ["--calibration", source]
+    options = {
+        "--calibration-method": request.method if request.method != DEFAULT_METHOD else None,
+        "--workspace": request.workspace,
+        "--timing-cache": request.timing_cache,
+        "--level": request.level,
+    }
+    words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join([*words, *([] if request.verify else ["--no-verify"]), "-o", os.fspath(output)])
 
 
 def _choose(target: Target, device: Cuda | None) -> tuple[str, str]:
@@ -234,6 +246,7 @@ def _checked_on_gpu(
     Raises:
         CheckFailedError: a check did not pass.
     """
+    from blu_export.export.precision import spread
     from blu_export.measure.verify import verify
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
     from blu_export.runtime.tensorrt import TensorRtRunner
@@ -255,7 +268,7 @@ def _checked_on_gpu(
             OnnxRuntimeRunner(prepared.source, "cpu", source=os.fspath(request.onnx)) as reference,
             TensorRtRunner.of_engine(trt, loaded, sidecar) as candidate,
         ):
-            parity = verify(reference, candidate, photos)
+            parity = verify(reference, candidate, spread(photos))
         for line in parity.lines():
             say(f"  {line}")
         parity.require()

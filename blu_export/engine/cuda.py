@@ -20,10 +20,13 @@ _FIXES = {
     "cudaErrorUnknown": "Restart the program; look at dmesg for the driver's own message.",
 }
 LOST = frozenset({
-    "cudaErrorECCUncorrectable", "cudaErrorIllegalAddress", "cudaErrorLaunchFailure", "cudaErrorDeviceUninitialized",
-    "cudaErrorContextIsDestroyed", "cudaErrorLaunchTimeout", "cudaErrorHardwareStackError", "cudaErrorUnknown",
+    "cudaErrorAssert", "cudaErrorContained", "cudaErrorContextIsDestroyed", "cudaErrorDeviceUninitialized",
+    "cudaErrorECCUncorrectable", "cudaErrorExternalDevice", "cudaErrorHardwareStackError", "cudaErrorIllegalAddress",
+    "cudaErrorIllegalInstruction", "cudaErrorInvalidAddressSpace", "cudaErrorInvalidPc", "cudaErrorLaunchFailure",
+    "cudaErrorLaunchTimeout", "cudaErrorMisalignedAddress", "cudaErrorMpsClientTerminated",
+    "cudaErrorTensorMemoryLeak", "cudaErrorUnknown",
 })  # fmt: skip
-"""After these every later call of the process fails too."""
+"""After these every later call of the process fails too; CUDA's documentation says so of most."""
 NO_DEVICE = frozenset({
     "cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorInvalidDevice", "cudaErrorSystemDriverMismatch",
     "cudaErrorStubLibrary",
@@ -35,7 +38,6 @@ class CudaError(BluError):
 
     Attributes:
         name: CUDA's own name of the error.
-        lost: whether the GPU is lost to this process.
     """
 
     def __init__(self, name: str, call: str, message: str) -> None:

@@ -125,7 +125,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         )
     parts = split(model, spec)
     if found == precision:
-        typed = TypedParts(parts, precision, "tensorrt")
+        typed = TypedParts(parts, precision, "tensorrt", source.json_metadata("blu_kept") or {})
     else:
         typed = type_parts(parts, spec, precision, "tensorrt", canvases(photos, spec), method)
     composed = compose_typed(typed, spec)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,16 @@ def read_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
 
 
 def _retargeted(command: str, target: str) -> str:
-    words = command.split(" ")
+    """The command for another card; the name of the file is left to it, which would overwrite this engine."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command of ours
+        return f"{command} --target {target}"
+    if "-o" in words:
+        place = words.index("-o")
+        del words[place : place + 2]
     if "--target" in words:
         words[words.index("--target") + 1] = target
-        return " ".join(words)
-    return f"{command} --target {target}"
+    else:
+        words += ["--target", target]
+    return shlex.join(words)

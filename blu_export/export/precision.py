@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -54,6 +54,7 @@ HALF_PHOTOS = 4
 MOST_PHOTOS = 32
 """Photos that are used of those given, spread evenly over those that are there."""
 
+Photo = TypeVar("Photo")
 Canvases = Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]]
 """(canvas uint8 [1, H, W, 3], window float32 [1, 4]) of each photo."""
 
@@ -92,10 +93,14 @@ def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
     Raises:
         ImageError: one cannot be read.
     """
-    chosen = list(photos)
-    step = max(1, -(-len(chosen) // MOST_PHOTOS))
-    molded = (mold(decode(photo), spec) for photo in chosen[::step])
+    molded = (mold(decode(photo), spec) for photo in spread(list(photos)))
     return [(m.canvas[None], m.window[None]) for m in molded]
+
+
+def spread(photos: Sequence[Photo]) -> list[Photo]:
+    """At most MOST_PHOTOS of them, evenly over all."""
+    count = min(len(photos), MOST_PHOTOS)
+    return [photos[i * len(photos) // count] for i in range(count)]
 
 
 def type_parts(

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,12 @@ def _stored(ort: Any, entry: Path, make_options: Callable[[], Any], providers: l
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(os.fspath(entry / _GRAPH), options, providers=providers)
-        os.utime(entry)
     except Exception as error:  # damaged, or removed meanwhile: made again below
         log.warning("the stored graph %s is of no use and is made again: %s", entry, error)
         shutil.rmtree(entry, ignore_errors=True)
         return None
+    with suppress(OSError):  # in a cache that cannot be written there is no order to keep either
+        os.utime(entry)
     return session
 
 

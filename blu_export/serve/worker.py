@@ -36,6 +36,8 @@ from blu_export.spec import ModelSpec
 if TYPE_CHECKING:
     from blu_export.runtime.base import Runner
 
+log = logging.getLogger(__name__)
+
 VARIABLE_CANVAS_BYTES = 3 * 8192 * 8192
 """Room for the canvases of a batch where they follow the photo. Pages that are never touched cost nothing."""
 
@@ -130,6 +132,9 @@ def _work(runner: Runner, arrays: SharedArrays, line: Any, count: int, height: i
     try:
         _say(line, seconds=_run(runner, arrays, count, height, width))
     except BluError as error:
+        if error.lost:  # the server gives the batch to another worker
+            log.error("%s", error)
+            sys.exit(1)
         _say(line, error=_as_json(error))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from batch_jobs import check_levels, rows, run, write_photo
-from fake_runner import CRASH, HANG, REFUSE, write_model
+from fake_runner import CRASH, HANG, LOSE, REFUSE, write_model
 from pycocotools.coco import COCO
 
 from blu_export.batch.plan import Shard
@@ -53,12 +53,15 @@ def test_bad_photos_get_a_row_with_the_error(photos: Photos, model: Path, tmp_pa
     assert "memory://gone.png" in rows(tmp_path / "found")["memory://gone.png"]["error"]
 
 
-def test_a_photo_that_kills_workers_costs_itself_only(photos: Photos, model: Path, tmp_path: Path) -> None:
-    folder = photos(10, 20, CRASH, 40, 50)
+@pytest.mark.parametrize(("colour", "death"), [(CRASH, "SIGKILL"), (LOSE, "exit code 1")])
+def test_a_photo_that_kills_workers_costs_itself_only(
+    photos: Photos, model: Path, tmp_path: Path, colour: Any, death: str
+) -> None:
+    folder = photos(10, 20, colour, 40, 50)
     report = run(source=folder, sink=tmp_path / "found", model=model, shard_size=3, batch=2)
     found = rows(tmp_path / "found")
     assert [Path(path).name for path, row in found.items() if row["error"]] == ["02.png"]
-    assert "SIGKILL" in found[str(folder / "02.png")]["error"]
+    assert death in found[str(folder / "02.png")]["error"]
     assert (report.failed, report.photos) == (1, 5)
 
 

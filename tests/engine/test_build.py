@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from blu_export.cli.build_engine import parse_batch, parse_size
@@ -16,8 +20,11 @@ from blu_export.engine.cuda import Cuda
 from blu_export.engine.prepare import prepare
 from blu_export.engine.sidecar import UNKNOWN, Batch, read_sidecar
 from blu_export.errors import CheckFailedError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.export.precision import canvases, compose_typed, type_parts
+from blu_export.export.split import split
 from blu_export.image import decode, mold
 from blu_export.runtime import load_runner
+from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
 from .fake_builder import OWN_TIMINGS, FakeBuilderTensorRt
@@ -101,6 +108,19 @@ def test_options_reach_the_builder(bench: Bench) -> None:
     assert config.cleared == [bench.trt.BuilderFlag.TF32], "TF32 is another precision than the file's"
     assert config.profiling_verbosity == bench.trt.ProfilingVerbosity.DETAILED
     assert bench.trt.sizes == (1, 2, 4)
+
+
+def test_the_command_that_builds_it_again_has_every_option(bench: Bench) -> None:
+    options = {"workspace": 2**20, "level": 2, "verify": False, "timing_cache": bench.folder / "t4.cache"}
+    _, sidecar = bench.build(**options, calibration=("my photos/*.jpg", "b"), method="entropy")
+    words = shlex.split(sidecar.rebuild)
+    output = os.fspath(bench.folder / "small.engine")
+    assert words == [
+        "blu", "build-engine", os.fspath(bench.onnx), "--fp16", "--target", "sm75", "--builder", "tensorrt",
+        "--batch", "1,2,4", "--calibration", "my photos/*.jpg", "--calibration", "b", "--calibration-method", "entropy",
+        "--workspace", "1048576", "--timing-cache", os.fspath(bench.folder / "t4.cache"), "--level", "2",
+        "--no-verify", "-o", output,
+    ]  # fmt: skip
 
 
 def test_a_timing_cache_is_kept_and_one_of_another_gpu_begun_anew(
@@ -198,6 +218,19 @@ def test_files_that_cannot_be_typed(fake_onnx: Callable[..., Path], small_onnx: 
         prepare(fake_onnx(), "float32", [])
     with pytest.raises(UsageError, match="fp16 needs photos"):
         prepare(small_onnx, "fp16", [])
+
+
+def test_layers_that_a_typed_file_keeps_are_named(small_onnx: Path, demo_photo: Path, tmp_path: Path) -> None:
+    kept = {"trunk/some_layer": "overflows"}
+    source = read_onnx(small_onnx)
+    spec = spec_of(source, "small")
+    parts = split(onnx.load_from_string(source.data), spec)
+    typed = type_parts(parts, spec, "fp16", "portable", canvases([demo_photo], spec))
+    graph = compose_typed(typed, spec)
+    metadata = {"blu_spec": spec.to_json(), "blu_precision": "fp16", "blu_kept": json.dumps(kept)}
+    onnx.helper.set_model_props(graph, metadata)
+    onnx.save(graph, tmp_path / "typed.onnx")
+    assert prepare(tmp_path / "typed.onnx", "fp16", []).kept == kept
 
 
 def test_batches_and_sizes_as_people_write_them() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from blu_export.cli.main import main
-from blu_export.engine.cuda import Cuda, CudaError
+from blu_export.engine.cuda import LOST, Cuda, CudaError
 from blu_export.engine.sidecar import Batch, Sidecar
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.runtime import load_runner
@@ -195,6 +195,12 @@ def test_a_lost_gpu_is_said_in_words(machine: Machine) -> None:
         with pytest.raises(CudaError, match="lost to this program") as caught:
             runner.run(*photos(1))
         assert caught.value.lost
+
+
+def test_errors_after_which_cuda_wants_the_process_ended_are_losses() -> None:
+    errors = pytest.importorskip("cuda.bindings.runtime").cudaError_t
+    described = {error.name for error in errors if "process in an inconsistent state" in (error.__doc__ or "")}
+    assert described and described <= LOST
 
 
 def test_rtx_captures_for_itself(machine: Machine) -> None:

@@ -18,8 +18,10 @@ from blu_export.export.half import rehearse, round_to_half, to_half
 from blu_export.export.int8 import quantise
 from blu_export.export.layers import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs, shifted
 from blu_export.export.precision import (
+    MOST_PHOTOS,
     compose_typed,
     leading_layers,
+    spread,
     type_parts,
     unfit_for_half,
 )
@@ -252,6 +254,14 @@ def test_no_layer_is_kept_where_nothing_is_lost() -> None:
 def test_no_layer_is_kept_where_the_front_is_not_the_cause() -> None:
     chain = Chain(Chain.LAYERS)
     assert leading_layers(chain.part, chain.samples, chain.typed_but) == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 32, 33, 63, 1000])
+def test_photos_are_spread_over_all(count: int) -> None:
+    chosen = spread(range(count))
+    assert len(chosen) == min(count, MOST_PHOTOS)
+    gaps = np.diff([*chosen, count])
+    assert not count or (chosen[0] == 0 and gaps.max() - gaps.min() <= 1)
 
 
 @pytest.mark.parametrize(("precision", "method"), [("fp8", "minmax"), ("int8", "guess"), ("int8", "minmax")])

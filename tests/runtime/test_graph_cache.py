@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -73,6 +74,21 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     monkeypatch.setenv("BLU_CACHE", str(tmp_path / "file" / "below"))
     assert cache_folder("onnxruntime") is None
     assert _detect(fake_onnx())[0][0, 0, 5] == pytest.approx(0.4, abs=1e-6)
+
+
+def test_a_cache_that_can_only_be_read_is_read(
+    fake_onnx: FakeOnnx, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = fake_onnx()
+    _detect(path)
+    (entry,) = cache.iterdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert _detect(path)[0][0, 0, 5] == pytest.approx(0.4, abs=1e-6)
+    assert entry.is_dir() and "made again" not in caplog.text
 
 
 def test_processes_that_start_together_share_one_whole_entry(fake_onnx: FakeOnnx, cache: Path) -> None:

@@ -21,8 +21,12 @@ from blu_export.errors import BluError, ModelFileError
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
 
-CRASH, HANG, REFUSE = (255, 0, 255), (0, 255, 255), (255, 255, 0)
-"""A photo of this colour makes the worker die, stop, or raise."""
+CRASH, HANG, REFUSE, LOSE = (255, 0, 255), (0, 255, 255), (255, 255, 0), (255, 0, 0)
+"""A photo of this colour makes the worker die, stop, raise, or lose its GPU."""
+
+
+class LostError(BluError):
+    lost = True
 
 
 class FakeRunner(Runner):
@@ -64,6 +68,8 @@ def _misbehave(colour: tuple[int, ...]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if colour == REFUSE:
         raise BluError("The fake refuses this photo.")
+    if colour == LOSE:
+        raise LostError("The fake has lost its GPU.")
 
 
 def load(path: str, **options: Any) -> Runner:

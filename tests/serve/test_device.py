@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_runner import CRASH, HANG, REFUSE, FakeRunner, write_model
+from fake_runner import CRASH, HANG, LOSE, REFUSE, FakeRunner, write_model
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.serve import service
@@ -95,8 +95,8 @@ def test_an_error_of_the_runner_comes_through_and_the_worker_lives(tmp_path: Pat
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("colour", "timeout", "why"), [(CRASH, 30, "crash"), (HANG, 0.2, "hang")])
-def test_crash_and_hang_end_the_worker(tmp_path: Path, colour: Any, timeout: float, why: str) -> None:
+@pytest.mark.parametrize(("colour", "timeout", "why"), [(CRASH, 30, "crash"), (HANG, 0.2, "hang"), (LOSE, 30, "crash")])
+def test_crash_hang_and_a_lost_gpu_end_the_worker(tmp_path: Path, colour: Any, timeout: float, why: str) -> None:
     async def main() -> None:
         device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
         with pytest.raises(WorkerLostError, match=why):

@@ -4,6 +4,7 @@
 
     detector = blu_export.load("model.onnx")
     found = detector("street.jpg")
+    picture = blu_export.draw.overlay(blu_export.image.decode("street.jpg"), found)
 
 The public names are imported on first use, so that ``import blu_export`` costs nothing.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from blu_export import draw, image
     from blu_export.detections import Detections
     from blu_export.detector import Detector, load
     from blu_export.errors import (
@@ -41,6 +43,9 @@ _HOMES = {
     "UsageError": "errors",
 }
 
+_MODULES = ("draw", "image")
+"""Public as a whole."""
+
 __all__ = [
     "load",
     "Detector",
@@ -53,11 +58,15 @@ __all__ = [
     "MissingDependencyError",
     "ModelFileError",
     "UsageError",
+    "draw",
+    "image",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

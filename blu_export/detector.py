@@ -47,7 +47,7 @@ def load(
     return Detector(load_runner(path or embedded(), runtime, precision, device, threads, throughput))
 
 
-@dataclass
+@dataclass(repr=False)
 class Photo:
     """One item of a stream: what was asked for, and what came of it."""
 
@@ -59,6 +59,11 @@ class Photo:
     """Why there are no detections."""
     molded: Molded | None = None
     raw: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def __repr__(self) -> str:
+        """``Photo(street.jpg: Detections(…))``; pixels and encoded bytes are named by their type."""
+        name = self.source if isinstance(self.source, str | os.PathLike) else type(self.source).__name__
+        return f"Photo({name}: {self.error or self.detections})"
 
     def result(self) -> Detections:
         """The detections; raises the error where there is one."""
@@ -88,6 +93,11 @@ class Detector:
         self.min_score = min_score
         self.timings = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        """``Detector(onnxruntime float32 on CPU, 9 classes)``."""
+        runner = self.runner
+        return f"Detector({runner.runtime} {runner.precision} on {runner.device}, {self.spec.num_classes - 1} classes)"
 
     @property
     def spec(self) -> ModelSpec:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -40,15 +46,21 @@ PURPOSES = {
 }
 """What each extra is for."""
 
+GREETING = ("tensorflow", "keras")
+"""Packages that bring TensorFlow, which greets on stderr while it is imported."""
+_GREETINGS = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:")
+"""Lines of its log below an error."""
+
 
 def import_extra(module: str) -> Any:
-    """Import an optional package, or a module of one.
+    """Import an optional package, or a module of one; TensorFlow without its greetings.
 
     Raises:
         MissingDependencyError: it is not installed; the fix says what to install.
     """
     try:
-        return import_module(module)
+        with _no_greetings() if module in GREETING else nullcontext():
+            return import_module(module)
     except ModuleNotFoundError as error:
         if (missing := missing_extra(error)) is None:
             raise
@@ -65,3 +77,32 @@ def missing_extra(error: ModuleNotFoundError) -> MissingDependencyError | None:
                 f"Install it with: pip install 'blu-export[{extra}]'",
             )
     return None
+
+
+@contextmanager
+def _no_greetings() -> Iterator[None]:
+    """Hold back what is written to stderr, and let all of it through afterwards but TensorFlow's greetings.
+
+    TensorFlow 2.21 writes them before it looks at TF_CPP_MIN_LOG_LEVEL, from C++. The descriptor is the whole
+    process's, so this is for its main thread alone. Who sets the level to 0 or 1 sees everything.
+    """
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if level in ("0", "1") or sys.stderr is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from tempfile import TemporaryFile
+
+    with TemporaryFile() as held:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if not _GREETINGS.match(line):
+                    os.write(2, line)

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.errors import ImageError
+from blu_export.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    import cv2
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
@@ -37,35 +40,48 @@ class Input:
     """Frames per second of that video."""
 
 
-def find_images(arguments: Iterable[str | os.PathLike[str]], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+def find_images(
+    arguments: Iterable[str | os.PathLike[str]],
+    suffixes: Iterable[str] = IMAGE_SUFFIXES,
+    skip: str | os.PathLike[str] | None = None,
+) -> list[Path]:
     """The files that arguments name, each once, in a stable order.
 
     A folder stands for the files in and below it that have one of ``suffixes`` and do not start with
     a dot; a glob pattern for what it matches; anything else for itself, whether it exists or not:
-    reading it is what reports that.
+    reading it is what reports that. A folder ``skip`` below another is passed over: results lie in it.
 
     Raises:
+        UsageError: an argument is a URL.
         OSError: a folder cannot be listed; it names the folder.
     """
     known = frozenset(suffixes)
+    results = None if skip is None else os.path.realpath(skip)
     found: dict[Path, None] = {}
     for argument in arguments:
         path = Path(argument)
+        if "://" in os.fspath(argument):
+            raise UsageError(
+                f"{argument} is no file of this machine.",
+                "Buckets are for blu batch; a photo from the web: curl -L URL | blu infer -",
+            )
         if not path.exists() and glob.has_magic(str(path)):
             paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         else:
             paths = [path]
         for path in paths:
-            found.update(dict.fromkeys(_walk(path, known) if path.is_dir() else [path]))
+            found.update(dict.fromkeys(_walk(path, known, results) if path.is_dir() else [path]))
     return list(found)
 
 
-def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: frozenset[str], skip: str | None) -> Iterator[Path]:
     def stop(error: OSError) -> None:  # os.walk by itself passes over folders that it cannot list
         raise error
 
     for parent, folders, files in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) != skip
+        )
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(parent, name)
@@ -95,8 +111,7 @@ def read_video(path: Path) -> Iterator[Input]:
 
     if not path.is_file():
         raise ImageError(f"There is no video {path}.", "Check the path.")
-    # FFmpeg by name: the other backends take patterns and device strings for file names.
-    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+    capture = _open_video(path)
     try:
         fps = capture.get(cv2.CAP_PROP_FPS)
         count = 0
@@ -113,11 +128,20 @@ def read_video(path: Path) -> Iterator[Input]:
         capture.release()
 
 
+def _open_video(path: Path) -> cv2.VideoCapture:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong is said here, in a sentence
+    import cv2
+
+    getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # where it is depends on the version
+    # FFmpeg by name: the other backends take patterns and device strings for file names.
+    return cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+
+
 def count_frames(path: Path) -> int | None:
     """How many frames a video says it has; None where it does not say."""
     import cv2
 
-    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+    capture = _open_video(path)
     try:
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     finally:

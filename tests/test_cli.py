@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ import typer
 from typer.testing import CliRunner
 
 import blu_export
+from blu_export.cli import benchmark, doctor
 from blu_export.cli import main as cli
 from blu_export.cli.common import printable, progress, wrote
 from blu_export.cli.interrupt import interrupt_after_import
+from blu_export.engine.prepare import prepare
 from blu_export.errors import CheckFailedError, MissingDependencyError, UsageError
 
 FakeOnnx = Callable[..., Path]
@@ -70,6 +73,13 @@ def test_two_word_commands_and_absent_modules(monkeypatch: pytest.MonkeyPatch) -
     assert runner.invoke(cli.app, ["tools", "none"]).exit_code == 2
 
 
+@pytest.mark.parametrize("group", cli.GROUPS)
+def test_groups_have_plain_help(group: str) -> None:
+    code, out, _ = blu(group, "--help")
+    assert (code, out.startswith(f"Usage: blu {group}")) == (0, True)
+    assert "╭" not in out
+
+
 def test_version() -> None:
     assert blu("--version") == (0, f"blu {blu_export.__version__}\n", "")
 
@@ -79,6 +89,42 @@ def test_usage_errors(arguments: list[str]) -> None:
     code, out, err = blu(*arguments)
     assert (code, out) == (2, "")
     assert "Usage: blu" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["infer |", "infer a.jpg -m |", "infer a.jpg --model=|", "batch | found", "evaluate |", "serve |", "data check |"],
+)
+def test_an_empty_argument_is_not_the_current_folder(
+    arguments: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main([word.replace("|", "") for word in arguments.split()])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: An argument is empty. Is a variable of the shell not set?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "benchmark --compare a.json b.json",
+            "a.json cannot be read as a benchmark result: No such file or directory.",
+        ),
+        ("evaluate --results r.json nosuch", "There is no nosuch."),
+    ],
+)
+def test_what_is_not_there(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments.split())
+    assert end.value.code == 3
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_engines_are_not_built_from_keras_files() -> None:
+    with pytest.raises(UsageError, match=r"Export it: blu export onnx --weights mine\.h5"):
+        prepare("mine.h5", "fp16", [])
 
 
 def test_a_typing_error_gets_a_suggestion() -> None:
@@ -167,6 +213,31 @@ def test_doctor_reports_what_is_installed_and_missing() -> None:
         assert f"{'✗' if state['missing'] else '✓'} {extra}:" in text
 
 
+def test_doctor_names_the_distributions_that_share_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_distributions", lambda: {"numpy": ["numpy"], "rich": ["typer", "rich", "rich"]})
+    assert doctor._installed(("numpy", "rich", "json", "no_such_module")) == {
+        **{name: metadata.version(name) for name in ("numpy", "rich", "typer")},
+        "json": "?",
+    }
+
+
+def test_benchmark_tables_are_markdown_except_on_a_wide_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = "**noisy**\n\n| runtime | ms |\n|---|---|\n| keras | 93.8 |\n"
+    benchmark._print_markdown(table)
+    assert capsys.readouterr().out == f"{table}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "12")
+    benchmark._print_markdown(table)
+    assert capsys.readouterr().out == f"{table}\n"
+    monkeypatch.setenv("COLUMNS", "80")
+    benchmark._print_markdown(table)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("noisy", "runtime", "keras", "93.8"))
+    assert "|" not in out and "**" not in out
+
+
 def test_inspect(fake_onnx: FakeOnnx, tmp_path: Path) -> None:
     path = fake_onnx()
     code, out, err = blu("inspect", path, "--json")
@@ -180,6 +251,16 @@ def test_inspect(fake_onnx: FakeOnnx, tmp_path: Path) -> None:
     assert code == 0
     for text in ("BG, coat, shoe", "matched", "canvas           uint8    [batch, 64, 64, 3]", "Reshape 3"):
         assert text in out
+    checks = [
+        {"name": "matched instances", "value": 0.995, "least": 0.99, "passed": True},
+        {"name": "median mask IoU", "value": 0.5, "least": 0.99, "passed": False},
+    ]
+    measured = fake_onnx(metadata={"blu_parity": json.dumps({"passed": False, "checks": checks})})
+    out = blu("inspect", measured)[1].splitlines()
+    assert out[out.index("  checks") + 1 :][:2] == [
+        "    ✓ matched instances      0.995 (at least 0.99)",
+        "    ✗ median mask IoU        0.5 (at least 0.99)",
+    ]
     assert "not exported by blu" in blu("inspect", fake_onnx(metadata={"blu_spec": None}))[1]
     (tmp_path / "noise.onnx").write_bytes(b"\xff" * 64)
     code, out, err = blu("inspect", tmp_path / "noise.onnx")

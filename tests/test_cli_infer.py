@@ -158,6 +158,23 @@ def test_no_photos_are_an_error(infer: Infer, tmp_path: Path) -> None:
         assert str(nothing) in str(error)
 
 
+def test_a_second_run_does_not_look_at_the_pictures_of_the_first(
+    infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "deep" / "photo.png")
+    for _ in range(2):
+        assert infer(".", "--format", "overlay").exit_code == 0
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo.overlay.jpg"]
+
+
+def test_urls_are_told_where_to_go(infer: Infer) -> None:
+    for url in ("https://example.com/a.jpg", "s3://bucket/photos"):
+        error = infer(url).exception
+        assert isinstance(error, UsageError)
+        assert str(error).startswith(f"{url} is no file of this machine. Buckets are for blu batch;")
+
+
 def test_a_photo_with_a_very_long_name_is_written_like_others(infer: Infer, tmp_path: Path) -> None:
     for name in ("a", "n" * 250, "ü" * 125, "ü" * 124, "z"):  # 255 bytes with their suffix are the most there can be
         Image.fromarray(np.full((30, 50, 3), 9, np.uint8)).save(tmp_path / f"{name}.png"[-251:])

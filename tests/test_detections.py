@@ -47,6 +47,16 @@ def same(a: Detections, b: Detections) -> bool:
     )
 
 
+def test_printing_takes_a_line() -> None:
+    found = make(count=4, image_size=(550, 832))
+    names = ", ".join(f"{each.class_name} {each.score:.3f}" for each in found[:3])
+    assert repr(found) == f"Detections(4 on 832×550: {names}, …)"
+    assert repr(found[:3]) == f"Detections(3 on 832×550: {names})"
+    assert repr(found[:0]) == "Detections(0 on 832×550)"
+    one = Detections([[1, 2, 3, 4]], [3], [0.25], (np.ones((2, 2), bool),), (9, 9), CLASSES)  # type: ignore[arg-type]
+    assert repr(list(one)) == "[Detection(straw hat 0.250 at (1, 2, 3, 4))]"
+
+
 @st.composite
 def some_detections(draw: st.DrawFn) -> Detections:
     """Any number of any boxes, full height and width included, with masks of few and many runs."""

@@ -48,6 +48,14 @@ def test_one_photo(detector: Detector) -> None:
     }
 
 
+def test_printing_takes_a_line(detector: Detector) -> None:
+    runner = detector.runner
+    assert repr(detector) == f"Detector({runner.runtime} float32 on CPU, 2 classes)"
+    good, bad = detector.stream([grey(51), "no/photo.jpg"])
+    assert repr(good) == "Photo(ndarray: Detections(2 on 64×64: coat 0.200, shoe 0.100))"
+    assert repr(bad).startswith("Photo(no/photo.jpg: ") and str(bad.error) in repr(bad)
+
+
 def test_path_bytes_pil_and_array_are_the_same_photo(detector: Detector, tmp_path: Path) -> None:
     image = grey(100, 48, 80)
     path = tmp_path / "photo.png"

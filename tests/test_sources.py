@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,15 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(photos: Path, monkeyp
     assert find_images([photos / "b.jpg"]) == [photos / "b.jpg"]
 
 
+def test_results_below_a_folder_are_passed_over(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    (photos / "deep" / "deep").mkdir()
+    (photos / "deep" / "deep" / "f.png").touch()
+    assert find_images(["."], skip=photos / "deep") == [Path("a.PNG"), Path("b.jpg")]
+    assert find_images(["."], skip="deep/deep") == [Path("a.PNG"), Path("b.jpg"), Path("deep", "c.webp")]
+    assert find_images(["deep"], skip="deep") == [Path("deep", "c.webp"), Path("deep", "deep", "f.png")]  # by name
+
+
 def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     odd = tmp_path / "photo[1].jpg"
     odd.touch()
@@ -86,3 +97,14 @@ def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "noise.mp4").write_bytes(bytes(1000))
     with pytest.raises(ImageError, match="No frame"):
         list(read_video(tmp_path / "noise.mp4"))
+
+
+def test_a_damaged_video_makes_ffmpeg_and_opencv_say_nothing(tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "clip.mp4", [0, 100]).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    # A process of its own: FFmpeg's level is set once, here by make_video.
+    program = "import sys, pathlib, blu_export.sources as s; print(s.count_frames(pathlib.Path(sys.argv[1])))"
+    result = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "cut.mp4"], capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == ("None\n", "")

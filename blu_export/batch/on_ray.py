@@ -25,7 +25,7 @@ from blu_export.batch.process import Job, Worker
 from blu_export.batch.shard import Summary
 from blu_export.errors import BluError, MissingDependencyError, UsageError
 from blu_export.extras import import_extra
-from blu_export.serve.worker import error_from_json
+from blu_export.serve.worker import error_as_json, error_from_json
 
 
 @dataclass(frozen=True)
@@ -159,5 +159,5 @@ class ShardActor:
         try:
             answer = self._worker.run(Shard(index, tuple(photos))).to_json()
         except BluError as error:  # a value: Ray would try an exception again
-            answer = json.dumps({"error": [type(error).__name__, error.what, error.fix]})
+            answer = json.dumps({"error": error_as_json(error)})
         return {"answer": np.array([answer], dtype=np.object_)}

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from blu_export.errors import BluError, DatasetError, ImageError
+from blu_export.errors import BluError, DatasetError, ImageError, UsageError
 from blu_export.extras import import_extra
 from blu_export.sources import IMAGE_SUFFIXES, find_images
 
@@ -32,7 +32,8 @@ def list_photos(source: str) -> list[str]:
             relative to the list); or one photo.
 
     Raises:
-        DatasetError: there is no such source, no photo in it, or a folder in it cannot be listed.
+        DatasetError: there is no such source, or a folder in it cannot be listed.
+        UsageError: there is no photo in it.
     """
     remote = "://" in source
     if PurePosixPath(source).suffix.lower() in LIST_SUFFIXES:
@@ -48,7 +49,7 @@ def list_photos(source: str) -> list[str]:
             raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}.", "Check your rights.") from error
     found = list(dict.fromkeys(found))
     if not found:
-        raise DatasetError(f"There are no photos in {source}.", f"Photos end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise UsageError(f"There are no photos in {source}.", f"Photos end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return found
 
 

@@ -37,6 +37,7 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector, Photo, Source
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
+from blu_export.serve.worker import error_as_json
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def _work(sock: socket.socket) -> None:
         if error.lost:  # the owner starts another worker
             log.error("%s", error)
             sys.exit(1)
-        say(error=[type(error).__name__, error.what, error.fix])
+        say(error=error_as_json(error))
 
 
 def _receive(lines: Any, requests: queue.SimpleQueue[dict[str, Any]]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import JsonOption, ThreadsOption, command_app, printable, say, wrote
+from blu_export.cli.common import JsonOption, ThreadsOption, command_app, printable, say, stdout, wrote
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def benchmark(
         list[str] | None,
         typer.Option("--runtime", help="Only this one; may be given several times. Default: all that fit."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few repeats, one batch size, no curves.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few repeats, one batch size, no curves; nothing is remembered.")
+    ] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed calls of each candidate.")] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -44,9 +47,9 @@ def benchmark(
 ) -> None:
     """Time models per stage on every runtime that is here, beside the limit of this machine.
 
-    The precisions that lie beside an .onnx file take part. Candidates take turns on one photo; what the
-    fastest was is remembered on this machine for --runtime auto. With --compare the exit code is 1 when
-    something became more than 5 % slower.
+    The precisions that lie beside an .onnx file take part. Candidates take turns on one photo; the times
+    are remembered on this machine for --runtime auto, unless it was noisy or --quick was given. With
+    --compare the exit code is 1 when something became more than 5 % slower.
 
     \b
     blu benchmark
@@ -66,12 +69,29 @@ def benchmark(
         raise UsageError(f"There is no runtime '{unknown[0]}'.", f"Runtimes are {', '.join(known)}.")
     candidates = candidates_of(models or [embedded()], runtimes or ())
     result = run_benchmark(candidates, photo or embedded(DEMO_PHOTO), _settings(quick, repeats, threads), say)
-    print(json.dumps(result, indent=1) if as_json else printable(markdown(result)))
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print_markdown(markdown(result))
     if save is not None:
         from blu_export.measure.save import save_results
 
         for path in save_results(result, save, say):
             wrote(path)
+
+
+def _print_markdown(text: str) -> None:
+    """Typeset on a terminal; as it is into a pipe or a file, and where the terminal is too narrow for whole words."""
+    text = printable(text)
+    if sys.stdout.isatty():
+        from rich.markdown import Markdown
+
+        console = stdout()
+        with console.capture() as typeset:
+            console.print(Markdown(text))
+        if "…" not in typeset.get():
+            text = typeset.get()
+    print(text)
 
 
 def _settings(quick: bool, repeats: int | None, threads: int | None) -> Settings:
@@ -87,7 +107,10 @@ def _compare(old: Path, new: Path, as_json: bool) -> None:
     from blu_export.measure.report import compare, read_results
 
     table, slower = compare(read_results(old), read_results(new))
-    print(json.dumps({"slower": slower}) if as_json else printable(table))
+    if as_json:
+        print(json.dumps({"slower": slower}))
+    else:
+        _print_markdown(table)
     if slower:
         say(f"slower: {'; '.join(slower)}")
         raise typer.Exit(EXIT_CHECK_FAILED)

@@ -131,7 +131,10 @@ def _problem_lines(report: Report) -> list[str]:
             found = of_kind[kind]
             if found:
                 lines.append(f"{level}: {kind} ×{len(found)} ({meaning})")
-                lines += [f"  {problem.uri}: {problem.detail}" for problem in found[:EXAMPLES_SHOWN]]
+                lines += [
+                    f"  {problem.detail}" if problem.uri in problem.detail else f"  {problem.uri}: {problem.detail}"
+                    for problem in found[:EXAMPLES_SHOWN]
+                ]
                 if len(found) > EXAMPLES_SHOWN:
                     lines.append(f"  … and {len(found) - EXAMPLES_SHOWN} more")
     return lines or ["nothing wrong"]

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -56,10 +56,9 @@ def examine() -> dict[str, Any]:
     """Everything ``blu doctor`` knows, as JSON values."""
     extras: dict[str, Any] = {}
     for extra, modules in EXTRAS.items():
-        installed = {module: _version(module) for module in modules if find_spec(module) is not None}
         extras[extra] = {
-            "installed": installed,
-            "missing": [module for module in modules if module not in installed],
+            "installed": _installed(modules),
+            "missing": [module for module in modules if find_spec(module) is None],
         }
     try:
         model: str | None = os.fspath(embedded())
@@ -78,7 +77,7 @@ def examine() -> dict[str, Any]:
         "gpus": _gpus(),
         "embedded_model": model,
         "runtimes": _runtimes(),
-        "base": {module: _version(module) for module in _BASE if find_spec(module) is not None},
+        "base": _installed(_BASE),
         "extras": extras,
     }
 
@@ -87,9 +86,21 @@ def _versions(packages: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in packages.items())
 
 
-def _version(module: str) -> str:
-    """Version of the distribution that brings a module, without importing it."""
-    return ", ".join(metadata.version(name) for name in dict.fromkeys(_distributions().get(module, []))) or "?"
+def _installed(modules: Sequence[str]) -> dict[str, str]:
+    """Versions of the modules that are here, none of them imported.
+
+    Where several distributions share a module, as cuda-bindings and cuda-core do, each stands under its own name.
+    """
+    found: dict[str, str] = {}
+    for module in modules:
+        if find_spec(module) is None:
+            continue
+        names = sorted(set(_distributions().get(module, [])))
+        if len(names) > 1:
+            found |= {name: metadata.version(name) for name in names}
+        else:
+            found[module] = metadata.version(names[0]) if names else "?"
+    return found
 
 
 @cache

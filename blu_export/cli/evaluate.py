@@ -39,6 +39,7 @@ app = command_app()
 
 USUAL_SPLIT = "val"
 """Judged where none is named: the photos that the model has not seen."""
+ELSEWHERE = "Where the photos lie elsewhere, write: blu evaluate [MODEL] FOLDER --annotations FILE.json"
 USUAL_MIN_CONFIDENCE = 0.05
 """Detections that a model drops above this score would have counted."""
 WIDTH = 110
@@ -180,6 +181,8 @@ def _load(
     from blu_export.measure.verify import describe
 
     path = model or embedded()
+    if any(setting.startswith("data.") for setting in settings):
+        raise UsageError("--set is for settings of the model, not of the data.", ELSEWHERE)
     if settings and RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) != ("keras",):
         raise UsageError(f"The settings of {path} are fixed in it.", "Give them with --set to blu export onnx.")
     if settings:
@@ -198,7 +201,12 @@ def _detect(detector: Detector, dataset: Dataset, batch: int) -> Rows:
     from blu_export.measure.evaluate import detect
 
     with detector.runner:
-        return list(chain.from_iterable(progress(detect(detector, dataset, batch), len(dataset))))
+        try:
+            return list(chain.from_iterable(progress(detect(detector, dataset, batch), len(dataset))))
+        except DatasetError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise DatasetError(error.what, ELSEWHERE) from error
+            raise
 
 
 def _again(results: Path, dataset: str, split: str, limit: int | None) -> str:

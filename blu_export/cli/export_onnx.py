@@ -43,7 +43,10 @@ def export_onnx(
     ] = False,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(help="Photos, a folder or a glob to measure fp16 and int8 on. Default: those of --images."),
+        typer.Option(
+            help="Photos, a folder or a glob to measure fp16 and int8 on, 32 or more for int8. "
+            "Default: those of --images."
+        ),
     ] = None,
     calibration_method: Annotated[str, typer.Option(help="int8 ranges: minmax, percentile or entropy.")] = "minmax",
     compress_to_fp16: Annotated[
@@ -53,7 +56,10 @@ def export_onnx(
     verify: Annotated[bool, typer.Option(help="Compare the file with the Keras model.")] = True,
     images: Annotated[
         list[str] | None,
-        typer.Option("--images", help="Photos, a folder or a glob to compare on. Default: the demo photo."),
+        typer.Option(
+            "--images",
+            help="Photos, a folder or a glob to compare on. Default: 8 of those for calibration, or the demo photo.",
+        ),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what became of it.")] = False,
     as_json: JsonOption = False,
@@ -63,9 +69,10 @@ def export_onnx(
     Reads Matterport's .h5 layout, other Keras files of a Mask R-CNN, and what blu train writes. The
     backbone, the classes and all sizes follow from the tensors. The file is compared with the Keras
     model before it gets its name: when they differ too much, the exit code is 1 and the file is
-    NAME.failed.onnx.
+    NAME.failed.onnx. int8 needs --calibration with 32 or more photos of what the model is for.
 
     \b
+    blu export onnx --int8 --calibration photos/
     blu export onnx --weights mask_rcnn_coco.h5
     blu export onnx --weights shapes.h5 --classes names.txt --set image_min_dim=512 --set image_max_dim=512
     blu export onnx --weights runs/garments/best.h5 --int8 --calibration photos/ -o garments.int8.onnx

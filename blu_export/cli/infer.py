@@ -89,7 +89,7 @@ def infer(
     if unknown := [name for name in chosen if name not in FORMATS]:
         raise UsageError(f"There is no format '{unknown[0]}'.", f"Formats are {', '.join(FORMATS)}.")
     show_log()
-    paths = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    paths = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES, skip=out)
     if not paths:
         raise UsageError(f"There are no photos in {', '.join(images)}.", "Name photos, videos, or folders of them.")
     total = _total(paths)

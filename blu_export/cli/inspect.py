@@ -140,9 +140,24 @@ def _tree(values: Any, indent: str) -> list[str]:
     for name, value in values.items():
         if isinstance(value, dict):
             lines += [f"{indent}{name}", *_tree(value, indent + "  ")]
+        elif _is_ladder(value):
+            lines += [f"{indent}{name}", *(_rung(check, indent + "  ") for check in value)]
         else:
             lines.append(f"{indent}{name:<26} {_short(value)}")
     return lines
+
+
+def _is_ladder(value: Any) -> bool:
+    """Whether this is a list of measure.verify's checks, as JSON values."""
+    return isinstance(value, list) and all(
+        isinstance(check, dict) and {"name", "value", "least", "passed"} <= check.keys() for check in value
+    )
+
+
+def _rung(check: dict[str, Any], indent: str) -> str:
+    """``✓ matched instances      1 (at least 0.99)``."""
+    mark, name = "✓" if check["passed"] else "✗", _short(check["name"])
+    return f"{indent}{mark} {name:<22} {_short(check['value'])} (at least {_short(check['least'])})"
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ One place turns errors into a sentence on stderr and an exit code.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from blu_export import __version__
 from blu_export.cli.interrupt import interrupt_after_import
-from blu_export.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BluError
+from blu_export.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BluError, UsageError
 
 COMMANDS = {
     "infer": "Find objects on photos, in folders or on a video.",
@@ -60,7 +61,13 @@ class LazyCommand(TyperCommand):
         self.module = module
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Import the module and let its command parse the arguments."""
+        """Import the module and let its command parse the arguments.
+
+        Raises:
+            UsageError: an argument is empty. As a path it would be the current folder.
+        """
+        if any(re.fullmatch("(--[a-z-]+=)?", argument) for argument in args):
+            raise UsageError("An argument is empty.", "Is a variable of the shell not set?")
         command = typer.main.get_command(import_module(self.module).app)
         command.name = self.name
         return command.make_context(info_name, args, parent=parent, **extra)
@@ -80,7 +87,7 @@ class LazyGroup(TyperGroup):
             return None
         prefix = _words(ctx)
         if not prefix and cmd_name in GROUPS:
-            return LazyGroup(name=cmd_name, help=line, no_args_is_help=True)
+            return LazyGroup(name=cmd_name, help=line, no_args_is_help=True, rich_markup_mode=None)
         return LazyCommand(cmd_name, _module(" ".join([*prefix, cmd_name])), line)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

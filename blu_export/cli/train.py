@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 from blu_export.cli.common import command_app, progress, say, show_log, wrote
 from blu_export.cli.data_check import CachedOption
 from blu_export.errors import DatasetError, UsageError
+from blu_export.extras import import_extra
 from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ def train(
             raise UsageError(
                 "A run is resumed with the settings it was started with.", "Write: blu train --resume --out FOLDER"
             )
+        if not (out / "config.toml").exists():
+            raise UsageError(f"There is no run in {out}.", "Name the folder of a run with --out.")
         run = RunConfig.read(out / "config.toml")
     else:
         run = RunConfig.read(config, settings or [], options)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up lines
     start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run, cached)
 
 
@@ -117,8 +118,8 @@ def start_run(
     run: RunConfig, folder: Path, resume: bool, distribute: str, dry_run: bool, cached: bool | None = None
 ) -> None:
     """Open the data, build the model, train, and say what was written."""
-    import keras
-
+    import_extra("tensorflow")
+    keras = import_extra("keras")
     from blu_export.cli.train_progress import TrainProgress
     from blu_export.model.mask_rcnn import MaskRCNN
     from blu_export.train.distribute import is_chief, make_deterministic, make_strategy

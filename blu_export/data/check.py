@@ -167,7 +167,7 @@ def look_at(dataset: Dataset, index: int) -> Finding:
     except BluError as error:
         note("broken photo", error.what)
     except OSError as error:
-        note("broken photo", str(error))
+        note("broken photo", error.strerror or str(error))
     try:
         masks = dataset.load_masks(index)
     except BluError as error:

@@ -54,6 +54,8 @@ def load_dataset(
     for folder in (join(source, deepfashion2.FOLDERS[split]), source):
         if storage.is_folder(join(folder, deepfashion2.ANNOTATIONS)):
             return load_deepfashion2(folder, limit=limit, cached=cached, progress=progress, storage=storage)
+    if not (storage.is_folder(source) or storage.file(source)):
+        raise DatasetError(f"There is no {source}.", "Check the path.")
     raise DatasetError(
         f"{source} is no data set with a part '{split}'.",
         f"Give a COCO file, a folder with {_NAMES[split][0]}.json, or one with DeepFashion2's "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from blu_export.engine.inspector import LayerReport
 from blu_export.engine.sidecar import UNKNOWN
 from blu_export.errors import UsageError
+from blu_export.runtime import RUNTIMES_BY_SUFFIX
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
 from blu_export.spec import ModelSpec
 
@@ -97,7 +98,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
 
     Raises:
         ModelFileError: not a file that blu exported.
-        UsageError: it cannot be brought into this precision.
+        UsageError: it is of Keras, or cannot be brought into this precision.
     """
     import onnx
 
@@ -106,6 +107,10 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     from blu_export.export.split import split
 
     path = Path(path)
+    if RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) == ("keras",):
+        raise UsageError(
+            f"{path} is a file of Keras; engines are built from ONNX.", f"Export it: blu export onnx --weights {path}"
+        )
     source = read_onnx(path)
     spec = spec_of(source, str(path))
     found, target = source.precision, source.metadata.get("blu_target", "portable")

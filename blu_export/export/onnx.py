@@ -32,6 +32,8 @@ PACKAGES = ("onnx", "tf2onnx", "tensorflow", "keras", "numpy", "onnxruntime")
 """Whose versions are noted in the file."""
 FAILED_SUFFIX = ".failed.onnx"
 """Of a file that did not pass its parity check; the asked name is left alone."""
+PARITY_PHOTOS = 8
+"""Calibration photos that a file is compared on, at most."""
 
 Tell = Callable[[str], None]
 
@@ -81,11 +83,11 @@ def export_onnx(
         target: ``portable`` (ONNX Runtime, OpenVINO) or ``tensorrt``.
         opset: version of the ONNX operator set, one of graph.OPSETS; int8 raises it where it must.
         precision: of the learned parts: ``float32``, ``fp16`` or ``int8``.
-        calibration: photos that fp16 and int8 are measured on. Default: ``images``.
+        calibration: photos that fp16 and int8 are measured on. Default: ``images``, or the demo photo.
         method: how int8 ranges are chosen, see ``precision.type_parts``.
         compress_to_fp16: store the kernels in half and compute in float32, see ``storage.compress``.
         verify: compare the file with the Keras model, instance by instance.
-        images: photos to compare on. Default: the demo photo.
+        images: photos to compare on. Default: PARITY_PHOTOS of ``calibration``, or the demo photo.
         tell: takes a line about each step.
 
     Raises:
@@ -95,15 +97,14 @@ def export_onnx(
             precision; the file is then beside ``output``, under ``NAME.failed.onnx``.
         MissingDependencyError: a package of the extra ``train`` is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
         import_extra(package)
-    from blu_export.embedded import DEMO_PHOTO, embedded
     from blu_export.export.learned import learned_parts
-    from blu_export.export.precision import canvases, type_parts
+    from blu_export.export.precision import MOST_PHOTOS, canvases, type_parts
     from blu_export.model.weights import build_model
 
-    output, photos = Path(output), list(images) if images is not None else [embedded(DEMO_PHOTO)]
+    output, calibration = Path(output), list(calibration)
+    photos, which = parity_photos(calibration, None if images is None else list(images))
     _check_request(output, target, opset, precision)
     if compress_to_fp16 and (target, precision) != ("portable", "float32"):
         raise UsageError("Only a portable float32 file is compressed.", "Leave out --compress-to-fp16.")
@@ -124,8 +125,10 @@ def export_onnx(
     tell(f"converted ({seconds['convert']:.1f} s)")
     if precision != "float32":
         tell(f"measuring layers for {precision}")
+        if not calibration and images is None:
+            tell(f"on the demo photo alone: give {MOST_PHOTOS} or more photos of your own with --calibration")
     with step("type"):
-        measured_on = canvases(list(calibration) or photos, spec) if precision != "float32" else ()
+        measured_on = canvases(calibration or photos, spec) if precision != "float32" else ()
         typed = type_parts(parts, spec, precision, target, measured_on, method)
     for note in typed.notes():
         tell(note)
@@ -135,7 +138,7 @@ def export_onnx(
     tell(f"checked: {nodes} nodes, opset {latest}, for {target} ({seconds['compose']:.1f} s)")
     parity = None
     if verify:
-        tell(f"verifying on {len(photos)} photo{'s' * (len(photos) != 1)}")
+        tell(f"verifying on {which}")
         with step("verify"):
             parity = measure_parity(model, graph, typed, spec, photos)
         for line in parity.lines():
@@ -147,8 +150,25 @@ def export_onnx(
     with atomic_write(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
     if parity is not None and not passed:
-        raise _failure(parity, path, weights)
+        raise _failure(parity, path, weights, precision)
     return Exported(path, spec, target, precision, latest, nodes, report, parity, dict(typed.kept), seconds)
+
+
+def parity_photos(calibration: Sequence[Any], images: Sequence[Any] | None = None) -> tuple[Sequence[Any], str]:
+    """The photos to compare on, and which they are: ``images``, else some of ``calibration``, else the demo photo."""
+    from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.export.precision import spread
+
+    if images is not None:
+        return images, _count(images)
+    if calibration:
+        photos = spread(calibration, PARITY_PHOTOS)
+        return photos, f"{len(photos)} of the {_count(calibration)} for calibration"
+    return [embedded(DEMO_PHOTO)], "the demo photo"
+
+
+def _count(photos: Sequence[Any]) -> str:
+    return f"{len(photos)} photo{'s' * (len(photos) != 1)}"
 
 
 def checked_graph(
@@ -229,17 +249,22 @@ def _check_request(output: Path, target: str, opset: int, precision: str) -> Non
         raise UsageError(f"{output} is a folder.", "Name a file.")
 
 
-def _failure(parity: ParityReport, path: Path, weights: str | os.PathLike[str]) -> CheckFailedError:
+def _failure(parity: ParityReport, path: Path, weights: str | os.PathLike[str], precision: str) -> CheckFailedError:
+    from blu_export.export.precision import MOST_PHOTOS
+
     if parity.total == 0:
         return CheckFailedError(
             f"Nothing was found on the photos, so nothing could be compared; the file is {path}.",
             "Give photos of what the model finds with --images, or --no-verify.",
         )
     failed = ", ".join(f"{check.name} {check.value:.4f}" for check in parity.checks if not check.passed)
-    return CheckFailedError(
-        f"{path} differs from {weights} more than it may: {failed}.",
-        f"See where they part with: blu verify {weights} {path} --stages",
-    )
+    fix = f"See where they part with: blu verify {weights} {path} --stages"
+    if precision != "float32":
+        fix = (
+            f"Give {MOST_PHOTOS} or more photos of what the model is for with --calibration, and with --images "
+            f"others of them to compare on. {fix}"
+        )
+    return CheckFailedError(f"{path} differs from {weights} more than it may: {failed}.", fix)
 
 
 def _versions() -> dict[str, str]:

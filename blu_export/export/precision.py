@@ -97,9 +97,9 @@ def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
     return [(m.canvas[None], m.window[None]) for m in molded]
 
 
-def spread(photos: Sequence[Photo]) -> list[Photo]:
-    """At most MOST_PHOTOS of them, evenly over all."""
-    count = min(len(photos), MOST_PHOTOS)
+def spread(photos: Sequence[Photo], most: int = MOST_PHOTOS) -> list[Photo]:
+    """At most so many of them, evenly over all."""
+    count = min(len(photos), most)
     return [photos[i * len(photos) // count] for i in range(count)]
 
 

@@ -88,9 +88,11 @@ class Settings:
     profile: bool = True
     curves: bool = True
     threads: int = field(default_factory=usable_cores)
+    remember: bool = True
+    """Keep what was fastest for ``--runtime auto``, unless the machine was noisy."""
 
 
-QUICK = Settings(repeats=5, warmup=1, batches=(1,), rounds=1, curves=False)
+QUICK = Settings(repeats=5, warmup=1, batches=(1,), rounds=1, curves=False, remember=False)
 
 
 def candidates_of(paths: Sequence[Path], runtimes: Sequence[str] = ()) -> list[Candidate]:
@@ -458,7 +460,7 @@ class _ModelRun:
 
     def _remember(self, rows: dict[Candidate, dict[str, Any]], lanes: dict[tuple[Path, str], int]) -> None:
         seconds = {c.key: row["stages"]["run"] for c, row in rows.items() if c.key is not None}
-        if not seconds:
+        if not seconds or not self.settings.remember:
             return
         if self.result["spread"] > NOISY_SPREAD:
             self.say("the machine was too noisy: --runtime auto does not learn from this run")

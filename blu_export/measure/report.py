@@ -26,7 +26,8 @@ def read_results(path: Path) -> dict[str, Any]:
         if not isinstance(result, dict) or result.get("version") != RESULT_VERSION or "rows" not in result:
             raise ValueError("no benchmark result of this version")
     except (OSError, ValueError) as error:
-        raise BluError(f"{path} cannot be read as a benchmark result: {error}.", "Run blu benchmark again.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BluError(f"{path} cannot be read as a benchmark result: {reason}.", "Run blu benchmark again.") from error
     found: dict[str, Any] = result
     return found
 

@@ -86,6 +86,10 @@ def _load_onnx(
     choice = choose(path, runtime, precision, device)
     source = os.fspath(choice.path)
     log.info("runtime %s, %s: %s", choice.runtime, choice.model.precision, choice.why)
+    parity = choice.model.json_metadata("blu_parity")
+    if isinstance(parity, dict) and parity.get("passed") is False:
+        counts = (parity.get("matched", "?"), parity.get("instances", "?"))
+        log.warning("%s failed its parity check: %s of %s instances matched at its export", source, *counts)
     lanes = 1
     if throughput:
         threads = threads or usable_cores()

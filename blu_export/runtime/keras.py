@@ -49,7 +49,6 @@ class KerasRunner(Runner):
         class_names: Sequence[str] | None = None,
         settings: Sequence[str] = (),
     ) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
         tf = import_extra("tensorflow")
         import_extra("keras")
         from blu_export.model.weights import build_model

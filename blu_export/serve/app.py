@@ -236,7 +236,7 @@ def _add_oip(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2", summary="The server", tags=tags)
     async def server() -> dict[str, Any]:
-        return {"name": "blu", "version": __version__, "extensions": ["binary_tensor_data"]}
+        return {"name": "blu", "version": __version__, "extensions": list(oip.EXTENSIONS)}
 
     @app.get("/v2/health/live", summary="Is the process able to work?", tags=tags)
     async def live() -> Response:
@@ -257,6 +257,12 @@ def _add_oip(app: FastAPI, service: Service) -> None:
     async def metadata(name: str, version: str = "") -> dict[str, Any]:
         oip.check_model(service.model.info, name, version)
         return oip.model_metadata(service.model.info)
+
+    @app.get("/v2/models/{name}/config", summary="The model's configuration, class names included", tags=tags)
+    @app.get("/v2/models/{name}/versions/{version}/config", include_in_schema=False)
+    async def config(name: str, version: str = "") -> dict[str, Any]:
+        oip.check_model(service.model.info, name, version)
+        return oip.model_config(service.model.info)
 
     @app.post("/v2/models/{name}/infer", summary="Find objects on a photo", tags=tags)
     @app.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)

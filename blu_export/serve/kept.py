@@ -59,7 +59,7 @@ class KeptModel:
         except OSError as error:
             await device.close()
             raise BluError(
-                f"The model cannot be copied to {tempfile.gettempdir()}: {error}.",
+                f"The model cannot be copied to {tempfile.gettempdir()}: {error.strerror or error}.",
                 "Make room there, or set TMPDIR to another folder.",
             ) from error
         except BaseException:

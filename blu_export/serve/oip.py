@@ -32,6 +32,7 @@ from blu_export.serve.problems import BadRequestError, NotFoundError, TooLargeEr
 HEADER = "Inference-Header-Content-Length"
 MAX_HEADER_DIGITS = 20
 """Digits of that header: no body has a longer size, and ``int`` raises an error of its own beyond 4,300."""
+EXTENSIONS = ("binary_tensor_data", "model_configuration")
 PLATFORM = "blu_mask_rcnn"
 INPUT = "image"
 OUTPUTS = {
@@ -68,6 +69,29 @@ def model_metadata(info: ModelInfo) -> dict[str, Any]:
         "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [1]}],
         "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in OUTPUTS.items()],
     }
+
+
+def model_config(info: ModelInfo) -> dict[str, Any]:
+    """The answer to ``GET /v2/models/NAME/config``, in the form of Triton's ModelConfig.
+
+    The class names are in the parameter ``spec``, as in the repositories of ``blu export triton``.
+    """
+    return {
+        "name": info.name,
+        "platform": PLATFORM,
+        "backend": "blu",
+        "max_batch_size": 0,  # a request holds one photo
+        "input": [{"name": INPUT, "data_type": _config_type("BYTES"), "dims": [1]}],
+        "output": [
+            {"name": name, "data_type": _config_type(kind), "dims": shape} for name, (kind, shape) in OUTPUTS.items()
+        ],
+        "parameters": {"spec": {"string_value": info.spec.to_json()}},
+    }
+
+
+def _config_type(datatype: str) -> str:
+    """The name that a model configuration has for a type of the protocol."""
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
 def parse_request(body: bytes, header_length: str | None) -> InferRequest:

@@ -171,8 +171,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return pb.ServerReadyResponse(ready=self.service.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
-        """Name and version."""
-        return pb.ServerMetadataResponse(name="blu", version=__version__)
+        """Name, version and extensions."""
+        return pb.ServerMetadataResponse(name="blu", version=__version__, extensions=oip.EXTENSIONS)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
         """Is the model ready?"""
@@ -183,6 +183,11 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         """The model's inputs and outputs."""
         oip.check_model(self.service.model.info, request.name, request.version)
         return pb.ModelMetadataResponse(**oip.model_metadata(self.service.model.info))
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        """The model's configuration, class names included."""
+        oip.check_model(self.service.model.info, request.name, request.version)
+        return pb.ModelConfigResponse(config=oip.model_config(self.service.model.info))
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """Find objects on a photo."""

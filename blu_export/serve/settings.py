@@ -100,7 +100,8 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The key file {path} cannot be read: {error}.", "Write one key per line.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"The key file {path} cannot be read: {reason}.", "Write one key per line.") from error
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise UsageError(f"{path} holds no key.", "Write one per line; make one with: openssl rand -hex 32")

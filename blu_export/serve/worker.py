@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export import errors
-from blu_export.errors import BluError
+from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
 from blu_export.spec import ModelSpec
 
@@ -87,7 +87,7 @@ def main() -> None:
         try:
             runner, arrays = _load(config, line)
         except BluError as error:
-            _say(line, error=_as_json(error))
+            _say(line, error=error_as_json(error))
             return
         for request in line:
             _work(runner, arrays, line, *json.loads(request)["shape"])
@@ -97,10 +97,10 @@ def main() -> None:
 def _load(config: dict[str, Any], line: Any) -> tuple[Runner, SharedArrays]:
     module, _, name = config["loader"].partition(":")
     path = config["model"]
-    sha256 = sha256_of(path)
+    sha256 = _digest(path)
     runner: Runner = getattr(import_module(module), name)(path, **config["options"])
-    if sha256_of(path) != sha256:
-        raise errors.ModelFileError(f"{path} changed while it was being loaded.", "Write it elsewhere, then rename it.")
+    if _digest(path) != sha256:
+        raise ModelFileError(f"{path} changed while it was being loaded.", "Write it elsewhere, then rename it.")
     arrays = SharedArrays(config["memory"], runner.spec, config["max_batch"])
     seconds = _warm_up(runner, arrays)
     _say(
@@ -113,6 +113,15 @@ def _load(config: dict[str, Any], line: Any) -> tuple[Runner, SharedArrays]:
         seconds=seconds,
     )
     return runner, arrays
+
+
+def _digest(path: str) -> str:
+    if not os.path.isfile(path):
+        raise ModelFileError(f"There is no model file {path}.", "Check the path.")
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its mode.") from error
 
 
 def _warm_up(runner: Runner, arrays: SharedArrays) -> float:
@@ -135,7 +144,7 @@ def _work(runner: Runner, arrays: SharedArrays, line: Any, count: int, height: i
         if error.lost:  # the server gives the batch to another worker
             log.error("%s", error)
             sys.exit(1)
-        _say(line, error=_as_json(error))
+        _say(line, error=error_as_json(error))
 
 
 def _run(runner: Runner, arrays: SharedArrays, count: int, height: int, width: int) -> float:
@@ -151,8 +160,10 @@ def _say(line: Any, **values: Any) -> None:
     line.flush()
 
 
-def _as_json(error: BluError) -> list[str]:
-    return [type(error).__name__, error.what, error.fix]
+def error_as_json(error: BluError) -> list[str]:
+    """What error_from_json takes: the nearest class of blu_export.errors, which decides the exit code, what, fix."""
+    kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
+    return [kind, error.what, error.fix]
 
 
 def error_from_json(kind: str, what: str, fix: str) -> BluError:

@@ -246,7 +246,8 @@ class RunConfig:
         try:
             tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8")) if path else {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"The configuration {path} cannot be read: {error}.", "Give a TOML file.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"The configuration {path} cannot be read: {reason}.", "Give a TOML file.") from error
         for name, value in (options or {}).items():
             if value is not None:
                 _set(tables, name, value)

@@ -12,7 +12,7 @@ import pytest
 from batch_jobs import write_photo
 
 from blu_export.batch.photos import list_photos, read_photo
-from blu_export.errors import DatasetError
+from blu_export.errors import DatasetError, UsageError
 
 
 def test_a_folder_and_what_is_below_it(photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_a_list_is_relative_to_itself_and_names_photos_once(photos: Callable[...
 
 
 def test_sources_without_photos_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="There are no photos in"):
+    with pytest.raises(UsageError, match="There are no photos in"):
         list_photos(str(tmp_path))
     with pytest.raises(DatasetError, match="There is no .*absent"):
         list_photos(str(tmp_path / "absent"))

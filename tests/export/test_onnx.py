@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from blu_export.cli.export_onnx import app, default_name, read_class_names
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
-from blu_export.export.onnx import Exported, export_onnx
+from blu_export.export.onnx import Exported, export_onnx, parity_photos
 from blu_export.files import sha256_of
 from blu_export.measure.verify import TOLERANCES, Tolerance
 from blu_export.runtime import load_runner
@@ -97,6 +97,28 @@ def test_a_file_that_differs_does_not_get_its_name(
     assert "blu verify" in caught.value.fix
     assert output.read_bytes() == b"the old one"
     assert read_onnx(tmp_path / "small.failed.onnx").json_metadata("blu_parity")["passed"] is False
+
+
+@pytest.mark.parametrize(("given", "used"), [(1, 1), (8, 8), (9, 5), (32, 8), (33, 7)])
+def test_calibration_photos_are_compared_on(given: int, used: int) -> None:
+    photos, which = parity_photos(range(given))
+    assert which == f"{used} of the {given} photo{'s' if given > 1 else ''} for calibration"
+    assert len(set(photos)) == used
+    assert photos[0] == 0 and photos[-1] >= given * 3 // 4, "over all of them"
+    assert parity_photos(range(given), ["a", "b"]) == (["a", "b"], "2 photos")
+
+
+def test_without_photos_the_demo_photo_is_all_there_is_and_the_error_says_what_helps(
+    weights: Path, parts_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "fp16", Tolerance(matched=1.1, mask_iou=0.99))
+    lines: list[str] = []
+    with pytest.raises(CheckFailedError) as caught:
+        export_onnx(weights, tmp_path / "a.onnx", precision="fp16", tell=lines.append)
+    assert "on the demo photo alone: give 32 or more photos of your own with --calibration" in lines
+    assert "verifying on the demo photo" in lines
+    for remedy in ("32 or more photos", "--calibration", "--images", "blu verify"):
+        assert remedy in caught.value.fix
 
 
 def test_nothing_to_compare_is_no_proof(weights: Path, parts_once: Any, tmp_path: Path) -> None:

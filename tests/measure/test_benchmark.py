@@ -14,6 +14,7 @@ from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.measure import machine
 from blu_export.measure.benchmark import (
+    QUICK,
     Candidate,
     Settings,
     candidates_of,
@@ -156,7 +157,7 @@ def test_the_result_is_json_and_its_table_has_every_row(result: dict[str, Any], 
             assert line.endswith("|")
 
 
-def test_what_was_fastest_is_remembered_unless_the_machine_was_noisy(
+def test_what_was_fastest_is_remembered_but_not_of_a_noisy_machine_or_a_quick_run(
     model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -165,6 +166,8 @@ def test_what_was_fastest_is_remembered_unless_the_machine_was_noisy(
     assert "the machine was too noisy: --runtime auto does not learn from this run" in said
     assert not recall(model).seconds
     monkeypatch.setattr("blu_export.measure.benchmark.NOISY_SPREAD", float("inf"))
+    run_benchmark(file_candidates(model), photo, replace(BRIEF, remember=QUICK.remember))
+    assert not recall(model).seconds
     run_benchmark(file_candidates(model), photo, BRIEF)
     assert {"coat.onnx onnxruntime", "coat.int8.onnx onnxruntime"} <= set(recall(model).seconds)
 

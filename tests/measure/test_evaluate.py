@@ -354,7 +354,7 @@ def test_the_worst_photos_are_drawn(photos: Path, fake_onnx: FakeOnnx, tmp_path:
         (["a", "b"], 2, "'a' is no model"),
         (["data", "--expect", "ap>1"], 2, "no expectation"),
         (["absent.onnx", "data"], 3, "no model file absent.onnx"),
-        (["--results", "r.json", "absent"], 3, "absent is no data set"),
+        (["--results", "r.json", "absent"], 3, "There is no absent."),
         (["MODEL", "DATA", "--set", "detection_min_confidence=0"], 2, "fixed in it"),
         (["MODEL", "DATA", "--runtime", "keras"], 2, "keras cannot run"),
         (["OTHER", "DATA"], 2, "the model does not: shoe"),

@@ -135,6 +135,71 @@ def test_a_measurement_beats_the_rule(family: Callable[..., Path], memory: None)
     assert choose(path, "openvino", "auto", None).path == int8
 
 
+def test_of_runtimes_that_are_alike_the_rule_decides(family: Callable[..., Path], memory: None) -> None:
+    path = family()
+    remember(path, {(path, "onnxruntime"): 0.113, (path, "openvino"): 0.110})
+    found = choose(path, "auto", "file", None)
+    assert found.runtime == "onnxruntime"
+    assert "as fast as openvino" in found.why
+    remember(path, {(path, "onnxruntime"): 0.110, (path, "openvino"): 0.113})
+    assert choose(path, "auto", "file", None).why.startswith("the fastest here")
+    remember(path, {(path, "onnxruntime"): 0.120, (path, "openvino"): 0.110})
+    assert choose(path, "auto", "file", None).runtime == "openvino"
+    # Files are no runtimes: the faster one is taken however near they are.
+    int8 = path.with_name("model.int8.onnx")
+    remember(
+        path,
+        {(path, "onnxruntime"): 0.103, (path, "openvino"): 0.2, (int8, "onnxruntime"): 0.102, (int8, "openvino"): 0.1},
+    )
+    found = choose(path, "auto", "auto", None)
+    assert (found.path, found.runtime) == (int8, "onnxruntime")
+
+
+def test_the_advice_is_a_whole_command(fake_onnx: FakeOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    path = folder / "coco.onnx"
+    fake_onnx(provenance={"weights_file": "mask_rcnn_coco.h5"}).rename(path)
+
+    def advice(path: Path, precision: str) -> str:
+        with pytest.raises(ModelFileError) as caught:
+            choose(path, "auto", precision, None)
+        return caught.value.fix
+
+    weights = "Write it with: blu export onnx --weights mask_rcnn_coco.h5"
+    assert advice(path, "int8") == f"{weights} --int8 --calibration PHOTOS -o '{folder}/coco.int8.onnx'"
+    half = folder / "hat.fp16.onnx"
+    fake_onnx({"blu_precision": "fp16"}).rename(half)
+    assert advice(half, "float32") == f"Write it with: blu export onnx --weights WEIGHTS.h5 -o '{folder}/hat.onnx'"
+    monkeypatch.setattr(choice, "embedded", lambda: path)
+    assert advice(path, "fp16").startswith("Write it with: blu export onnx --fp16 --calibration PHOTOS -o")
+
+
+def test_the_command_that_measures_names_the_file(family: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = family()
+    assert f"blu benchmark {path} measures it here" in choose(path, "auto", "auto", None).why
+    monkeypatch.setattr(choice, "embedded", lambda: path)
+    assert "; blu benchmark measures it here" in choose(path, "auto", "auto", None).why
+
+
+@pytest.mark.parametrize(
+    ("parity", "warning"),
+    [
+        ({"passed": False, "instances": 11, "matched": 9}, "9 of 11 instances matched"),
+        ({"passed": False}, "? of ? instances matched"),
+        (PASSED, None),
+        ("nonsense", None),
+    ],
+)
+def test_a_file_that_failed_its_parity_check_says_so(
+    fake_onnx: FakeOnnx, caplog: pytest.LogCaptureFixture, parity: object, warning: str | None
+) -> None:
+    path = fake_onnx({"blu_parity": json.dumps(parity)})
+    load_runner(path, "onnxruntime").close()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ([f"{path} failed its parity check: {warning} at its export"] if warning else [])
+
+
 def test_a_measurement_of_another_file_is_forgotten(family: Callable[..., Path], memory: None) -> None:
     path = family()
     remember(path, {(path, "onnxruntime"): 0.4, (path, "openvino"): 0.3})

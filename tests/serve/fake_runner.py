@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.engine.cuda import DeviceError
 from blu_export.errors import BluError, ModelFileError
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
@@ -74,6 +75,10 @@ def _misbehave(colour: tuple[int, ...]) -> None:
 
 def load(path: str, **options: Any) -> Runner:
     return FakeRunner(path)
+
+
+def load_without_gpu(path: str, **options: Any) -> Runner:
+    raise DeviceError("There is no GPU here.", "Look.")
 
 
 def write_model(path: Path, seconds: float = 0.0, shift: float = 0.0, **spec: Any) -> Path:

@@ -83,6 +83,11 @@ def test_what_cannot_be_served(started: list[ServeSettings], arguments: tuple[st
     assert not started
 
 
+def test_a_key_file_that_is_not_there(started: list[ServeSettings]) -> None:
+    error = serve("m.onnx", "--api-key-file", "nokeys").exception
+    assert str(error).startswith("The key file nokeys cannot be read: No such file or directory.")
+
+
 def test_missing_packages_are_named(started: list[ServeSettings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tritonclient", None)
     assert serve("m.onnx").exit_code == 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fake_runner import CRASH, HANG, LOSE, REFUSE, FakeRunner, write_model
 
-from blu_export.errors import BluError, ModelFileError
+from blu_export.errors import EXIT_MISSING, BluError, MissingDependencyError, ModelFileError
 from blu_export.serve import service
 from blu_export.serve.device import Device, WorkerLostError
 from blu_export.serve.settings import ServeSettings
@@ -143,9 +143,18 @@ def test_waiting_for_the_end_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_the_workers_error(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
+    with pytest.raises(ModelFileError, match=r"There is no model file .*m\.onnx"):
+        asyncio.run(Device.start(settings(path)))
     path.write_text("no JSON")
     with pytest.raises(ModelFileError, match="no fake model"):
         asyncio.run(Device.start(settings(path)))
+
+
+def test_an_error_that_the_server_does_not_know_keeps_its_exit_code(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    with pytest.raises(MissingDependencyError, match=r"There is no GPU here\. Look\.") as raised:
+        asyncio.run(Device.start(settings(path, loader="fake_runner:load_without_gpu")))
+    assert raised.value.exit_code == EXIT_MISSING
 
 
 def test_a_loader_that_does_not_exist_is_a_lost_worker(tmp_path: Path) -> None:

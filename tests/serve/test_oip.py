@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,16 +21,21 @@ pytest.importorskip("tritonclient", reason="needs the extra dev")
 
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf import json_format, text_format
 from pycocotools import mask as coco_mask
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from blu_export.detections import Detections
 from blu_export.detector import Detector
+from blu_export.export.triton import TritonSettings, frontend_config, protobuf_text
 from blu_export.image import decode
+from blu_export.spec import ModelSpec
 
 PHOTO = png((90, 120, 150), 40, 72)
 OUTPUTS = ("rois", "class_ids", "scores", "masks", "masks_rle")
 MODEL = "fake"
+CLIENT = Path(__file__).parents[2] / "examples" / "client.py"
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +110,62 @@ def test_health_and_metadata(triton: Any) -> None:
     metadata = client.get_model_metadata(MODEL, **json_form)
     assert [each["name"] for each in metadata["outputs"]] == list(OUTPUTS)
     assert metadata["inputs"][0]["datatype"] == "BYTES"
+
+
+def test_the_configuration_has_the_class_names_where_tritons_has_them(triton: Any, expected: Detections) -> None:
+    module, client = triton
+    config = client.get_model_config(MODEL, as_json=True)["config"] if module is tritonclient.grpc else None
+    config = config or client.get_model_config(MODEL, "1")
+    written = frontend_config(MODEL, "network", ModelSpec(expected.class_names), TritonSettings(), 1)
+    exported = json_format.MessageToDict(
+        text_format.Parse("\n".join(protobuf_text(written)), model_config_pb2.ModelConfig()),
+        preserving_proto_field_name=True,
+    )
+
+    def tensors(values: list[dict[str, Any]]) -> list[Any]:
+        return [(each["name"], each["data_type"], [int(side) for side in each["dims"]]) for each in values]
+
+    for field in ("input", "output"):
+        assert tensors(config[field]) == tensors(exported[field])
+    for each in (config, exported):
+        spec = ModelSpec.from_json(each["parameters"]["spec"]["string_value"])
+        assert spec.class_names == expected.class_names
+    assert (config["name"], config["platform"], config["backend"]) == (MODEL, "blu_mask_rcnn", "blu")
+    assert config.get("max_batch_size", 0) == 0  # protobuf leaves a zero out
+    with pytest.raises(InferenceServerException, match="no model 'other'"):
+        client.get_model_config("other")
+
+
+def example(*arguments: object) -> tuple[int, str, str]:
+    """Run examples/client.py: (exit code, stdout, stderr)."""
+    result = subprocess.run(
+        [sys.executable, CLIENT, "--model", MODEL, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("grpc", [False, True])
+def test_the_example(shared_server: Running, expected: Detections, tmp_path: Path, grpc: bool) -> None:
+    server = ["--url", f"127.0.0.1:{shared_server.grpc_port if grpc else shared_server.port}", *["--grpc"] * grpc]
+    good, bad, none = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "none.png"
+    good.write_bytes(PHOTO)
+    bad.write_bytes(b"no photo")
+    lines = [f"{each.class_name}  {each.score:.3f}  x " for each in expected]
+    code, out, err = example(good, *server)
+    assert (code, err) == (0, "")
+    assert [line[: len(start)] for line, start in zip(out.splitlines(), lines, strict=True)] == lines
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = taken.getsockname()[1]
+    down = ["--url", f"127.0.0.1:{closed}", *["--grpc"] * grpc]
+    for arguments, message in (
+        ([bad, *server], "not an image"),
+        ([none, *server], "No such file"),
+        ([good, *down], "refused"),
+        ([good, *server, "--model", "other"], "no model 'other'"),
+    ):
+        code, out, err = example(*arguments)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
 
 
 def test_errors_reach_the_client(triton: Any) -> None:

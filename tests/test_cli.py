@@ -194,11 +194,17 @@ def test_ctrl_c_within_an_import_waits_until_it_is_over(tmp_path: Path, monkeypa
     lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.1)", "whole = True"]
     (tmp_path / "half_imported.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interrupt_after_import():
-        assert importlib.import_module("half_imported").whole
-        time.sleep(60)  # ended by the interrupt
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupt_after_import():
+            assert importlib.import_module("half_imported").whole
+            time.sleep(60)  # ended by the interrupt
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with interrupt_after_import():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "a program in the background goes on ignoring it"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_doctor_reports_what_is_installed_and_missing() -> None:

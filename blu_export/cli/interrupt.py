@@ -17,10 +17,12 @@ def interrupt_after_import() -> Iterator[None]:
     """Within it SIGINT raises KeyboardInterrupt as ever, but not inside an import: once that is over.
 
     A native module that is interrupted while it starts raises ImportError ("initialization failed"), which
-    its package may even swallow as that of an optional part. Where there is no timer (Windows), and outside
-    the main thread, where no handler can be set, nothing changes.
+    its package may even swallow as that of an optional part. Where there is no timer (Windows), outside the
+    main thread, where no handler can be set, and where SIGINT does something else already (a shell lets
+    programs in the background ignore it), nothing changes.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not (usual and hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()):
         yield
         return
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGALRM)}

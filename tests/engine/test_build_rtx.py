@@ -151,7 +151,6 @@ def test_a_file_that_half_does_not_fit_is_no_fp16_engine(small_onnx: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("large")  # with the golden models in one process: memory does not hold two of full size
 @pytest.mark.parametrize("name", ["garments", "resnet50", "resnet101"])
 def test_full_sized_engines(make_onnx: Callable[[str], Path], demo_photo: Path, name: str, trt: ModuleType) -> None:
     prepared = prepare(make_onnx(name), "fp16", [demo_photo])

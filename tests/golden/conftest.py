@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all of these: each that did would hold a model of every configuration."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("large"))
+            item.add_marker(pytest.mark.xdist_group("golden"))
 
 
 @pytest.fixture(scope="session")

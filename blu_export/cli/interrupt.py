@@ -18,11 +18,11 @@ def interrupt_after_import() -> Iterator[None]:
 
     A native module that is interrupted while it starts raises ImportError ("initialization failed"), which
     its package may even swallow as that of an optional part. Where there is no timer (Windows), outside the
-    main thread, where no handler can be set, and where SIGINT does something else already (a shell lets
-    programs in the background ignore it), nothing changes.
+    main thread, where no handler can be set, and where SIGINT or the timer serves something else already (a
+    shell lets programs in the background ignore SIGINT), nothing changes.
     """
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not (usual and hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()):
+    if not (usual and _timer_is_free() and threading.current_thread() is threading.main_thread()):
         yield
         return
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
@@ -32,6 +32,10 @@ def interrupt_after_import() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _timer_is_free() -> bool:
+    return hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +20,6 @@ import blu_export
 from blu_export.cli import benchmark, doctor
 from blu_export.cli import main as cli
 from blu_export.cli.common import printable, progress, wrote
-from blu_export.cli.interrupt import interrupt_after_import
 from blu_export.engine.prepare import prepare
 from blu_export.errors import CheckFailedError, MissingDependencyError, UsageError
 
@@ -189,24 +186,34 @@ def test_ctrl_c_is_130_without_a_traceback(fake_onnx: FakeOnnx) -> None:
     assert "Traceback" not in err
 
 
+INTERRUPTED_IMPORT = """
+import signal, sys, time
+from blu_export.cli.interrupt import interrupt_after_import
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
+sys.path.insert(0, sys.argv[2])
+try:
+    with interrupt_after_import():
+        import half_imported
+        time.sleep(float(sys.argv[3]))
+except KeyboardInterrupt:
+    print("interrupted", half_imported.whole)
+else:
+    print("not interrupted")
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_within_an_import_waits_until_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("handler", "seconds", "said"),
+    [("default_int_handler", 60, "interrupted True\n"), ("SIG_IGN", 0.1, "not interrupted\n")],
+)
+def test_ctrl_c_within_an_import_waits_until_it_is_over(
+    tmp_path: Path, handler: str, seconds: float, said: str
+) -> None:
     lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.1)", "whole = True"]
     (tmp_path / "half_imported.py").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
-    signal.setitimer(signal.ITIMER_REAL, 0)  # pytest's, for this test's time
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    try:
-        with pytest.raises(KeyboardInterrupt), interrupt_after_import():
-            assert importlib.import_module("half_imported").whole
-            time.sleep(60)  # ended by the interrupt
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with interrupt_after_import():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "a program in the background goes on ignoring it"
-    finally:
-        signal.signal(signal.SIGINT, before)
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, handler, str(tmp_path), str(seconds)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=50).stdout == said
 
 
 def test_doctor_reports_what_is_installed_and_missing() -> None:

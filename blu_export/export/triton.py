@@ -38,7 +38,6 @@ WARMUP_CANVAS = (64, 64)
 """Size of the warm-up's canvas where canvases follow the photo."""
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-_OIP_TYPES = {"INT32": "TYPE_INT32", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL", "BYTES": "TYPE_STRING"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -194,9 +193,9 @@ def frontend_config(
         "name": name,
         "backend": "python",
         "max_batch_size": 0,  # photos and results differ in size: the network behind it makes the batches
-        "input": [{"name": oip.INPUT, "data_type": Word("TYPE_STRING"), "dims": [1]}],
+        "input": [{"name": oip.INPUT, "data_type": Word(oip.config_type("BYTES")), "dims": [1]}],
         "output": [
-            {"name": output, "data_type": Word(_OIP_TYPES[kind]), "dims": shape}
+            {"name": output, "data_type": Word(oip.config_type(kind)), "dims": shape}
             for output, (kind, shape) in oip.OUTPUTS.items()
         ],
         "instance_group": [{"count": settings.frontends or max_batch, "kind": Word("KIND_CPU")}],

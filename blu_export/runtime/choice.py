@@ -116,12 +116,12 @@ def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile
     convolution for GPUs.
     """
     model = read_onnx(path)
-    beside = precision_path(path, "fp16" if on_gpu else "int8")
+    reduced = "fp16" if on_gpu else "int8"
+    beside = precision_path(path, reduced)
     if model.precision == "float32" and beside.is_file():
         other = read_onnx(beside)
-        if other.precision in REDUCED and stands_in(
-            other, spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))
-        ):
+        specs = spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))
+        if other.precision == reduced and stands_in(other, *specs):
             yield beside, other
 
 

@@ -81,15 +81,15 @@ def model_config(info: ModelInfo) -> dict[str, Any]:
         "platform": PLATFORM,
         "backend": "blu",
         "max_batch_size": 0,  # a request holds one photo
-        "input": [{"name": INPUT, "data_type": _config_type("BYTES"), "dims": [1]}],
+        "input": [{"name": INPUT, "data_type": config_type("BYTES"), "dims": [1]}],
         "output": [
-            {"name": name, "data_type": _config_type(kind), "dims": shape} for name, (kind, shape) in OUTPUTS.items()
+            {"name": name, "data_type": config_type(kind), "dims": shape} for name, (kind, shape) in OUTPUTS.items()
         ],
         "parameters": {"spec": {"string_value": info.spec.to_json()}},
     }
 
 
-def _config_type(datatype: str) -> str:
+def config_type(datatype: str) -> str:
     """The name that a model configuration has for a type of the protocol."""
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 

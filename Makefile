@@ -20,8 +20,9 @@ demo: setup
 	$(BIN)/blu infer models/demo/astronaut.jpg --format table --format overlay --out out
 
 # One process per core; TensorFlow and ONNX Runtime tests are heavy enough to fill it. Groups stay in one process.
+# A process that dies ends the run: pytest-xdist may wait for ever for the work that it hands out again.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --max-worker-restart=0 $(PYTEST_OPTIONS)
 
 lint: setup
 	$(BIN)/ruff check .

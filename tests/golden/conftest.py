@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -58,69 +59,74 @@ def images_of(shared: Path) -> Callable[[str], list[str]]:
 
 
 @pytest.fixture(scope="module")
+def keras_model(golden_weights: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
+    """``keras_model(cfg, settings)``: the Keras model, kept until another is asked for."""
+    from blu_export.model.weights import build_model
+
+    kept: dict[Any, Any] = {}
+
+    def forget() -> None:
+        kept.clear()
+        gc.collect()  # it is full of cycles
+
+    def build(cfg: str, settings: tuple[str, ...]) -> Any:
+        if (cfg, settings) not in kept:
+            forget()
+            kept[cfg, settings] = build_model(golden_weights(cfg), settings=[*CONFIGURATIONS[cfg], *settings])[0]
+        return kept[cfg, settings]
+
+    yield build
+    forget()
+
+
+@pytest.fixture(scope="module")
 def runner(
-    golden_weights: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    keras_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Runner]]:
-    """``runner(cfg, runtime, *more settings)``: that model, kept until another configuration is asked for."""
+    """``runner(cfg, runtime, *more settings)``: that model. The one given before is closed."""
     from blu_export.export.compose import compose
     from blu_export.export.learned import learned_parts
-    from blu_export.model.weights import build_model
     from blu_export.runtime import load_runner
     from blu_export.runtime.keras import KerasRunner
 
     folder = tmp_path_factory.mktemp("golden")
 
     @cache
-    def keras_model(cfg: str, settings: tuple[str, ...]) -> Any:
-        return build_model(golden_weights(cfg), settings=[*CONFIGURATIONS[cfg], *settings])[0]
-
-    @cache
-    def exported(cfg: str, settings: tuple[str, ...], target: str) -> Path:
+    def exported(cfg: str, settings: tuple[str, ...]) -> dict[str, Path]:
+        """The file of each target."""
         import onnx
 
         model = keras_model(cfg, settings)
-        graph = compose(parts(cfg, model), model.spec, target)
-        onnx.helper.set_model_props(graph, {"blu_spec": model.spec.to_json(), "blu_target": target})
-        path = folder / f"{cfg}-{'-'.join(settings)}-{target}.onnx"
-        onnx.save(graph, path)
-        return path
+        parts = learned_parts(model, 18)
+        paths = {}
+        for target in ("portable", "tensorrt") if model.spec.canvas else ("portable",):
+            graph = compose(parts, model.spec, target)
+            onnx.helper.set_model_props(graph, {"blu_spec": model.spec.to_json(), "blu_target": target})
+            paths[target] = folder / f"{cfg}-{'-'.join(settings)}-{target}.onnx"
+            onnx.save(graph, paths[target])
+        return paths
 
-    # The conversion is slow, and the same for all settings that leave the canvas alone.
-    converted: dict[Any, Any] = {}
+    given: list[Runner] = []
 
-    def parts(cfg: str, model: Any) -> Any:
-        key = cfg, model.spec.canvas
-        if key not in converted:
-            converted[key] = learned_parts(model, 18)
-        return converted[key]
-
-    @cache
-    def load(cfg: str, runtime: str, *settings: str) -> Runner:
-        if runtime == "keras":
-            return KerasRunner.of_model(keras_model(cfg, settings))
-        name, _, target = runtime.partition("-")
-        return load_runner(exported(cfg, settings, target or "portable"), name)
-
-    def forget() -> None:
-        converted.clear()
-        for made in (keras_model, exported, load):
-            made.cache_clear()
-
-    current = ""
+    def close() -> None:
+        while given:
+            given.pop().close()
 
     def make(cfg: str, runtime: str, *settings: str) -> Runner:
-        nonlocal current
-        if cfg != current:
-            forget()
-            current = cfg
-        return load(cfg, runtime, *settings)
+        close()
+        if runtime == "keras":
+            given.append(KerasRunner.of_model(keras_model(cfg, settings)))
+        else:
+            name, _, target = runtime.partition("-")
+            given.append(load_runner(exported(cfg, settings)[target or "portable"], name))
+        return given[0]
 
     yield make
-    forget()
+    close()
 
 
 @pytest.fixture(scope="module")
-def from_proposals(runner: Callable[..., Runner]) -> Callable[..., Detections]:
+def from_proposals(keras_model: Callable[..., Any]) -> Callable[..., Detections]:
     """``from_proposals(cfg, settings, case, clamp)``: what the Keras model finds from the original's own proposals.
 
     ``clamp=False`` samples as the original does, rows of zeros included (see ROI_EDGE); ``True`` as we do.
@@ -131,7 +137,7 @@ def from_proposals(runner: Callable[..., Runner]) -> Callable[..., Detections]:
     from blu_export.model import roi_align
 
     def detect(cfg: str, settings: tuple[str, ...], case: Golden, clamp: bool) -> Detections:
-        model = runner(cfg, "keras", *settings).model  # type: ignore[attr-defined]
+        model = keras_model(cfg, settings)
         *pyramid, _, _, _ = model.trunk(model.preprocess(case.canvas[None]), training=False)
         with mock.patch.object(roi_align, "ROI_EDGE", roi_align.ROI_EDGE if clamp else 1.0):
             found = model.detect_in(

@@ -183,8 +183,8 @@ def check_order(case: Golden, pairs: NDArray[np.int64], label: str) -> None:
     assert not swapped.any(), f"{label}: order of {np.argwhere(swapped).tolist()}"
 
 
-@pytest.mark.parametrize("cfg", [pytest.param(cfg, marks=pytest.mark.slow) for cfg in CONFIGURATIONS])
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("cfg", [pytest.param(cfg, marks=pytest.mark.slow) for cfg in CONFIGURATIONS])
 def test_instances_are_the_originals(
     cfg: str, runtime: str, golden: Any, images_of: Any, runner: Callable[..., Runner], from_proposals: Any
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def images_of(shared: Path) -> Callable[[str], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def keras_model(golden_weights: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
+def keras_model(golden_weights: Callable[[str], Path]) -> Iterator[Callable[[str, tuple[str, ...]], Any]]:
     """``keras_model(cfg, settings)``: the Keras model, kept until another is asked for."""
     from blu_export.model.weights import build_model
 
@@ -81,7 +82,7 @@ def keras_model(golden_weights: Callable[[str], Path]) -> Iterator[Callable[...,
 
 @pytest.fixture(scope="module")
 def runner(
-    keras_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    keras_model: Callable[[str, tuple[str, ...]], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Runner]]:
     """``runner(cfg, runtime, *more settings)``: that model. The one given before is closed."""
     from blu_export.export.compose import compose
@@ -106,27 +107,20 @@ def runner(
             onnx.save(graph, paths[target])
         return paths
 
-    given: list[Runner] = []
+    with ExitStack() as open_now:
 
-    def close() -> None:
-        while given:
-            given.pop().close()
-
-    def make(cfg: str, runtime: str, *settings: str) -> Runner:
-        close()
-        if runtime == "keras":
-            given.append(KerasRunner.of_model(keras_model(cfg, settings)))
-        else:
+        def make(cfg: str, runtime: str, *settings: str) -> Runner:
+            open_now.close()
+            if runtime == "keras":
+                return open_now.enter_context(KerasRunner.of_model(keras_model(cfg, settings)))
             name, _, target = runtime.partition("-")
-            given.append(load_runner(exported(cfg, settings)[target or "portable"], name))
-        return given[0]
+            return open_now.enter_context(load_runner(exported(cfg, settings)[target or "portable"], name))
 
-    yield make
-    close()
+        yield make
 
 
 @pytest.fixture(scope="module")
-def from_proposals(keras_model: Callable[..., Any]) -> Callable[..., Detections]:
+def from_proposals(keras_model: Callable[[str, tuple[str, ...]], Any]) -> Callable[..., Detections]:
     """``from_proposals(cfg, settings, case, clamp)``: what the Keras model finds from the original's own proposals.
 
     ``clamp=False`` samples as the original does, rows of zeros included (see ROI_EDGE); ``True`` as we do.

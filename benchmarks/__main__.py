@@ -24,13 +24,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from benchmarks.models import SPECS, exports_folder, write_default_int8, write_onnx, write_weights
 from benchmarks.naive import NaiveRunner, export_naive
 from benchmarks.predict import PredictRunner
+from blu_export.benchmark.report import markdown, read_results, summary
+from blu_export.benchmark.run import QUICK, Candidate, Settings, file_candidates, run_benchmark
+from blu_export.benchmark.save import insert_table, save_results
 from blu_export.cli.common import wrote
 from blu_export.detector import Detector
 from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.errors import BluError
-from blu_export.measure.benchmark import QUICK, Candidate, Settings, file_candidates, run_benchmark
-from blu_export.measure.report import markdown, read_results, summary
-from blu_export.measure.save import insert_table, save_results
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "benchmarks" / "cache"
@@ -161,7 +161,7 @@ def measure_accuracy(
 ) -> None:
     """Average precision of each candidate of the default model, into the notes of its row."""
     from blu_export.data.load import load_dataset
-    from blu_export.measure.evaluate import Evaluator, detect
+    from blu_export.evaluate.coco import Evaluator, detect
 
     dataset = load_dataset(folder, "val", limit=limit)
     evaluator = Evaluator(dataset)

@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_peak import cuda_peak, engine_peak
+from blu_export.benchmark.machine import describe
+from blu_export.benchmark.timing import Timing
 from blu_export.embedded import DEMO_PHOTO, embedded
-from blu_export.engine.build import Request, build_engine, find_device
-from blu_export.engine.builder import check_target
-from blu_export.engine.cuda import Cuda
-from blu_export.engine.libraries import BUILDERS, is_installed, load_builder
-from blu_export.engine.sidecar import Batch
 from blu_export.errors import BluError, ModelFileError, UsageError
+from blu_export.export.engine import Request, build_engine, find_device
 from blu_export.files import atomic_write
 from blu_export.image import Molded, decode, mold
-from blu_export.measure.machine import describe
-from blu_export.measure.timing import Timing
 from blu_export.runtime.base import Runner
 from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
 from blu_export.sources import find_images
+from blu_export.tensorrt.builder import check_target
+from blu_export.tensorrt.cuda import Cuda
+from blu_export.tensorrt.libraries import BUILDERS, is_installed, load_builder
+from blu_export.tensorrt.sidecar import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = "onnxruntime-cuda"
@@ -231,8 +231,8 @@ def _cuda_row(session: Session, device: Cuda, path: Path, row: dict[str, Any]) -
         import onnx
 
         from blu_export.export.onnx import checked_graph
-        from blu_export.export.precision import canvases, type_parts
-        from blu_export.export.split import split
+        from blu_export.graph.split import split
+        from blu_export.quantize.precision import canvases, type_parts
 
         spec = spec_of(file, str(path))
         parts = split(onnx.load_from_string(file.data), spec)
@@ -271,7 +271,7 @@ def _engine_row(session: Session, device: Cuda, path: Path, row: dict[str, Any])
 
 def _measure_runner(session: Session, runner: Runner, path: Path, device: Cuda, row: dict[str, Any]) -> None:
     """Parity, times, memory and share of the peak, into a row of the result."""
-    from blu_export.measure.verify import verify
+    from blu_export.parity.verify import verify
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
     with OnnxRuntimeRunner(path, "cpu") as reference:
@@ -332,7 +332,7 @@ def _flops(path: Path, runner: Runner, molded: Molded) -> float | None:
         return None
     import onnx
 
-    from blu_export.measure.flops import count_flops
+    from blu_export.benchmark.flops import count_flops
 
     rows, _ = runner.run(molded.canvas[None], molded.window[None].astype(np.float32))
     engine = runner.runtime.startswith("tensorrt")

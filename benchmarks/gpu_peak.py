@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from blu_export.engine.builder import is_rtx, make_logger, rtx_capability, title
-from blu_export.engine.cuda import Cuda
 from blu_export.errors import ModelFileError
+from blu_export.tensorrt.builder import is_rtx, make_logger, rtx_capability, title
+from blu_export.tensorrt.cuda import Cuda
 
 SIZE = 4096
 PRODUCTS = 8

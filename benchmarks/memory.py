@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.benchmark.curves import encode, random_photo
+from blu_export.benchmark.save import write_text
 from blu_export.cli.common import wrote
 from blu_export.detector import Detector
 from blu_export.embedded import embedded
 from blu_export.files import atomic_write
-from blu_export.measure.curves import encode, random_photo
-from blu_export.measure.save import write_text
 from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
@@ -64,8 +64,8 @@ def load(path: Path, canvas: int) -> OnnxRuntimeRunner:
         return OnnxRuntimeRunner(path, "cpu", 1)
     import onnx
 
-    from blu_export.export.compose import compose
-    from blu_export.export.split import split
+    from blu_export.graph.compose import compose
+    from blu_export.graph.split import split
 
     spec = spec_of(read_onnx(path), str(path))
     small = spec.replace(

@@ -125,7 +125,7 @@ def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
 def photos_of(dataset: str | Path, split: str) -> list[Any]:
     """As many decoded photos as calibration uses, evenly spread over a split."""
     from blu_export.data.load import load_dataset
-    from blu_export.export.precision import MOST_PHOTOS
+    from blu_export.quantize.precision import MOST_PHOTOS
 
     photos = load_dataset(dataset, split)
     return [photos.load_image(i) for i in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS))][:MOST_PHOTOS]

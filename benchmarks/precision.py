@@ -26,13 +26,13 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector
 from blu_export.embedded import embedded
 from blu_export.errors import BluError
-from blu_export.export.int8 import METHODS
-from blu_export.export.precision import TypedParts, canvases, compose_typed, type_parts
-from blu_export.export.split import split
+from blu_export.evaluate.coco import Evaluator, detect
 from blu_export.files import atomic_write
-from blu_export.measure.evaluate import Evaluator, detect
-from blu_export.measure.match import match
-from blu_export.measure.verify import TOLERANCES, ParityReport, PhotoParity
+from blu_export.graph.split import split
+from blu_export.parity.match import match
+from blu_export.parity.verify import TOLERANCES, ParityReport, PhotoParity
+from blu_export.quantize.int8 import METHODS
+from blu_export.quantize.precision import TypedParts, canvases, compose_typed, type_parts
 from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 

@@ -479,8 +479,8 @@ def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
 
 async def run(model: Path, only: Sequence[str], quick: bool) -> dict[str, Any]:
     """Measure; the result as JSON values."""
+    from blu_export.benchmark.machine import describe
     from blu_export.files import sha256_of
-    from blu_export.measure.machine import describe
 
     target = blu_target(model)
     say("learning the right answers")

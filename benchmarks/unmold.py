@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.benchmark.curves import random_detections, random_photo
 from blu_export.detections import Detections
 from blu_export.draw import overlay
 from blu_export.image import Molded, mold, unmold
-from blu_export.measure.curves import random_detections, random_photo
 from blu_export.spec import ModelSpec
 
 try:

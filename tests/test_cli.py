@@ -20,8 +20,8 @@ import blu_export
 from blu_export.cli import benchmark, doctor
 from blu_export.cli import main as cli
 from blu_export.cli.common import printable, progress, wrote
-from blu_export.engine.prepare import prepare
 from blu_export.errors import CheckFailedError, MissingDependencyError, UsageError
+from blu_export.export.engine_graph import prepare
 
 FakeOnnx = Callable[..., Path]
 

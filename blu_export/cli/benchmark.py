@@ -13,7 +13,7 @@ from blu_export.cli.common import JsonOption, ThreadsOption, command_app, printa
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from blu_export.measure.benchmark import Settings
+    from blu_export.benchmark.run import Settings
 
 app = command_app()
 
@@ -60,9 +60,9 @@ def benchmark(
     if compare is not None:
         _compare(*compare, as_json)
         return
+    from blu_export.benchmark.report import markdown
+    from blu_export.benchmark.run import candidates_of, run_benchmark
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.measure.benchmark import candidates_of, run_benchmark
-    from blu_export.measure.report import markdown
 
     known = ("keras", "onnxruntime", "openvino", "tensorrt")
     if unknown := [name for name in runtimes or () if name not in known]:
@@ -74,7 +74,7 @@ def benchmark(
     else:
         _print_markdown(markdown(result))
     if save is not None:
-        from blu_export.measure.save import save_results
+        from blu_export.benchmark.save import save_results
 
         for path in save_results(result, save, say):
             wrote(path)
@@ -97,14 +97,14 @@ def _print_markdown(text: str) -> None:
 def _settings(quick: bool, repeats: int | None, threads: int | None) -> Settings:
     from dataclasses import replace
 
-    from blu_export.measure.benchmark import QUICK, Settings
+    from blu_export.benchmark.run import QUICK, Settings
 
     changes: dict[str, Any] = {"repeats": repeats, "threads": threads}
     return replace(QUICK if quick else Settings(), **{name: value for name, value in changes.items() if value})
 
 
 def _compare(old: Path, new: Path, as_json: bool) -> None:
-    from blu_export.measure.report import compare, read_results
+    from blu_export.benchmark.report import compare, read_results
 
     table, slower = compare(read_results(old), read_results(new))
     if as_json:

@@ -14,8 +14,8 @@ from blu_export.cli.common import command_app, printable, say, show_log, stderr,
 from blu_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from blu_export.engine.builder import Progress
-    from blu_export.engine.sidecar import Batch
+    from blu_export.tensorrt.builder import Progress
+    from blu_export.tensorrt.sidecar import Batch
 
 app = command_app()
 
@@ -61,8 +61,8 @@ def build_engine(
     blu build-engine coco.onnx --int8 --calibration photos/ --target this-gpu
     """
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.engine.build import Request, find_device
-    from blu_export.engine.build import build_engine as build
+    from blu_export.export.engine import Request, find_device
+    from blu_export.export.engine import build_engine as build
     from blu_export.sources import find_images
 
     chosen = [name for name, wanted in (("fp16", fp16), ("int8", int8), ("float32", fp32)) if wanted]
@@ -96,7 +96,7 @@ def build_engine(
 
 def parse_batch(text: str) -> Batch:
     """``1,4,8``; one number stands for all three."""
-    from blu_export.engine.sidecar import Batch
+    from blu_export.tensorrt.sidecar import Batch
 
     try:
         sizes = [int(part) for part in text.split(",")]

@@ -33,7 +33,7 @@ from blu_export.runtime import RUNTIMES_BY_SUFFIX
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
     from blu_export.detector import Detector
-    from blu_export.measure.evaluate import Evaluation, Expectation, Rows
+    from blu_export.evaluate.coco import Evaluation, Expectation, Rows
 
 app = command_app()
 
@@ -94,8 +94,8 @@ def evaluate(
     blu evaluate --results results.json --annotations instances_val.json
     """
     from blu_export.data.load import SPLITS, load_dataset
-    from blu_export.measure.evaluate import Evaluator, Expectation
-    from blu_export.measure.evaluation_files import read_results, write_results
+    from blu_export.evaluate.coco import Evaluator, Expectation
+    from blu_export.evaluate.files import read_results, write_results
 
     if split not in SPLITS:
         raise UsageError(f"There is no split '{split}'.", f"Splits are {', '.join(SPLITS)}.")
@@ -178,7 +178,7 @@ def _load(
     """The detector, and what it is in words."""
     from blu_export.detector import Detector, load
     from blu_export.embedded import embedded
-    from blu_export.measure.verify import describe
+    from blu_export.parity.verify import describe
 
     path = model or embedded()
     if any(setting.startswith("data.") for setting in settings):
@@ -198,7 +198,7 @@ def _load(
 
 
 def _detect(detector: Detector, dataset: Dataset, batch: int) -> Rows:
-    from blu_export.measure.evaluate import detect
+    from blu_export.evaluate.coco import detect
 
     with detector.runner:
         try:
@@ -279,8 +279,8 @@ def _number(value: float) -> str:
 def _write_report(
     folder: Path, report: dict[str, Any], evaluation: Evaluation, rows: Rows, dataset: Dataset, worst: int
 ) -> None:
+    from blu_export.evaluate.files import draw_worst, plot_precision_recall
     from blu_export.files import atomic_write
-    from blu_export.measure.evaluation_files import draw_worst, plot_precision_recall
 
     path = folder / "evaluation.json"
     with atomic_write(path) as temporary:

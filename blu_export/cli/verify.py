@@ -56,7 +56,7 @@ def verify(
     blu verify coco.onnx coco-int8.onnx --images photos/ --stages
     """
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.measure.verify import verify as compare
+    from blu_export.parity.verify import verify as compare
     from blu_export.sources import find_images
 
     photos = find_images(images or [embedded(DEMO_PHOTO)])[:limit]
@@ -81,7 +81,7 @@ def _load_pair(
     reference: Path, candidate: Path, runtime: str, device: str | None, threads: int | None
 ) -> tuple[Runner, Runner]:
     """Both models; Keras weights under the settings and class names of the other one."""
-    from blu_export.measure.verify import require_same_model, settings_of
+    from blu_export.parity.verify import require_same_model, settings_of
     from blu_export.runtime import load_runner
     from blu_export.runtime.keras import KerasRunner
 
@@ -108,7 +108,7 @@ def _stages(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Drift by stage on one photo: as JSON values, and as lines for people."""
     from blu_export.image import decode, mold
-    from blu_export.measure.stages import compare_stages, first_drift, stage_source
+    from blu_export.parity.stages import compare_stages, first_drift, stage_source
 
     molded = mold(decode(photo), second.spec)
     tensors = [stage_source(runner, path)(molded) for runner, path in ((first, reference), (second, candidate))]

@@ -17,8 +17,8 @@ import tensorflow as tf
 from keras import KerasTensor, Model, layers, models
 from numpy.typing import NDArray
 
-from blu_export.export.graph import Graph
 from blu_export.export.tidy import tidy
+from blu_export.graph.builder import Graph
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.model.normalization import folded, norms_by_layer
 

@@ -22,10 +22,10 @@ from blu_export.spec import ModelSpec
 if TYPE_CHECKING:
     import onnx
 
-    from blu_export.export.precision import TypedParts
-    from blu_export.measure.verify import ParityReport
     from blu_export.model.mask_rcnn import MaskRCNN
     from blu_export.model.weights import WeightReport
+    from blu_export.parity.verify import ParityReport
+    from blu_export.quantize.precision import TypedParts
 
 DEFAULT_OPSET = 18
 PACKAGES = ("onnx", "tf2onnx", "tensorflow", "keras", "numpy", "onnxruntime")
@@ -100,8 +100,8 @@ def export_onnx(
     for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
         import_extra(package)
     from blu_export.export.learned import learned_parts
-    from blu_export.export.precision import MOST_PHOTOS, canvases, type_parts
     from blu_export.model.weights import build_model
+    from blu_export.quantize.precision import MOST_PHOTOS, canvases, type_parts
 
     output, calibration = Path(output), list(calibration)
     photos, which = parity_photos(calibration, None if images is None else list(images))
@@ -157,7 +157,7 @@ def export_onnx(
 def parity_photos(calibration: Sequence[Any], images: Sequence[Any] | None = None) -> tuple[Sequence[Any], str]:
     """The photos to compare on, and which they are: ``images``, else some of ``calibration``, else the demo photo."""
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.export.precision import spread
+    from blu_export.quantize.precision import spread
 
     if images is not None:
         return images, _count(images)
@@ -181,9 +181,9 @@ def checked_graph(
     """
     import onnx
 
-    from blu_export.export.gate import gate
-    from blu_export.export.precision import compose_typed
-    from blu_export.export.storage import compress
+    from blu_export.graph.checks import gate
+    from blu_export.graph.compression import compress
+    from blu_export.quantize.precision import compose_typed
 
     graph = compose_typed(typed, spec, rehearsal)
     if compress_to_fp16:
@@ -217,7 +217,7 @@ def measure_parity(
     The processor has no half-precision arithmetic, and ONNX Runtime widens such a graph to float32, so a
     TensorRT graph with half-precision layers is judged by its rehearsal, in which every rounding is explicit.
     """
-    from blu_export.measure.verify import verify
+    from blu_export.parity.verify import verify
     from blu_export.runtime.keras import KerasRunner
     from blu_export.runtime.onnx_file import parse_onnx
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
@@ -232,9 +232,9 @@ def measure_parity(
 
 def _check_request(output: Path, target: str, opset: int, precision: str) -> None:
     """Refuse at once what would fail after a minute of conversion."""
-    from blu_export.export.compose import TARGETS
-    from blu_export.export.graph import OPSETS
-    from blu_export.export.precision import PRECISIONS
+    from blu_export.graph.builder import OPSETS
+    from blu_export.graph.compose import TARGETS
+    from blu_export.quantize.precision import PRECISIONS
 
     for name, value, known in (
         ("target", target, TARGETS),
@@ -250,7 +250,7 @@ def _check_request(output: Path, target: str, opset: int, precision: str) -> Non
 
 
 def _failure(parity: ParityReport, path: Path, weights: str | os.PathLike[str], precision: str) -> CheckFailedError:
-    from blu_export.export.precision import MOST_PHOTOS
+    from blu_export.quantize.precision import MOST_PHOTOS
 
     if parity.total == 0:
         return CheckFailedError(

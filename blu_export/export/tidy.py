@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from blu_export.export.graph import IR_VERSIONS
+from blu_export.graph.builder import IR_VERSIONS
 
 Shape: TypeAlias = "Sequence[int | str | None]"
 Weights: TypeAlias = Mapping[str, tuple[str, NDArray[np.float32]]]

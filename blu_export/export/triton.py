@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from blu_export.engine.sidecar import read_sidecar
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.runtime.onnx_file import INPUTS, OUTPUTS, TensorInfo, read_onnx, spec_of
 from blu_export.serve import oip
 from blu_export.serve.settings import ServeSettings
 from blu_export.spec import ModelSpec
+from blu_export.tensorrt.sidecar import read_sidecar
 
 HELD_MODULES = ("__init__", "errors", "files", "rle", "detections", "spec", "image")
 """Modules of this package that the Python model imports, directly or not."""

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.engine.builder import make_logger, title
-from blu_export.engine.cuda import Cuda, CudaError
-from blu_export.engine.lane import Lane
-from blu_export.engine.libraries import load_builder
-from blu_export.engine.sidecar import Sidecar, read_sidecar
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
+from blu_export.tensorrt.builder import make_logger, title
+from blu_export.tensorrt.cuda import Cuda, CudaError
+from blu_export.tensorrt.lane import Lane
+from blu_export.tensorrt.libraries import load_builder
+from blu_export.tensorrt.sidecar import Sidecar, read_sidecar
 
 if TYPE_CHECKING:
     import tensorrt

@@ -20,10 +20,10 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from blu_export import __version__
 from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.serve import oip
+from blu_export.serve.errors import BadRequestError, RequestError, SlowUploadError, UnsupportedTypeError
 from blu_export.serve.limits import ClientGoneError, image_of, received_body
 from blu_export.serve.logs import request_id
 from blu_export.serve.metrics import CONTENT_TYPE
-from blu_export.serve.problems import BadRequestError, RequestError, SlowUploadError, UnsupportedTypeError
 from blu_export.serve.render import JSON, MEDIA_TYPES, NPZ, PNG, Options, negotiate, render
 from blu_export.serve.service import ANSWER_PIECE, Found, Service
 

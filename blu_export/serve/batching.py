@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError
 from blu_export.serve.device import Device, ModelInfo, RawBatch, WorkerLostError
-from blu_export.serve.kept import KeptModel
+from blu_export.serve.errors import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.metrics import Metrics
-from blu_export.serve.problems import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.settings import ServeSettings
+from blu_export.serve.snapshot import KeptModel
 
 log = logging.getLogger(__name__)
 

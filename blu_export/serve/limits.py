@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from blu_export.serve.problems import (
+from blu_export.serve.errors import (
     BadRequestError,
     BusyError,
     SlowUploadError,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from blu_export.detections import Detections
 from blu_export.serve.device import ModelInfo
-from blu_export.serve.problems import BadRequestError, NotFoundError, TooLargeError
+from blu_export.serve.errors import BadRequestError, NotFoundError, TooLargeError
 
 HEADER = "Inference-Header-Content-Length"
 MAX_HEADER_DIGITS = 20

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.detections import Detections
+from blu_export.serve.errors import BadRequestError, NotAcceptableError
 from blu_export.serve.oip import check_mask_size
-from blu_export.serve.problems import BadRequestError, NotAcceptableError
 from blu_export.serve.service import Found
 
 MASKS = ("rle", "polygon", "none")

@@ -19,8 +19,8 @@ from tritonclient.grpc import service_pb2_grpc
 from blu_export import __version__
 from blu_export.errors import UsageError
 from blu_export.serve import oip
+from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
 from blu_export.serve.limits import Memory
-from blu_export.serve.problems import BadRequestError, DeadlineError, RequestError
 from blu_export.serve.service import KEEP_ALIVE, Found, Service
 
 log = logging.getLogger(__name__)

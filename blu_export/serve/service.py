@@ -19,11 +19,11 @@ from blu_export.errors import BluError
 from blu_export.image import Molded, decode, mold, unmold
 from blu_export.serve.batching import Batcher, RawResult
 from blu_export.serve.device import Device, ModelInfo, WorkerLostError
-from blu_export.serve.kept import KeptModel
+from blu_export.serve.errors import DeadlineError, UnavailableError, of_image_error
 from blu_export.serve.limits import ApiKeys, Memory
 from blu_export.serve.metrics import Metrics
-from blu_export.serve.problems import DeadlineError, UnavailableError, of_image_error
 from blu_export.serve.settings import ServeSettings
+from blu_export.serve.snapshot import KeptModel
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from blu_export.data.dataset import Dataset
 from blu_export.detector import Detector
-from blu_export.measure.evaluate import SHOWN_SCORE, Evaluator, Rows, detect
-from blu_export.measure.evaluation_files import as_detections, write_picture
+from blu_export.evaluate.coco import SHOWN_SCORE, Evaluator, Rows, detect
+from blu_export.evaluate.files import as_detections, write_picture
 from blu_export.runtime.keras import KerasRunner
 
 if TYPE_CHECKING:

@@ -60,8 +60,8 @@ def export(spec: ModelSpec, path: Path) -> Path:
     import keras
     import onnx
 
-    from blu_export.export.compose import compose
     from blu_export.export.learned import learned_parts
+    from blu_export.graph.compose import compose
     from blu_export.model.mask_rcnn import MaskRCNN
 
     keras.utils.set_random_seed(5)

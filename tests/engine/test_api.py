@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from blu_export.engine.libraries import is_installed, tensorrt_rtx
+from blu_export.tensorrt.libraries import is_installed, tensorrt_rtx
 
 PACKAGE = Path(__file__).resolve().parents[2] / "blu_export"
 FILES = [PACKAGE / "engine" / f"{name}.py" for name in ("build", "builder", "inspector", "lane")]

@@ -14,18 +14,18 @@ import onnx
 import pytest
 
 from blu_export.cli.build_engine import parse_batch, parse_size
-from blu_export.engine import build as build_module
-from blu_export.engine.build import Request, build_engine, plan
-from blu_export.engine.cuda import Cuda
-from blu_export.engine.prepare import prepare
-from blu_export.engine.sidecar import UNKNOWN, Batch, read_sidecar
 from blu_export.errors import CheckFailedError, MissingDependencyError, ModelFileError, UsageError
-from blu_export.export.precision import canvases, compose_typed, type_parts
-from blu_export.export.split import split
+from blu_export.export import engine as build_module
+from blu_export.export.engine import Request, build_engine, plan
+from blu_export.export.engine_graph import prepare
+from blu_export.graph.split import split
 from blu_export.image import decode, mold
+from blu_export.quantize.precision import canvases, compose_typed, type_parts
 from blu_export.runtime import load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+from blu_export.tensorrt.cuda import Cuda
+from blu_export.tensorrt.sidecar import UNKNOWN, Batch, read_sidecar
 
 from .fake_builder import OWN_TIMINGS, FakeBuilderTensorRt
 from .fake_gpu import FakeCuda

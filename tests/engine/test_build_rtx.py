@@ -18,12 +18,12 @@ import pytest
 
 from blu_export.cli.main import main
 from blu_export.embedded import embedded
-from blu_export.engine.build import Request, build_engine
-from blu_export.engine.builder import BuildOptions, build
-from blu_export.engine.libraries import is_installed, tensorrt_rtx
-from blu_export.engine.prepare import prepare
-from blu_export.engine.sidecar import UNKNOWN, Batch, read_sidecar
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
+from blu_export.export.engine import Request, build_engine
+from blu_export.export.engine_graph import prepare
+from blu_export.tensorrt.builder import BuildOptions, build
+from blu_export.tensorrt.libraries import is_installed, tensorrt_rtx
+from blu_export.tensorrt.sidecar import UNKNOWN, Batch, read_sidecar
 
 pytestmark = pytest.mark.skipif(
     not is_installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed: pip install 'blu-export[rtx]'"
@@ -49,7 +49,7 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str
 
 def test_libraries_are_found_without_environment_variables() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
-    code = "from blu_export.engine.libraries import tensorrt_rtx as t; print(t().get_nv_onnx_parser_version())"
+    code = "from blu_export.tensorrt.libraries import tensorrt_rtx as t; print(t().get_nv_onnx_parser_version())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 0
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from blu_export.engine.inspector import LayerReport, read_report
-from blu_export.engine.sidecar import UNKNOWN
 from blu_export.errors import CheckFailedError
+from blu_export.tensorrt.inspector import LayerReport, read_report
+from blu_export.tensorrt.sidecar import UNKNOWN
 
 
 def row(name: str, form: str = "Half", metadata: str = "", **more: Any) -> dict[str, Any]:

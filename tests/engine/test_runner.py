@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from blu_export.cli.main import main
-from blu_export.engine.cuda import LOST, Cuda, CudaError
-from blu_export.engine.sidecar import Batch, Sidecar
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.runtime import load_runner
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.runtime.tensorrt import TensorRtRunner
+from blu_export.tensorrt.cuda import LOST, Cuda, CudaError
+from blu_export.tensorrt.sidecar import Batch, Sidecar
 
 from .fake_gpu import Error, FakeCuda, FakeTensorRt
 

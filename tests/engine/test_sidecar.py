@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blu_export.engine.sidecar import Batch, Sidecar, read_sidecar
-from blu_export.engine.targets import CARDS, Target, parse_target
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.spec import ModelSpec
+from blu_export.tensorrt.sidecar import Batch, Sidecar, read_sidecar
+from blu_export.tensorrt.targets import CARDS, Target, parse_target
 
 
 def make(**changes: Any) -> Sidecar:

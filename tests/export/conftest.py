@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from blu_export.export.graph import Graph, Value
+from blu_export.graph.builder import Graph, Value
 from blu_export.spec import ModelSpec
 
 OPSET = 18

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blu_export.export.canvas import Canvas
-from blu_export.export.graph import Graph, Value
+from blu_export.graph.builder import Graph, Value
+from blu_export.graph.canvas import Canvas
 from blu_export.model.anchors import pyramid_anchors
 
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import UsageError
-from blu_export.export.compose import compose
-from blu_export.export.gate import gate
 from blu_export.export.learned import learned_parts
-from blu_export.export.split import split
+from blu_export.graph.checks import gate
+from blu_export.graph.compose import compose
+from blu_export.graph.split import split
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from blu_export.errors import ModelFileError
-from blu_export.export.compose import compose
-from blu_export.export.gate import gate
+from blu_export.graph.checks import gate
+from blu_export.graph.compose import compose
 
 FLOAT = TensorProto.FLOAT
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from blu_export.export import nms
-from blu_export.export.graph import Graph, Value
+from blu_export.graph import nms
+from blu_export.graph.builder import Graph, Value
 
 
 def greedy(boxes: NDArray[np.float32], threshold: float, classes: Any = None, candidate: Any = None) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from blu_export.cli.export_onnx import app, default_name, read_class_names
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
 from blu_export.export.onnx import Exported, export_onnx, parity_photos
 from blu_export.files import sha256_of
-from blu_export.measure.verify import TOLERANCES, Tolerance
+from blu_export.parity.verify import TOLERANCES, Tolerance
 from blu_export.runtime import load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from blu_export.errors import UsageError
-from blu_export.export.half import rehearse, round_to_half, to_half
-from blu_export.export.int8 import quantise
-from blu_export.export.layers import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs, shifted
-from blu_export.export.precision import (
+from blu_export.quantize.gptq import round_together, spread_errors
+from blu_export.quantize.half import rehearse, round_to_half, to_half
+from blu_export.quantize.int8 import quantise
+from blu_export.quantize.precision import (
     MOST_PHOTOS,
     compose_typed,
     leading_layers,
@@ -25,7 +25,7 @@ from blu_export.export.precision import (
     type_parts,
     unfit_for_half,
 )
-from blu_export.export.rounding import round_together, spread_errors
+from blu_export.quantize.sensitivity import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs, shifted
 
 Parts = dict[str, onnx.ModelProto]
 WINDOW = np.float32([[0, 0, 128, 128]])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blu_export.export.canvas import Canvas
-from blu_export.export.detection import detect
-from blu_export.export.graph import Graph, Value
-from blu_export.export.proposals import propose
+from blu_export.graph.builder import Graph, Value
+from blu_export.graph.canvas import Canvas
+from blu_export.graph.detection import detect
+from blu_export.graph.proposals import propose
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(("BG", "a", "b", "c"), backbone="resnet50", image_min_dim=256, image_max_dim=256)

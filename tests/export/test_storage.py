@@ -9,10 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from blu_export.export.compose import compose
-from blu_export.export.gate import gate
-from blu_export.export.split import split
-from blu_export.export.storage import compress, restore
+from blu_export.graph.checks import gate
+from blu_export.graph.compose import compose
+from blu_export.graph.compression import compress, restore
+from blu_export.graph.split import split
 
 
 def test_compressed_file_is_half_the_size_and_computes_in_float32(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from blu_export.export.topk import top_k
+from blu_export.graph.topk import top_k
 
 
 @pytest.mark.parametrize("limit", [None, 3, 4])

@@ -21,11 +21,11 @@ from PIL import Image
 
 from blu_export.detector import load
 from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
-from blu_export.engine.sidecar import Batch, Sidecar
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.export.triton import HELD_MODULES, TritonSettings, export_triton, protobuf_text
 from blu_export.serve import oip
 from blu_export.spec import ModelSpec
+from blu_export.tensorrt.sidecar import Batch, Sidecar
 
 pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc] for Triton's schema")
 from google.protobuf import text_format

@@ -85,8 +85,8 @@ def runner(
     keras_model: Callable[[str, tuple[str, ...]], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Runner]]:
     """``runner(cfg, runtime, *more settings)``: that model. The one given before is closed."""
-    from blu_export.export.compose import compose
     from blu_export.export.learned import learned_parts
+    from blu_export.graph.compose import compose
     from blu_export.runtime import load_runner
     from blu_export.runtime.keras import KerasRunner
 

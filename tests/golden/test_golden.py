@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from blu_export.detections import Detections
 from blu_export.image import Molded, decode, mold, unmold
-from blu_export.measure.match import MatchResult, match
+from blu_export.parity.match import MatchResult, match
 from blu_export.runtime.base import Runner
 
 MATCHED = 0.99

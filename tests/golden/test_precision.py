@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from golden_cases import CONFIGURATIONS
 
-from blu_export.engine.prepare import Prepared, prepare
+from blu_export.export.engine_graph import Prepared, prepare
 from blu_export.export.onnx import export_onnx
-from blu_export.measure.verify import ParityReport, Tolerance, verify
+from blu_export.parity.verify import ParityReport, Tolerance, verify
 from blu_export.runtime.onnx_file import parse_onnx
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 

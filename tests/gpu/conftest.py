@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from blu_export.embedded import embedded
-from blu_export.engine.build import Request, build_engine, find_device
-from blu_export.engine.builder import check_target
-from blu_export.engine.cuda import Cuda
-from blu_export.engine.libraries import is_installed, load_builder
-from blu_export.engine.sidecar import Batch, Sidecar
 from blu_export.errors import UsageError
+from blu_export.export.engine import Request, build_engine, find_device
+from blu_export.tensorrt.builder import check_target
+from blu_export.tensorrt.cuda import Cuda
+from blu_export.tensorrt.libraries import is_installed, load_builder
+from blu_export.tensorrt.sidecar import Batch, Sidecar
 
 from ..engine.models import DEMO_PHOTO
 

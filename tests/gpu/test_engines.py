@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blu_export.engine.cuda import Cuda
-from blu_export.engine.sidecar import UNKNOWN, Sidecar
 from blu_export.errors import MissingDependencyError, ModelFileError
 from blu_export.image import decode, mold
-from blu_export.measure.verify import verify
+from blu_export.parity.verify import verify
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.runtime.tensorrt import TensorRtRunner
+from blu_export.tensorrt.cuda import Cuda
+from blu_export.tensorrt.sidecar import UNKNOWN, Sidecar
 
 SAME = 2e-3
 """Between runs of one engine in batches of different sizes, whose kernels differ; half's own rounding is 5e-4."""

@@ -9,13 +9,13 @@ import onnx
 import pytest
 
 from blu_export.detector import load
-from blu_export.engine.cuda import Cuda
 from blu_export.export.onnx import checked_graph
-from blu_export.export.precision import canvases, type_parts
-from blu_export.export.split import split
-from blu_export.measure.verify import verify
+from blu_export.graph.split import split
+from blu_export.parity.verify import verify
+from blu_export.quantize.precision import canvases, type_parts
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+from blu_export.tensorrt.cuda import Cuda
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,8 +23,8 @@ from blu_export.cli.main import main
 from blu_export.data.coco import load_coco
 from blu_export.data.dataset import Annotation, Dataset, Record
 from blu_export.errors import DatasetError, UsageError
-from blu_export.measure.evaluate import NAMES, STATS, Errors, Evaluator, Expectation, map_classes
-from blu_export.measure.evaluation_files import as_detections, read_results, write_results
+from blu_export.evaluate.coco import NAMES, STATS, Errors, Evaluator, Expectation, map_classes
+from blu_export.evaluate.files import as_detections, read_results, write_results
 
 FakeOnnx = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blu_export.measure.match import box_iou, mask_iou, match
+from blu_export.parity.match import box_iou, mask_iou, match
 
 
 @dataclass

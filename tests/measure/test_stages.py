@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.image import mold
-from blu_export.measure.stages import STAGES, compare_stages, first_drift, stage_source
+from blu_export.parity.stages import STAGES, compare_stages, first_drift, stage_source
 from blu_export.runtime import load_runner
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blu_export.benchmark import timing
+from blu_export.benchmark.cold import measure_cold, peak_memory_mib
+from blu_export.benchmark.curves import around_the_network, encode, random_detections, random_photo
+from blu_export.benchmark.flops import count_flops
+from blu_export.benchmark.onnx_stages import _seconds_by_run
+from blu_export.benchmark.timing import Timing, take_turns
 from blu_export.errors import BluError
 from blu_export.image import Molded, mold, unmold
-from blu_export.measure import timing
-from blu_export.measure.cold import measure_cold, peak_memory_mib
-from blu_export.measure.curves import around_the_network, encode, random_detections, random_photo
-from blu_export.measure.flops import count_flops
-from blu_export.measure.onnx_stages import _seconds_by_run
-from blu_export.measure.timing import Timing, take_turns
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(("BG", "thing"), image_min_dim=64, image_max_dim=64)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import CheckFailedError, UsageError
-from blu_export.measure.verify import TOLERANCES, settings_of, spec_differences, verify
+from blu_export.parity.verify import TOLERANCES, settings_of, spec_differences, verify
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
 

@@ -111,7 +111,7 @@ def test_bf16_cuts_the_graph_behind_the_trunk(fake_onnx: FakeOnnx, monkeypatch: 
 def test_bf16_of_a_real_model_finds_what_float32_finds() -> None:
     """On processors without bf16 units only the cut is proved, on the last bit."""
     from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.measure.verify import TOLERANCES, verify
+    from blu_export.parity.verify import TOLERANCES, verify
 
     with OpenVinoRunner(embedded()) as reference, pytest.MonkeyPatch.context() as patch:
         exact = not has_bf16()

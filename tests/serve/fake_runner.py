@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.engine.cuda import DeviceError
 from blu_export.errors import BluError, ModelFileError
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
+from blu_export.tensorrt.cuda import DeviceError
 
 CRASH, HANG, REFUSE, LOSE = (255, 0, 255), (0, 255, 255), (255, 255, 0), (255, 0, 0)
 """A photo of this colour makes the worker die, stop, raise, or lose its GPU."""

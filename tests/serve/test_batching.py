@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from blu_export.errors import BluError
 from blu_export.serve.batching import Batcher, RawResult
 from blu_export.serve.device import ModelInfo, RawBatch, WorkerLostError
+from blu_export.serve.errors import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.metrics import Metrics
-from blu_export.serve.problems import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.settings import ServeSettings
 from blu_export.spec import ModelSpec
 

@@ -11,8 +11,8 @@ import pytest
 from blu_export.errors import ModelFileError
 from blu_export.files import sha256_of
 from blu_export.serve.device import Device, ModelInfo
-from blu_export.serve.kept import KeptModel
 from blu_export.serve.settings import ServeSettings
+from blu_export.serve.snapshot import KeptModel
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(("BG", "coat"))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from loopback import PATIENCE, Running, Start, grey, metric, png, until
 
 from blu_export.errors import UsageError
+from blu_export.serve.errors import BadRequestError, UnauthorizedError, UnsupportedTypeError
 from blu_export.serve.limits import ApiKeys, image_of
-from blu_export.serve.problems import BadRequestError, UnauthorizedError, UnsupportedTypeError
 from blu_export.serve.settings import read_api_keys
 
 KEY, OTHER_KEY = "0123456789abcdef0123", "another-key-that-is-long-enough"

@@ -1,0 +1,488 @@
+"""Benchmark: candidates side by side on the same photo, each beside the limit of the machine.
+
+A candidate is one model on one runtime. All are loaded, then take turns (``timing.take_turns``); the
+result is plain JSON, which ``report`` and ``plots`` turn into tables and pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blu_export.benchmark.cold import measure_cold
+from blu_export.benchmark.curves import LARGE_PHOTO, around_the_network, measure_curves
+from blu_export.benchmark.machine import describe, matrix_peaks
+from blu_export.benchmark.timing import NOISY_SPREAD, Timing, enough_of, median_seconds, take_turns
+from blu_export.detector import STAGES, Detector
+from blu_export.errors import BluError, ModelFileError, UsageError
+from blu_export.extras import import_extra, missing_extra
+from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
+from blu_export.runtime.choice import REDUCED, precision_path, remember
+from blu_export.runtime.cpu import usable_cores
+from blu_export.runtime.onnx_file import OnnxFile
+from blu_export.runtime.onnxruntime import takes_gpu
+
+RESULT_VERSION = 2
+LARGE_INSTANCES = 100
+LONG_BATCH_S = 12
+"""When a batch takes so long, larger ones tell nothing new."""
+SLOW_S = 3
+"""A network that takes longer for a photo gets no curves, and is not tried with one photo a core."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model on one runtime."""
+
+    model: str
+    """Name of the model: candidates of the same model are compared with each other."""
+    runtime: str
+    """As shown in the table."""
+    precision: str
+    open: Callable[[int], Detector]
+    """Loads it, for so many threads."""
+    file: Path | None = None
+    """The file, where it is one of ours. Of an .onnx file FLOPs are counted and stages profiled."""
+    device: str | None = None
+    ours: bool = True
+    """False for a peer: what a user would have without this project."""
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """More figures for its row."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a run."""
+        return f"{self.model} · {self.runtime} · {self.precision}"
+
+    @property
+    def key(self) -> tuple[Path, str] | None:
+        """(file, runtime) as ``runtime.choice`` knows it; None for what it does not choose among."""
+        if self.file is None or self.file.suffix != ".onnx" or self.device is not None or self.precision == "bf16":
+            return None
+        return self.file, self.runtime
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how much to measure."""
+
+    repeats: int = 15
+    """Rounds of all candidates of a model; slow models get fewer, see ``timing.take_turns``."""
+    limit_s: float = 120
+    """After so long the rounds of a model end."""
+    warmup: int = 2
+    batches: tuple[int, ...] = (1, 4, 8)
+    rounds: int = 3
+    """Repeats of what is measured one candidate at a time: batches, curves, fresh processes."""
+    cold: bool = True
+    profile: bool = True
+    curves: bool = True
+    threads: int = field(default_factory=usable_cores)
+    remember: bool = True
+    """Keep what was fastest for ``--runtime auto``, unless the machine was noisy."""
+
+
+QUICK = Settings(repeats=5, warmup=1, batches=(1,), rounds=1, curves=False, remember=False)
+
+
+def candidates_of(paths: Sequence[Path], runtimes: Sequence[str] = ()) -> list[Candidate]:
+    """What can run these model files here, each once: ``*.onnx`` names the precisions beside a file, too.
+
+    Raises:
+        ModelFileError, UsageError: see ``file_candidates``.
+    """
+    names = model_names(paths)
+    found = [replace(each, model=names[path]) for path in paths for each in file_candidates(path, runtimes)]
+    return list({(os.path.abspath(each.file or ""), each.name): each for each in found}.values())
+
+
+def model_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each model file: its stem, with as many folders before it as tell files of one name apart.
+
+    ``coat.h5`` and ``coat.onnx`` are one model on two runtimes, and ``coat.int8.onnx`` is one precision of it.
+    """
+    files = {path: Path(os.path.abspath(path)) for path in paths}
+    files |= {path: precision_path(file, "float32") for path, file in files.items() if file.suffix == ".onnx"}
+    names = {}
+    for path, file in files.items():
+        alike = {other for other in files.values() if other.stem == file.stem}
+        parts = 1
+        while len({other.parts[-parts:] for other in alike}) < len(alike):
+            parts += 1
+        names[path] = "/".join(file.with_suffix("").parts[-parts:])
+    return names
+
+
+def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]:
+    """What can run a model file here: each runtime, and the other precisions beside an .onnx file.
+
+    Args:
+        path: .onnx, .engine, .h5 or .keras.
+        runtimes: only these; default all.
+
+    Raises:
+        ModelFileError: no such file, or it is no model.
+        UsageError: none of ``runtimes`` can run it.
+    """
+    known = RUNTIMES_BY_SUFFIX.get(path.suffix.lower())
+    if known is None:
+        raise ModelFileError(f"{path} is no model file.", f"Model files are {', '.join(RUNTIMES_BY_SUFFIX)}.")
+    chosen = [name for name in known if not runtimes or name in runtimes]
+    if not chosen:
+        raise UsageError(f"{' or '.join(runtimes)} cannot run {path}.", f"It runs in {' or '.join(known)}.")
+    if known != RUNTIMES_BY_SUFFIX[".onnx"]:
+        precision = "float32" if known == ("keras",) else "engine"
+        return [_of_file(path, path.stem, name, precision) for name in chosen]
+    from blu_export.runtime.onnx_file import read_onnx
+
+    named = read_onnx(path)
+    models = {path: named}
+    if named.precision == "float32":
+        models |= {beside: read_onnx(beside) for p in REDUCED if (beside := precision_path(path, p)).is_file()}
+    devices = [None, "cuda"] if "onnxruntime" in chosen and takes_gpu() else [None]
+    found = []
+    for device in devices:
+        for file, model in models.items():
+            if model.precision == "fp16" and device is None and file != path:
+                continue  # a processor computes it in float32, slower than the exact file
+            for name in chosen if device is None else ["onnxruntime"]:
+                stem = precision_path(path, "float32").stem
+                found.append(_of_file(file, stem, name, model.precision, device, _parity(model)))
+    if "openvino" in chosen and named.precision == "float32" and _has_bf16():
+        found.append(_of_file(path, path.stem, "openvino", "bf16"))
+    return found
+
+
+def _of_file(
+    path: Path, model: str, runtime: str, precision: str, device: str | None = None, notes: dict[str, Any] | None = None
+) -> Candidate:
+    where = device or ("cpu" if path.suffix.lower() == ".onnx" else None)  # ONNX Runtime would take a GPU by itself
+
+    def open_it(threads: int) -> Detector:
+        return Detector(load_runner(path, runtime, "bf16" if precision == "bf16" else "file", where, threads))
+
+    shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
+    return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})
+
+
+def _parity(model: OnnxFile) -> dict[str, Any]:
+    """What was measured at the export, for people."""
+    parity = model.json_metadata("blu_parity")
+    if not isinstance(parity, dict) or "matched" not in parity or "instances" not in parity:
+        return {}
+    return {"parity": f"{parity['matched']} of {parity['instances']}"}
+
+
+def _has_bf16() -> bool:
+    try:
+        from blu_export.runtime.openvino import has_bf16
+
+        return has_bf16()
+    except BluError:  # openvino is not installed
+        return False
+
+
+def run_benchmark(
+    candidates: Sequence[Candidate],
+    photo: Path,
+    settings: Settings,
+    say: Say = lambda message: None,
+    on_model: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Measure every candidate on one photo, and remember the fastest for ``--runtime auto``.
+
+    What cannot be loaded here is listed under ``skipped`` with the reason.
+
+    Args:
+        say: called with a line of progress.
+        on_model: called with the result so far after each model.
+
+    Returns:
+        JSON values: machine, peaks (operations per second by precision), models, rows, skipped, spread,
+        curves.
+
+    Raises:
+        UsageError: there are no candidates, or two of one name: their times could not be told apart.
+        BluError: nothing could be measured.
+    """
+    if not candidates:
+        raise UsageError("There is nothing to benchmark.", "Name a model file.")
+    name, times = Counter(candidate.name for candidate in candidates).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"There are {times} candidates named {name}.", "Give the models different names.")
+    say("measuring the matrix peak of this machine")
+    result: dict[str, Any] = {
+        "version": RESULT_VERSION,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": describe() | {"threads": settings.threads},
+        "peaks": matrix_peaks(settings.threads),
+        "photo": {"name": photo.name, "bytes": photo.stat().st_size},
+        "settings": {"repeats": settings.repeats, "warmup": settings.warmup},
+        "models": {},
+        "rows": [],
+        "skipped": [],
+        "spread": 1.0,
+    }
+    for model in dict.fromkeys(candidate.model for candidate in candidates):
+        mine = [candidate for candidate in candidates if candidate.model == model]
+        _ModelRun(model, photo, settings, result, say).measure(mine)
+        on_model(result)
+    if not result["rows"]:
+        reasons = "; ".join(f"{each['name']}: {each['why']}" for each in result["skipped"])
+        raise BluError(f"Nothing could be measured. {reasons}")
+    return result
+
+
+class _ModelRun:
+    """The candidates of one model, measured into ``result``."""
+
+    def __init__(self, model: str, photo: Path, settings: Settings, result: dict[str, Any], say: Say) -> None:
+        self.model = model
+        self.photo = photo
+        self.encoded = photo.read_bytes()
+        self.settings = settings
+        self.result = result
+        self.say = say
+        self.large: dict[str, float] = {}
+        """Seconds of decode, mold and unmold on 12 megapixels with LARGE_INSTANCES instances."""
+
+    def measure(self, candidates: Sequence[Candidate]) -> None:
+        detectors = {}
+        for candidate in candidates:
+            self.say(f"loading {candidate.name}")
+            if (detector := self._open(candidate)) is not None:
+                detectors[candidate] = detector
+        if not detectors:
+            return
+        rows = self._turns(detectors)
+        slow = any(c.ours and row["stages"]["run"] > SLOW_S for c, row in rows.items())
+        if not slow:
+            self._curves(detectors)
+        for detector in detectors.values():
+            detector.runner.close()
+        detectors.clear()
+        # From here on one at a time: large batches of all of them at once do not fit into memory.
+        lanes: dict[tuple[Path, str], int] = {}
+        for candidate, row in rows.items():
+            row["photos_per_second"] = self._rates(candidate) if candidate.ours or candidate.file else {}
+            if candidate.key is not None:
+                if not slow:
+                    lanes[candidate.key] = self._lanes(candidate, row)
+                if self.settings.profile and candidate.runtime == "onnxruntime":
+                    row["onnx_stages"] = self._profile(candidate.key[0])
+            own = candidate.file is not None and candidate.device is None and candidate.precision != "bf16"
+            if self.settings.cold and own:
+                row["fresh_process"] = self._cold(candidate)
+        self._remember(rows, lanes)
+
+    def _open(self, candidate: Candidate) -> Detector | None:
+        try:
+            return candidate.open(self.settings.threads)
+        except BluError as error:
+            why = str(error)
+        except ModuleNotFoundError as error:
+            if (missing := missing_extra(error)) is None:
+                raise
+            why = str(missing)
+        self.say(f"skipped {candidate.name}: {why}")
+        self.result["skipped"].append({"name": candidate.name, "why": why})
+        return None
+
+    def _turns(self, detectors: dict[Candidate, Detector]) -> dict[Candidate, dict[str, Any]]:
+        """A row for each candidate, from interleaved calls on one photo."""
+        settings = self.settings
+        times: dict[Candidate, list[dict[str, float]]] = {candidate: [] for candidate in detectors}
+
+        def once(candidate: Candidate, detector: Detector) -> Callable[[], None]:
+            def action() -> None:
+                detector(self.encoded)
+                times[candidate].append(dict(detector.timings))
+
+            return action
+
+        total = settings.repeats + settings.warmup
+        rounds = take_turns(
+            {candidate.name: once(candidate, detector) for candidate, detector in detectors.items()},
+            settings.repeats,
+            settings.warmup,
+            lambda done: self.say(f"{self.model}: round {done} of {total}"),
+            settings.limit_s,
+        )
+        self.result["spread"] = max(self.result["spread"], rounds.spread)
+        flops = self._facts(detectors)
+        rows: dict[Candidate, dict[str, Any]] = {}
+        for candidate, detector in detectors.items():
+            stages = times[candidate][settings.warmup :]
+            medians = {stage: float(np.median([s[stage] for s in stages])) for stage in STAGES}
+            row: dict[str, Any] = {
+                "model": self.model,
+                "runtime": candidate.runtime,
+                "precision": detector.runner.precision,
+                "device": detector.runner.device,
+                "ours": candidate.ours,
+                "detections": len(detector(self.encoded)),
+                "end_to_end": Timing.of(rounds.seconds[candidate.name]).to_json(),
+                "stages": medians,
+                "around_large": _share(self.large, medians["run"]),
+                "notes": dict(candidate.notes),
+            }
+            if flops:
+                row["flops_per_second"] = flops / medians["run"]
+                peak = self.result["peaks"].get(row["precision"])
+                if peak and detector.runner.device == "CPU":
+                    row["share_of_peak"] = flops / medians["run"] / peak
+            self.result["rows"].append(row)
+            rows[candidate] = row
+            self.say(f"{candidate.name}: {1000 * row['end_to_end']['p50']:.1f} ms a photo")
+        return rows
+
+    def _facts(self, detectors: dict[Candidate, Detector]) -> float | None:
+        """Fill in what is true of the model whatever runs it; returns its FLOPs."""
+        reference = next(iter(detectors.values()))
+        spec, found = reference.spec, len(reference(self.encoded))
+        stages = self._flops(detectors, found)
+        self.large = around_the_network(spec, LARGE_PHOTO, LARGE_INSTANCES, self.settings.rounds)
+        self.result["models"][self.model] = {
+            "canvas": spec.canvas,
+            "backbone": spec.backbone,
+            "classes": spec.num_classes,
+            "detections": found,
+            "gflop": sum(stages.values()) / 1e9 if stages else None,
+            "gflop_by_stage": {name: work / 1e9 for name, work in stages.items()},
+            "around_12mp_100_instances": self.large,
+        }
+        return sum(stages.values()) or None
+
+    def _flops(self, detectors: dict[Candidate, Detector], found: int) -> dict[str, float]:
+        """FLOPs by stage of our float32 file; empty where there is none, or no ``onnx`` to read it."""
+        for candidate, detector in detectors.items():
+            if candidate.key is None or candidate.precision != "float32" or detector.spec.canvas is None:
+                continue
+            try:
+                onnx = import_extra("onnx")
+            except BluError as error:
+                self.say(f"FLOPs are not counted: {error}")
+                return {}
+            from blu_export.benchmark.flops import count_flops
+
+            return count_flops(onnx.load(candidate.key[0]), detector.spec.canvas, found).by_stage
+        return {}
+
+    def _rates(self, candidate: Candidate) -> dict[str, float]:
+        """Photos per second of a list, by batch size.
+
+        A runner that takes one photo only has no more figures, nor has one whose batches take longer than LONG_BATCH_S.
+        """
+        rates: dict[str, float] = {}
+        detector = candidate.open(self.settings.threads)
+        with detector.runner:
+            for batch in self.settings.batches:
+                self.say(f"batch {batch}: {candidate.name}")
+                photos = [self.encoded] * max(batch, 2)
+
+                def action(photos: list[bytes] = photos, batch: int = batch) -> object:
+                    return detector(photos, batch=batch)
+
+                try:
+                    seconds = median_seconds(action, self.settings.rounds)
+                except BluError:
+                    continue
+                rates[str(batch)] = len(photos) / seconds
+                if seconds > LONG_BATCH_S:
+                    break
+        return rates
+
+    def _lanes(self, candidate: Candidate, row: dict[str, Any]) -> int:
+        """Photos per second with one photo a core; returns the better number of lanes."""
+        threads = self.settings.threads
+        if threads < 2:
+            return 1
+        self.say(f"one photo a core: {candidate.name}")
+        detector = candidate.open(1)
+        with detector.runner:
+            detector.runner.lanes = threads
+            photos = [self.encoded] * (2 * threads)
+            rate = len(photos) / median_seconds(lambda: detector(photos), self.settings.rounds)
+        row["photos_per_second"]["one a core"] = rate
+        return threads if rate > row["photos_per_second"]["1"] else 1
+
+    def _curves(self, detectors: dict[Candidate, Detector]) -> None:
+        if not self.settings.curves:
+            return
+        for candidate, detector in detectors.items():
+            if candidate.key and candidate.precision == "float32" and detector.spec.canvas:
+                try:
+                    import_extra("onnx")
+                except BluError as error:
+                    self.say(f"the curves are left out: {error}")
+                    return
+                self.say(f"curves: {candidate.name}")
+                self.result["models"][self.model]["curves"] = measure_curves(
+                    candidate.key[0], detector.runner, self.settings.threads, self.settings.rounds, self.say
+                )
+                return
+
+    def _profile(self, path: Path) -> dict[str, float]:
+        from blu_export.benchmark.onnx_stages import profile_stages
+        from blu_export.image import decode, mold
+        from blu_export.runtime.onnx_file import read_onnx, spec_of
+
+        self.say(f"profiling {path.name}")
+        molded = mold(decode(self.encoded), spec_of(read_onnx(path), str(path)))
+        window = np.asarray(molded.window, np.float32)[None]
+        return profile_stages(path, molded.canvas[None], window, self.settings.threads, max(3, self.settings.rounds))
+
+    def _cold(self, candidate: Candidate) -> dict[str, float] | None:
+        """Medians over fresh processes, figure by figure; the first one, which fills the cache, does not count."""
+        assert candidate.file is not None
+        self.say(f"fresh process: {candidate.name}")
+        runtime = candidate.runtime.partition(" ")[0]
+        file = candidate.file
+        try:
+            runs = enough_of(
+                lambda: measure_cold(file, self.photo, runtime), self.settings.rounds, lambda run: run["first_result_s"]
+            )
+        except BluError as error:
+            self.say(f"skipped: {error}")
+            return None
+        return {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
+
+    def _remember(self, rows: dict[Candidate, dict[str, Any]], lanes: dict[tuple[Path, str], int]) -> None:
+        seconds = {c.key: row["stages"]["run"] for c, row in rows.items() if c.key is not None}
+        if not seconds or not self.settings.remember:
+            return
+        if self.result["spread"] > NOISY_SPREAD:
+            self.say("the machine was too noisy: --runtime auto does not learn from this run")
+            return
+        remember(precision_path(next(iter(seconds))[0], "float32"), seconds, lanes)
+
+
+def _share(around: dict[str, float], run: float) -> float:
+    """Share of all time that is not the network, were it to see such a photo."""
+    outside = sum(around.values())
+    return outside / (outside + run)
+
+
+def _commit() -> str | None:
+    """The commit of this source tree; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,162 @@
+"""From the ONNX file that a user has to the typed TensorRT graph that a builder takes.
+
+``blu export onnx`` writes portable files, whose NMS operator TensorRT does not build. No second export is
+needed: the learned parts are taken out again, typed, and composed for TensorRT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blu_export.errors import UsageError
+from blu_export.runtime import RUNTIMES_BY_SUFFIX
+from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
+from blu_export.spec import ModelSpec
+from blu_export.tensorrt.inspector import LayerReport
+from blu_export.tensorrt.sidecar import UNKNOWN
+
+if TYPE_CHECKING:
+    import onnx
+
+    from blu_export.parity.verify import ParityReport
+    from blu_export.quantize.precision import TypedParts
+
+FEW_PHOTOS = 8
+"""With fewer, int8 ranges are a guess, which is said."""
+VERIFIED_PHOTOS = 4
+"""Photos that the rehearsal is compared on: it runs on the processor, at seconds each."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph for the builder."""
+
+    source: OnnxFile
+    source_path: Path
+    source_sha256: str
+    spec: ModelSpec
+    precision: str
+    model: onnx.ModelProto
+    """Target ``tensorrt``, its learned parts in ``precision``."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Layers that are not in ``precision`` -> why."""
+    notes: tuple[str, ...] = ()
+    """What people should know about the typing."""
+    rehearsal: onnx.ModelProto | None = None
+    """The model in float32 with its roundings explicit; None where the source is the model."""
+
+    @property
+    def layers(self) -> LayerReport:
+        """Kind of each learned layer as the graph asks for it: that of its weights."""
+        from onnx import TensorProto
+
+        from blu_export.graph.checks import LEARNED
+        from blu_export.quantize.sensitivity import WEIGHTED
+
+        graph = self.model.graph
+        kinds = {t.name: "half" if t.data_type == TensorProto.FLOAT16 else "float32" for t in graph.initializer}
+        kinds |= {n.output[0]: "int8" for n in graph.node if n.op_type == "DequantizeLinear"}
+        layers = [n for n in graph.node if n.op_type in WEIGHTED and n.name.startswith(LEARNED)]
+        return LayerReport({n.name: kinds.get(n.input[1], UNKNOWN) for n in layers})
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all nodes, those of loop bodies included."""
+        bodies = [a.g.node for n in self.model.graph.node for a in n.attribute if a.HasField("g")]
+        return {n.name for n in itertools.chain(self.model.graph.node, *bodies)}
+
+    def verify(self, photos: Iterable[Any]) -> ParityReport:
+        """Compare the graph, run on the processor with its roundings explicit, with the source file."""
+        from blu_export.parity.verify import verify
+        from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+
+        assert self.rehearsal is not None
+        candidate = parse_onnx(self.rehearsal.SerializeToString(), "rehearsal")
+        with (
+            OnnxRuntimeRunner(self.source, "cpu", source=os.fspath(self.source_path)) as first,
+            OnnxRuntimeRunner(candidate, "cpu", source="rehearsal") as second,
+        ):
+            second.runtime = "rehearsal"
+            return verify(first, second, itertools.islice(photos, VERIFIED_PHOTOS))
+
+
+def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any], method: str = "minmax") -> Prepared:
+    """Read an exported model and make the graph for the builder.
+
+    Args:
+        path: portable or for TensorRT, as ``blu export onnx`` writes it; float32, or in ``precision`` already.
+        photos: what ``image.decode`` takes: ranges and costs are measured on them. Not looked at where
+            the file is in ``precision`` already.
+        method: see ``precision.type_parts``.
+
+    Raises:
+        ModelFileError: not a file that blu exported.
+        UsageError: it is of Keras, or cannot be brought into this precision.
+    """
+    import onnx
+
+    from blu_export.graph.checks import gate
+    from blu_export.graph.split import split
+    from blu_export.quantize.precision import TypedParts, canvases, compose_typed, type_parts
+
+    path = Path(path)
+    if RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) == ("keras",):
+        raise UsageError(
+            f"{path} is a file of Keras; engines are built from ONNX.", f"Export it: blu export onnx --weights {path}"
+        )
+    source = read_onnx(path)
+    spec = spec_of(source, str(path))
+    found, target = source.precision, source.metadata.get("blu_target", "portable")
+    sha256 = hashlib.sha256(source.data).hexdigest()
+    if found not in ("float32", precision):
+        raise UsageError(
+            f"{path} is {found}, and cannot become {precision}.", "Name the float32 file that it was made from."
+        )
+    model = onnx.load_from_string(source.data)
+    if found == precision and target == "tensorrt":
+        gate(model, "tensorrt")
+        return Prepared(source, path, sha256, spec, precision, model, source.json_metadata("blu_kept") or {})
+    if found == "int8":
+        raise UsageError(
+            f"{path} is quantised for processors, whose int8 differs from TensorRT's.",
+            "Name the float32 file that it was made from.",
+        )
+    parts = split(model, spec)
+    if found == precision:
+        typed = TypedParts(parts, precision, "tensorrt", source.json_metadata("blu_kept") or {})
+    else:
+        typed = type_parts(parts, spec, precision, "tensorrt", canvases(photos, spec), method)
+    composed = compose_typed(typed, spec)
+    gate(composed, "tensorrt")
+    _describe(composed, spec, precision, typed.kept)
+    rehearsal = compose_typed(typed, spec, rehearsal=True)
+    _describe(rehearsal, spec, precision, typed.kept)
+    notes = tuple(typed.notes() if found != precision else ()) + _few(typed, precision)
+    return Prepared(source, path, sha256, spec, precision, composed, dict(typed.kept), notes, rehearsal)
+
+
+def _few(typed: TypedParts, precision: str) -> tuple[str, ...]:
+    if precision == "int8" and 0 < typed.photos < FEW_PHOTOS:
+        return (f"ranges from so few photos are a guess: give {FEW_PHOTOS} or more with --calibration",)
+    return ()
+
+
+def _describe(model: onnx.ModelProto, spec: ModelSpec, precision: str, kept: Any) -> None:
+    from onnx import helper
+
+    helper.set_model_props(
+        model,
+        {
+            "blu_spec": spec.to_json(),
+            "blu_target": "tensorrt",
+            "blu_precision": precision,
+            "blu_kept": json.dumps(dict(kept)),
+        },
+    )

@@ -1,0 +1,61 @@
+"""Proposals: the best anchors, moved by the RPN's deltas and thinned by NMS."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blu_export.graph.boxes import apply_deltas
+from blu_export.graph.builder import Graph, Value
+from blu_export.graph.canvas import Canvas
+from blu_export.graph.nms import first_kept, keep_by_operator, keep_by_tensors
+from blu_export.graph.topk import TENSORRT_TOPK_LIMIT, top_k
+from blu_export.spec import ModelSpec
+
+
+def propose(
+    graph: Graph,
+    logits: Value,
+    deltas: Value,
+    canvas: Canvas,
+    spec: ModelSpec,
+    target: str,
+) -> Value:
+    """ROIs of each image, best first (the original's ``ProposalLayer``).
+
+    Args:
+        logits: float32 [B, A, 2], background and foreground.
+        deltas: float32 [B, A, 4], the RPN's raw output.
+
+    Returns:
+        float32 [B, post_nms_rois_inference, 4], normalised, clipped to the canvas; unused rows are zero.
+    """
+    with graph.stage("proposals"):
+        background, foreground = logits.split(1, 1)
+        # Softmax over two numbers, without a pass over an axis of length two.
+        scores = graph.op("Sigmoid", foreground - background).reshape(0, -1, name="scores")
+        limit = TENSORRT_TOPK_LIMIT if target == "tensorrt" else None
+        count: int | Value
+        if canvas.anchor_count is not None:
+            count = min(spec.pre_nms_limit, canvas.anchor_count)
+            _, index = top_k(graph, scores, count, limit)
+        else:
+            anchors = graph.op("Shape", scores, start=1, end=2)
+            wanted = graph.op("Min", anchors, np.array([spec.pre_nms_limit], np.int64))
+            _, index = top_k(graph, scores, wanted, limit)
+            count = graph.op("Squeeze", wanted, np.array([0], np.int64))
+        near, far = apply_deltas(
+            graph,
+            canvas.anchors(index),
+            deltas.rows_of_batch(index),
+            spec.rpn_bbox_std_dev,
+        )
+        boxes = graph.clip(graph.concat([near, far], axis=2), 0.0, 1.0)
+        wanted_rows = spec.post_nms_rois_inference
+        if target == "tensorrt":
+            assert isinstance(count, int)
+            keep = keep_by_tensors(graph, boxes, count, spec.rpn_nms_threshold)
+        else:
+            keep = keep_by_operator(graph, boxes, count, wanted_rows, spec.rpn_nms_threshold)
+        enough = min(spec.pre_nms_limit, canvas.fewest_anchors) >= wanted_rows
+        rois, _ = first_kept(graph, keep, boxes, count, wanted_rows, enough, limit)
+        return graph.op("Identity", rois, name="rois")

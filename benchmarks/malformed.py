@@ -9,8 +9,9 @@ import struct
 import zlib
 from collections.abc import Callable
 
-from loadgen import request
 from PIL import Image
+
+from benchmarks.loadgen import request
 
 Kind = Callable[[random.Random], bytes]
 

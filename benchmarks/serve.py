@@ -30,10 +30,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from loadgen import (  # noqa: E402
+from benchmarks.loadgen import (
     LOST,
     REFUSED,
     Reply,
@@ -46,9 +43,10 @@ from loadgen import (  # noqa: E402
     summary,
     until,
 )
-from malformed import KINDS  # noqa: E402
-from malformed import bombs as packed_bombs  # noqa: E402
+from benchmarks.malformed import KINDS
+from benchmarks.malformed import bombs as packed_bombs
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs" / "serve.md"
 MARK, MARK_END = "<!-- results: benchmarks/serve.py --docs -->", "<!-- end of results -->"

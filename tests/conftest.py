@@ -19,6 +19,8 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+pytest_plugins = ["engine_fixtures", "graph_fixtures", "pair_fixtures"]
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

@@ -30,7 +30,18 @@ from blu_export.serve.settings import ServeSettings
 from blu_export.spec import ModelSpec
 from blu_export.tensorrt.sidecar import read_sidecar
 
-HELD_MODULES = ("__init__", "errors", "files", "rle", "detections", "spec", "image")
+HELD_MODULES = (
+    "__init__",
+    "errors",
+    "files",
+    "rle",
+    "detections",
+    "spec",
+    "image.__init__",
+    "image.decode",
+    "image.canvas",
+    "image.results",
+)
 """Modules of this package that the Python model imports, directly or not."""
 MAX_BATCH = 8
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
@@ -248,7 +259,9 @@ def _write_frontend(folder: Path, config: Mapping[str, Any], network: Network) -
     held = folder / "1" / "blu_export"
     held.mkdir(parents=True)
     for module in HELD_MODULES:
-        (held / f"{module}.py").write_bytes(package.joinpath(f"{module}.py").read_bytes())
+        path = f"{module.replace('.', '/')}.py"
+        (held / path).parent.mkdir(exist_ok=True)
+        (held / path).write_bytes(package.joinpath(path).read_bytes())
     (folder / "1" / "model.py").write_bytes(package.joinpath("export", "triton_backend", "model.py").read_bytes())
     _write_description(folder, config, network.spec)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from blu_export.anchors import level_anchors, pyramid_anchors, pyramid_shapes
 from blu_export.graph.builder import Graph, Value
-from blu_export.model.anchors import level_anchors, pyramid_anchors, pyramid_shapes
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
 ROI_LEVELS = 4

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from blu_export.anchors import ROI_CANONICAL_SIZE, ROI_EDGE
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import ROI_LEVELS, Canvas
-from blu_export.model.anchors import ROI_CANONICAL_SIZE, ROI_EDGE
 
 LOWEST_LEVEL, CANONICAL_LEVEL = 2, 4
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from blu_export.model.anchors import pyramid_anchors
+from blu_export.anchors import pyramid_anchors
 from blu_export.model.boxes import normalize_window
 from blu_export.model.detection import select_detections
 from blu_export.model.heads import build_box_head, build_mask_head

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from blu_export.model.anchors import ROI_CANONICAL_SIZE, ROI_EDGE
+from blu_export.anchors import ROI_CANONICAL_SIZE, ROI_EDGE
 
 
 def pyramid_roi_align(boxes: Any, pyramid: list[Any], pool_size: int, canvas_shape: Any) -> Any:

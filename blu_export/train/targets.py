@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from blu_export.model.anchors import pyramid_anchors
+from blu_export.anchors import pyramid_anchors
 from blu_export.model.boxes import iou_matrix
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TargetConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the extra batch")
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
 
 from batch_jobs import Colour, write_photo
 from fake_runner import write_model
@@ -21,7 +18,7 @@ from fake_runner import write_model
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes find the fake model too."""
-    fakes = str(Path(__file__).parent.parent / "serve")
+    fakes = str(Path(__file__).parents[1] / "support")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [fakes, os.environ.get("PYTHONPATH")])))
 
 

@@ -19,7 +19,7 @@ from blu_export.errors import UsageError
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 
-FAKES = Path(__file__).parent.parent / "serve"
+FAKES = Path(__file__).parents[1] / "support"
 LEVELS = list(range(10, 250, 10))
 
 

@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))  # for tcp_line
-
 from tcp_line import Line
 
 BUCKET = "photos"

@@ -32,8 +32,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
 FakeOnnx = Callable[..., Path]
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "tests" / "support"
 SERVER = "BLU_TRITONSERVER"
 """Variable: the folder of a Triton server (bin/tritonserver, backends/python). docs/triton.md says how to get one."""
 SERVER_PYTHON = "BLU_TRITONSERVER_PYTHON"
@@ -147,10 +147,12 @@ def test_the_embedded_model_ends_as_blu_infers_does(tmp_path: Path) -> None:
 
 def test_the_repository_holds_exactly_the_modules_that_its_model_imports(tmp_path: Path, fake_onnx: FakeOnnx) -> None:
     front, _ = export_triton(fake_onnx(), tmp_path)
-    held = sorted(path.stem for path in (front / "1" / "blu_export").iterdir())
+    package = front / "1" / "blu_export"
+    held = sorted(".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py"))
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import model\n"
-        "print(*sorted(name.partition('.')[2] or '__init__' for name in sys.modules if name.startswith('blu_export')))"
+        "print(*('.'.join([name, '__init__'][: 1 + hasattr(module, '__path__')]).partition('.')[2] "
+        "for name, module in sys.modules.items() if name.startswith('blu_export')))"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", program, str(front / "1")],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -13,13 +12,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from golden_cases import CONFIGURATIONS, Golden
 
 from blu_export.detections import Detections
 from blu_export.image import Molded, unmold
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder to the path
-from golden_cases import CONFIGURATIONS, Golden
-
 from blu_export.runtime.base import Runner
 
 

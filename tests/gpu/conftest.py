@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_models import DEMO_PHOTO
 
 from blu_export.embedded import embedded
 from blu_export.errors import UsageError
@@ -15,8 +16,6 @@ from blu_export.tensorrt.builder import check_target
 from blu_export.tensorrt.cuda import Cuda
 from blu_export.tensorrt.libraries import is_installed, load_builder
 from blu_export.tensorrt.sidecar import Batch, Sidecar
-
-from ..engine.models import DEMO_PHOTO
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

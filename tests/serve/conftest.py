@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-sys.path.insert(0, str(Path(__file__).parent))
 
 from loopback import Running, Start, launching
 

@@ -21,7 +21,7 @@ from blu_export.serve.device import Device, WorkerLostError
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker import VARIABLE_CANVAS_BYTES
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(autouse=True)

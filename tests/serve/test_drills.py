@@ -14,11 +14,8 @@ import pytest
 from fake_runner import write_model
 from loopback import HERE, grey
 
-BENCHMARKS = HERE.parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import serve as drills  # noqa: E402
-from loadgen import ServerProcess  # noqa: E402
+from benchmarks import serve as drills
+from benchmarks.loadgen import ServerProcess
 
 LEVELS = range(20, 240, 20)
 """Photos of these grey levels, which are their scores times 255, are sent."""

@@ -17,7 +17,7 @@ from blu_export.errors import UsageError
 from blu_export.train.config import LOSSES
 from blu_export.train.distribute import check_same_epoch, make_strategy
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).parents[1] / "support" / "train_worker.py"
 ROOT = Path(__file__).parents[2]
 
 

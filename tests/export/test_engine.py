@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fake_builder import OWN_TIMINGS, FakeBuilderTensorRt
+from fake_gpu import FakeCuda
 
 from blu_export.cli.build_engine import parse_batch, parse_size
 from blu_export.errors import CheckFailedError, MissingDependencyError, ModelFileError, UsageError
@@ -26,9 +28,6 @@ from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.tensorrt.cuda import Cuda
 from blu_export.tensorrt.sidecar import UNKNOWN, Batch, read_sidecar
-
-from .fake_builder import OWN_TIMINGS, FakeBuilderTensorRt
-from .fake_gpu import FakeCuda
 
 ANY_FILE = Path("model.onnx")
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blu_export.anchors import pyramid_anchors
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
-from blu_export.model.anchors import pyramid_anchors
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 320), (512, 192)])

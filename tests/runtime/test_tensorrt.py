@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_gpu import Error, FakeCuda, FakeTensorRt
 
 from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
@@ -19,8 +20,6 @@ from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.runtime.tensorrt import TensorRtRunner
 from blu_export.tensorrt.cuda import LOST, Cuda, CudaError
 from blu_export.tensorrt.sidecar import Batch, Sidecar
-
-from .fake_gpu import Error, FakeCuda, FakeTensorRt
 
 pytest.importorskip("onnxruntime")
 

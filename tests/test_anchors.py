@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blu_export.model.anchors import ROI_EDGE, pyramid_anchors, pyramid_shapes
+from blu_export.anchors import ROI_EDGE, pyramid_anchors, pyramid_shapes
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(class_names=("BG", "a"), image_min_dim=256, image_max_dim=256)

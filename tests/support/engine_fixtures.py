@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from .models import DEMO_PHOTO, ROOT, export, specs
-
-sys.path.insert(0, str(ROOT))  # for the code that measures, in benchmarks/
+from full_models import DEMO_PHOTO, export, specs
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import onnx
-
-from .fake_gpu import FakeCuda, FakeEngine, FakeTensorRt
+from fake_gpu import FakeCuda, FakeEngine, FakeTensorRt
 
 OWN_TIMINGS = b"timings of this GPU"
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from blu_export.anchors import pyramid_shapes
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
 from blu_export.graph.roi_align import join_pyramid, roi_align, roi_level
-from blu_export.model.anchors import pyramid_shapes
 from blu_export.model.roi_align import pyramid_roi_align, roi_levels
 
 CHANNELS = 3

@@ -1,0 +1,180 @@
+"""Photos from untrusted bytes: told apart by content, measured before they are decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import Image as PilImage
+
+from blu_export.errors import ImageError, ImageFormatError, ImageSizeError
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage.Image | NDArray[np.uint8]"
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused unless the caller allows them."""
+MAX_STREAM_BYTES = 2**30
+"""Read at most, of a path that cannot be sought (a pipe)."""
+
+_FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    (b"II*\0", TiffImagePlugin.TiffImageFile),
+    (b"MM\0*", TiffImagePlugin.TiffImageFile),
+    (b"II+\0", TiffImagePlugin.TiffImageFile),
+    (b"WEBP", WebPImagePlugin.WebPImageFile),
+)
+"""First bytes of the formats that are read. Pillow knows many more, in decoders that few people look after."""
+
+_ORIENTATIONS = {
+    2: PilImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PilImage.Transpose.ROTATE_180,
+    4: PilImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PilImage.Transpose.TRANSPOSE,
+    6: PilImage.Transpose.ROTATE_270,
+    7: PilImage.Transpose.TRANSVERSE,
+    8: PilImage.Transpose.ROTATE_90,
+}
+"""What turns an image with this EXIF orientation upright."""
+_EXIF_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
+"""TIFF tags, and the value of one."""
+
+
+def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read an image as a person sees it.
+
+    JPEG, PNG, WebP, BMP and TIFF are told apart by their content. EXIF orientation is applied, grey
+    becomes RGB, 16 bits become the upper 8, alpha is dropped and colours stay as they are; of an
+    animation the first frame counts.
+
+    Args:
+        source: a path, an encoded image, a PIL image, or uint8 [H, W], [H, W, 1], [H, W, 3] RGB or
+            [H, W, 4] RGBA.
+        max_pixels: limit for height times width; checked before anything is decoded.
+
+    Returns:
+        uint8 [H, W, 3] RGB; it may be read-only, and it may be the array that was given.
+
+    Raises:
+        ImageError: it cannot be read, or is too large. No other error comes out, whatever the bytes.
+    """
+    if isinstance(source, np.ndarray):
+        return _decode_array(source, max_pixels)
+    if isinstance(source, PilImage.Image):
+        return _decode_pil(source, "The image", max_pixels)
+    with ExitStack() as stack:
+        if isinstance(source, bytes | bytearray | memoryview):
+            file, name = io.BytesIO(source), "The image"
+        elif isinstance(source, str | os.PathLike):
+            file, name = stack.enter_context(_open(source)), os.fspath(source)
+        else:
+            raise ImageError(
+                f"A {type(source).__name__} is not an image.", "Give a path, bytes, a PIL image or an array."
+            )
+        return _decode_file(file, name, max_pixels)
+
+
+def _open(path: str | os.PathLike[str]) -> Any:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        if file.seekable():
+            return file
+        with file:
+            return io.BytesIO(file.read(MAX_STREAM_BYTES))
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"The image {os.fspath(path)} cannot be read: {reason}.", "Check the path.") from error
+
+
+def _decode_file(file: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    try:
+        head = file.read(12)
+        file.seek(0)
+    except OSError as error:
+        raise ImageError(f"The image {name} cannot be read: {error}.") from error
+    content = head[8:] if head[:4] == b"RIFF" else head  # a box whose content is named after its size
+    known = [plugin for magic, plugin in _FORMATS if content.startswith(magic)]
+    if not known:
+        what = "is not an image that can be read" if head else "is empty"
+        raise ImageFormatError(f"{name} {what}.", "Use JPEG, PNG, WebP, BMP or TIFF.")
+    try:
+        # The plugin itself, not Image.open: that would try other formats, and warn of sizes allowed here.
+        image = known[0](file)
+    except Exception as error:  # damaged headers raise almost anything in Pillow's plugins
+        raise _broken(name, error) from error
+    with image:
+        return _decode_pil(image, name, max_pixels)
+
+
+def _decode_pil(image: PilImage.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    _check_size(image.height, image.width, name, max_pixels)
+    try:
+        image.load()
+        turn = _ORIENTATIONS.get(_orientation(image))  # after load: that is what turns a TIFF
+        pixels = _to_rgb(image if turn is None else image.transpose(turn), name)
+    except ImageError:
+        raise
+    except Exception as error:  # as above: there is no closed list
+        raise _broken(name, error) from error
+    return pixels
+
+
+def _decode_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+    shape = "×".join(map(str, array.shape))
+    if array.dtype != np.uint8:
+        raise ImageError(f"An array of {array.dtype} is not an image.", "Give uint8 values, 0 to 255.")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"An array of {shape} is not an image.", "Give H×W, H×W×1, H×W×3 (RGB) or H×W×4 (RGBA).")
+    _check_size(array.shape[0], array.shape[1], f"The array of {shape}", max_pixels)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array[..., :3])
+
+
+def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise ImageError(f"{name} has no pixels.")
+    if height * width > max_pixels:
+        raise ImageSizeError(
+            f"{name} has {width}×{height} pixels, more than the {max_pixels / 1e6:g} million allowed.",
+            "Make it smaller, or raise the limit if you trust it.",
+        )
+
+
+def _orientation(image: PilImage.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # EXIF that cannot be parsed: viewers show such a photo as it is stored
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: PilImage.Image, name: str) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        tags = getattr(image, "tag_v2", {})  # of a TIFF, whose grey may have fewer bits, and begin with white
+        grey = (np.asarray(image) >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+        if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+            grey = 255 - grey
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{name} has 32 bits per value, which has no agreed range.", "Convert it to 8 or 16 bits.")
+    if image.mode in ("RGBa", "La"):  # alpha already multiplied in: take it out before it is dropped
+        image = image.convert(image.mode[:-1] + "A")
+    if "transparency" in image.info:  # a transparent colour keeps its colour
+        image = image.copy()
+        del image.info["transparency"]
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _broken(name: str, error: Exception) -> ImageError:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ImageError(f"{name} is damaged: {reason}.", "Save it again, or get a whole copy.")

@@ -232,11 +232,11 @@ def _cuda_row(session: Session, device: Cuda, path: Path, row: dict[str, Any]) -
 
         from blu_export.export.onnx import checked_graph
         from blu_export.graph.split import split
-        from blu_export.quantize.precision import canvases, type_parts
+        from blu_export.quantize.precision import apply_precision, canvases
 
         spec = spec_of(file, str(path))
         parts = split(onnx.load_from_string(file.data), spec)
-        typed = type_parts(parts, spec, precision, "portable", canvases(session.photos, spec))
+        typed = apply_precision(parts, spec, precision, "portable", canvases(session.photos, spec))
         row["kept"] = dict(typed.kept)
         file = parse_onnx(checked_graph(typed, spec).SerializeToString(), str(path))
     with OnnxRuntimeRunner(file, "cuda", source=str(path)) as runner:

@@ -4,7 +4,7 @@
     python -m benchmarks.precision DATASET --limit 40 --model coco.onnx
 
 Ranges and layer costs come from photos of the train part, never from those that are judged. The rows of target
-``tensorrt`` are rehearsals: the builder's graph, run on the processor with each rounding to half explicit.
+``tensorrt`` are emulations: the builder's graph, run on the processor with each rounding to half explicit.
 Written to benchmarks/results/precision.json and .md.
 """
 
@@ -32,7 +32,7 @@ from blu_export.graph.split import split
 from blu_export.parity.match import match
 from blu_export.parity.verify import TOLERANCES, ParityReport, PhotoParity
 from blu_export.quantize.int8 import METHODS
-from blu_export.quantize.precision import TypedParts, canvases, compose_typed, type_parts
+from blu_export.quantize.precision import TypedSubnetworks, apply_precision, canvases, compose_typed
 from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
@@ -67,7 +67,7 @@ class Study:
 
     def measure(self, precision: str, target: str, method: str = "minmax") -> dict[str, Any]:
         """Type the parts, run the photos, and compare with float32: JSON values."""
-        typed = type_parts(self.parts, self.spec, precision, target, self.canvases, method)
+        typed = apply_precision(self.parts, self.spec, precision, target, self.canvases, method)
         self.say(f"{precision} for {target}, {method}: {len(typed.kept)} layers kept")
         found, ap = self._judge(self._runner(typed))
         photos = tuple(
@@ -85,10 +85,10 @@ class Study:
             "parity": parity.to_json(),
         }
 
-    def _runner(self, typed: TypedParts) -> OnnxRuntimeRunner:
+    def _runner(self, typed: TypedSubnetworks) -> OnnxRuntimeRunner:
         import onnx
 
-        model = compose_typed(typed, self.spec, rehearsal=typed.target == "tensorrt")
+        model = compose_typed(typed, self.spec, emulation=typed.target == "tensorrt")
         properties = {"blu_spec": self.spec.to_json(), "blu_target": typed.target, "blu_precision": typed.precision}
         onnx.helper.set_model_props(model, properties)
         return OnnxRuntimeRunner(parse_onnx(model.SerializeToString(), "typed"), "cpu")

@@ -398,8 +398,8 @@ def direct(model: Path, photos: Sequence[bytes], seconds: float, batches: Sequen
 async def transfer(model: Path, photos: Sequence[bytes], runs: int = 20) -> dict[str, Any]:
     """What the worker process costs: a batch's round trip less the time of the network in it."""
     from blu_export.image import decode, mold
-    from blu_export.serve.device import Device
     from blu_export.serve.settings import ServeSettings
+    from blu_export.serve.worker_process import Device
 
     device = await Device.start(ServeSettings(model))
     try:

@@ -1,6 +1,6 @@
 """What a photo costs as one quantity grows: canvas, batch, instances, megapixels.
 
-The network's part comes from the exported file itself: its learned parts are taken out and composed
+The network's part comes from the exported file itself: its subnetworks are taken out and composed
 again for other canvases, and its mask head is run on as many ROIs as there are instances.
 """
 
@@ -102,7 +102,7 @@ def measure_curves(
 
 
 def _canvas_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: Callable[[str], None]) -> Curve:
-    """The same learned parts on square canvases from half the model's to its own."""
+    """The same subnetworks on square canvases from half the model's to its own."""
     import onnx
 
     from blu_export.graph.compose import compose

@@ -153,13 +153,13 @@ def build_engine(
             f"They overflow or lose accuracy in {request.precision} on these photos: name others with --calibration, "
             "look at the weights, or build with --fp32."
         )
-    rehearsal = None
-    if request.verify and prepared.rehearsal is not None:
+    emulation = None
+    if request.verify and prepared.emulation is not None:
         report = prepared.verify(photos)
         for line in report.lines():
             say(f"  {line}")
         report.require()
-        rehearsal = report.to_json()
+        emulation = report.to_json()
     output = request.output or Path(
         f"{request.onnx.stem}.{request.precision}.{decided.target.sm}.engine"
     )  # fmt: skip
@@ -185,7 +185,7 @@ def build_engine(
         kept=prepared.kept,
         typed_share=prepared.layers.share,
         log=built.log,
-        rehearsal=rehearsal,
+        emulation=emulation,
         blu_version=__version__,
     )
     if decided.here:

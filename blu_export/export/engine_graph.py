@@ -1,7 +1,7 @@
 """From the ONNX file that a user has to the typed TensorRT graph that a builder takes.
 
 ``blu export onnx`` writes portable files, whose NMS operator TensorRT does not build. No second export is
-needed: the learned parts are taken out again, typed, and composed for TensorRT.
+needed: the subnetworks are taken out again, typed, and composed for TensorRT.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     import onnx
 
     from blu_export.parity.verify import ParityReport
-    from blu_export.quantize.precision import TypedParts
+    from blu_export.quantize.precision import TypedSubnetworks
 
 FEW_PHOTOS = 8
 """With fewer, int8 ranges are a guess, which is said."""
 VERIFIED_PHOTOS = 4
-"""Photos that the rehearsal is compared on: it runs on the processor, at seconds each."""
+"""Photos that the emulation is compared on: it runs on the processor, at seconds each."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Prepared:
     spec: ModelSpec
     precision: str
     model: onnx.ModelProto
-    """Target ``tensorrt``, its learned parts in ``precision``."""
+    """Target ``tensorrt``, its subnetworks in ``precision``."""
     kept: dict[str, str] = field(default_factory=dict)
     """Layers that are not in ``precision`` -> why."""
     notes: tuple[str, ...] = ()
     """What people should know about the typing."""
-    rehearsal: onnx.ModelProto | None = None
+    emulation: onnx.ModelProto | None = None
     """The model in float32 with its roundings explicit; None where the source is the model."""
 
     @property
@@ -77,13 +77,13 @@ class Prepared:
         from blu_export.parity.verify import verify
         from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
-        assert self.rehearsal is not None
-        candidate = parse_onnx(self.rehearsal.SerializeToString(), "rehearsal")
+        assert self.emulation is not None
+        candidate = parse_onnx(self.emulation.SerializeToString(), "emulation")
         with (
             OnnxRuntimeRunner(self.source, "cpu", source=os.fspath(self.source_path)) as first,
-            OnnxRuntimeRunner(candidate, "cpu", source="rehearsal") as second,
+            OnnxRuntimeRunner(candidate, "cpu", source="emulation") as second,
         ):
-            second.runtime = "rehearsal"
+            second.runtime = "emulation"
             return verify(first, second, itertools.islice(photos, VERIFIED_PHOTOS))
 
 
@@ -94,7 +94,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         path: portable or for TensorRT, as ``blu export onnx`` writes it; float32, or in ``precision`` already.
         photos: what ``image.decode`` takes: ranges and costs are measured on them. Not looked at where
             the file is in ``precision`` already.
-        method: see ``precision.type_parts``.
+        method: see ``precision.apply_precision``.
 
     Raises:
         ModelFileError: not a file that blu exported.
@@ -102,9 +102,9 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     """
     import onnx
 
-    from blu_export.graph.checks import gate
+    from blu_export.graph.checks import check_graph
     from blu_export.graph.split import split
-    from blu_export.quantize.precision import TypedParts, canvases, compose_typed, type_parts
+    from blu_export.quantize.precision import TypedSubnetworks, apply_precision, canvases, compose_typed
 
     path = Path(path)
     if RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) == ("keras",):
@@ -121,7 +121,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         )
     model = onnx.load_from_string(source.data)
     if found == precision and target == "tensorrt":
-        gate(model, "tensorrt")
+        check_graph(model, "tensorrt")
         return Prepared(source, path, sha256, spec, precision, model, source.json_metadata("blu_kept") or {})
     if found == "int8":
         raise UsageError(
@@ -130,19 +130,19 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         )
     parts = split(model, spec)
     if found == precision:
-        typed = TypedParts(parts, precision, "tensorrt", source.json_metadata("blu_kept") or {})
+        typed = TypedSubnetworks(parts, precision, "tensorrt", source.json_metadata("blu_kept") or {})
     else:
-        typed = type_parts(parts, spec, precision, "tensorrt", canvases(photos, spec), method)
+        typed = apply_precision(parts, spec, precision, "tensorrt", canvases(photos, spec), method)
     composed = compose_typed(typed, spec)
-    gate(composed, "tensorrt")
+    check_graph(composed, "tensorrt")
     _describe(composed, spec, precision, typed.kept)
-    rehearsal = compose_typed(typed, spec, rehearsal=True)
-    _describe(rehearsal, spec, precision, typed.kept)
+    emulation = compose_typed(typed, spec, emulation=True)
+    _describe(emulation, spec, precision, typed.kept)
     notes = tuple(typed.notes() if found != precision else ()) + _few(typed, precision)
-    return Prepared(source, path, sha256, spec, precision, composed, dict(typed.kept), notes, rehearsal)
+    return Prepared(source, path, sha256, spec, precision, composed, dict(typed.kept), notes, emulation)
 
 
-def _few(typed: TypedParts, precision: str) -> tuple[str, ...]:
+def _few(typed: TypedSubnetworks, precision: str) -> tuple[str, ...]:
     if precision == "int8" and 0 < typed.photos < FEW_PHOTOS:
         return (f"ranges from so few photos are a guess: give {FEW_PHOTOS} or more with --calibration",)
     return ()

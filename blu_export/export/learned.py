@@ -1,4 +1,4 @@
-"""The learned parts: from Keras layers to plain ONNX convolutions, through tf2onnx.
+"""The subnetworks: from Keras layers to plain ONNX convolutions, through tf2onnx.
 
 Three things keep the conversion to seconds and its result lean. Batch normalisation is folded into
 the layer before it in NumPy. The weights are *inputs* of the traced function, so that tf2onnx, which
@@ -25,11 +25,11 @@ from blu_export.model.normalization import folded, norms_by_layer
 PARTS = ("trunk", "box_head", "mask_head")
 PYRAMID = ("P2", "P3", "P4", "P5")
 TRACE_OPSET = 18
-"""tf2onnx writes up to this operator set; the operators of the learned parts are the same in later ones."""
+"""tf2onnx writes up to this operator set; the operators of the subnetworks are the same in later ones."""
 
 
-def learned_parts(model: MaskRCNN, opset: int) -> dict[str, onnx.ModelProto]:
-    """Convert the three learned parts of a model.
+def subnetworks(model: MaskRCNN, opset: int) -> dict[str, onnx.ModelProto]:
+    """Convert the three subnetworks of a model.
 
     Names of tensors and nodes begin with the part's name; initializers are ``part/layer/kernel`` and
     ``part/layer/bias``. All is float32, images and feature maps are NCHW, batches are dynamic.

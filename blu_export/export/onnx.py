@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from blu_export.model.mask_rcnn import MaskRCNN
     from blu_export.model.weights import WeightReport
     from blu_export.parity.verify import ParityReport
-    from blu_export.quantize.precision import TypedParts
+    from blu_export.quantize.precision import TypedSubnetworks
 
 DEFAULT_OPSET = 18
 PACKAGES = ("onnx", "tf2onnx", "tensorflow", "keras", "numpy", "onnxruntime")
@@ -82,9 +82,9 @@ def export_onnx(
         class_names, settings: see ``model.weights.Weights.make_spec``.
         target: ``portable`` (ONNX Runtime, OpenVINO) or ``tensorrt``.
         opset: version of the ONNX operator set, one of graph.OPSETS; int8 raises it where it must.
-        precision: of the learned parts: ``float32``, ``fp16`` or ``int8``.
+        precision: of the subnetworks: ``float32``, ``fp16`` or ``int8``.
         calibration: photos that fp16 and int8 are measured on. Default: ``images``, or the demo photo.
-        method: how int8 ranges are chosen, see ``precision.type_parts``.
+        method: how int8 ranges are chosen, see ``precision.apply_precision``.
         compress_to_fp16: store the kernels in half and compute in float32, see ``storage.compress``.
         verify: compare the file with the Keras model, instance by instance.
         images: photos to compare on. Default: PARITY_PHOTOS of ``calibration``, or the demo photo.
@@ -99,9 +99,9 @@ def export_onnx(
     """
     for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
         import_extra(package)
-    from blu_export.export.learned import learned_parts
+    from blu_export.export.learned import subnetworks
     from blu_export.model.weights import build_model
-    from blu_export.quantize.precision import MOST_PHOTOS, canvases, type_parts
+    from blu_export.quantize.precision import MOST_PHOTOS, apply_precision, canvases
 
     output, calibration = Path(output), list(calibration)
     photos, which = parity_photos(calibration, None if images is None else list(images))
@@ -121,7 +121,7 @@ def export_onnx(
     spec = model.spec.replace(provenance={**model.spec.provenance, "blu_version": __version__})
     tell(f"read {weights}: {spec.backbone}, {spec.num_classes} classes, {report.summary()} ({seconds['read']:.1f} s)")
     with step("convert"):
-        parts = learned_parts(model, opset)
+        parts = subnetworks(model, opset)
     tell(f"converted ({seconds['convert']:.1f} s)")
     if precision != "float32":
         tell(f"measuring layers for {precision}")
@@ -129,7 +129,7 @@ def export_onnx(
             tell(f"on the demo photo alone: give {MOST_PHOTOS} or more photos of your own with --calibration")
     with step("type"):
         measured_on = canvases(calibration or photos, spec) if precision != "float32" else ()
-        typed = type_parts(parts, spec, precision, target, measured_on, method)
+        typed = apply_precision(parts, spec, precision, target, measured_on, method)
     for note in typed.notes():
         tell(note)
     with step("compose"):
@@ -172,20 +172,20 @@ def _count(photos: Sequence[Any]) -> str:
 
 
 def checked_graph(
-    typed: TypedParts, spec: ModelSpec, rehearsal: bool = False, compress_to_fp16: bool = False
+    typed: TypedSubnetworks, spec: ModelSpec, emulation: bool = False, compress_to_fp16: bool = False
 ) -> onnx.ModelProto:
-    """Typed parts as one model that passed the ONNX checker, full shape inference and the gate.
+    """Typed parts as one model that passed the ONNX checker, full shape inference and the graph checks.
 
     Raises:
         ModelFileError: it did not pass.
     """
     import onnx
 
-    from blu_export.graph.checks import gate
+    from blu_export.graph.checks import check_graph
     from blu_export.graph.compression import compress
     from blu_export.quantize.precision import compose_typed
 
-    graph = compose_typed(typed, spec, rehearsal)
+    graph = compose_typed(typed, spec, emulation)
     if compress_to_fp16:
         graph = compress(graph)
     try:
@@ -194,8 +194,8 @@ def checked_graph(
         raise ModelFileError(
             f"The exported graph is not valid ONNX: {error}.", "This is a bug of blu: please report it."
         ) from error
-    if not rehearsal:  # whose roundings are casts in the fixed maths
-        gate(graph, typed.target)
+    if not emulation:  # whose roundings are casts in the box arithmetic
+        check_graph(graph, typed.target)
     _add_metadata(
         graph,
         {
@@ -210,23 +210,23 @@ def checked_graph(
 
 
 def measure_parity(
-    model: MaskRCNN, graph: onnx.ModelProto, typed: TypedParts, spec: ModelSpec, photos: Iterable[Any]
+    model: MaskRCNN, graph: onnx.ModelProto, typed: TypedSubnetworks, spec: ModelSpec, photos: Iterable[Any]
 ) -> ParityReport:
     """The graph in ONNX Runtime against the Keras model it came from.
 
     The processor has no half-precision arithmetic, and ONNX Runtime widens such a graph to float32, so a
-    TensorRT graph with half-precision layers is judged by its rehearsal, in which every rounding is explicit.
+    TensorRT graph with half-precision layers is judged by its emulation, in which every rounding is explicit.
     """
     from blu_export.parity.verify import verify
     from blu_export.runtime.keras import KerasRunner
     from blu_export.runtime.onnx_file import parse_onnx
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
-    rehearse = typed.target == "tensorrt" and typed.precision != "float32"
-    judged = checked_graph(typed, spec, rehearsal=True) if rehearse else graph
+    emulate = typed.target == "tensorrt" and typed.precision != "float32"
+    judged = checked_graph(typed, spec, emulation=True) if emulate else graph
     with OnnxRuntimeRunner(parse_onnx(judged.SerializeToString(), "the exported graph"), "cpu") as candidate:
-        if rehearse:
-            candidate.runtime = "rehearsal"
+        if emulate:
+            candidate.runtime = "emulation"
         return verify(KerasRunner.of_model(model), candidate, photos)
 
 

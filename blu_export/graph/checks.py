@@ -1,4 +1,4 @@
-"""The gate: what an exported graph must not contain, checked before it is written."""
+"""Graph checks: what an exported graph must not contain, checked before it is written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from blu_export.errors import ModelFileError
 from blu_export.graph.topk import TENSORRT_TOPK_LIMIT
 
 LEARNED = ("trunk/", "box_head/", "mask_head/")
-"""Prefixes of the nodes that hold weights; all others are fixed maths."""
+"""Prefixes of the nodes that hold weights; all others are box arithmetic."""
 NMS_LOOP = "/nms/"
 """Part of the name of the one kind of Loop that is allowed: NMS until nothing changes, TensorRT only."""
 HALF_MOVERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Transpose"})
-"""What fixed maths may do with half-precision tensors: move them, and cast them."""
+"""What box arithmetic may do with half-precision tensors: move them, and cast them."""
 WITHOUT_PLUGIN = frozenset({"NonZero", "NonMaxSuppression", "RoiAlign", "Unique", "Compress"})
 """What TensorRT refuses, or runs with a plugin or a data-dependent shape only."""
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
@@ -35,7 +35,7 @@ class _Found:
         return self.node.name.startswith(LEARNED)
 
 
-def gate(model: onnx.ModelProto, target: str) -> None:
+def check_graph(model: onnx.ModelProto, target: str) -> None:
     """Check a composed model against the rules of its target (``portable`` or ``tensorrt``).
 
     Raises:
@@ -84,7 +84,7 @@ def _node_problems(found: _Found, target: str) -> Iterator[str]:
     if node.op_type in WITHOUT_PLUGIN:
         yield f"TensorRT has no {node.op_type} without a plugin or a data-dependent shape"
     if node.op_type in PRODUCTS and not found.learned:
-        yield f"{node.op_type} in the fixed maths: TensorRT-RTX has no float32 product for Turing"
+        yield f"{node.op_type} in the box arithmetic: TensorRT-RTX has no float32 product for Turing"
     if node.op_type == "TopK":
         k = found.constants.get(node.input[1])
         if k is None:
@@ -94,7 +94,7 @@ def _node_problems(found: _Found, target: str) -> Iterator[str]:
 
 
 def _half_problems(model: onnx.ModelProto) -> Iterator[str]:
-    """Fixed maths must be float32: half precision moves boxes by pixels."""
+    """Box arithmetic must be float32: half precision moves boxes by pixels."""
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     infos = [*inferred.value_info, *inferred.input, *inferred.output]
@@ -102,7 +102,7 @@ def _half_problems(model: onnx.ModelProto) -> Iterator[str]:
     for node in inferred.node:
         touched = any(kinds.get(n) in half for n in (*node.input, *node.output))
         if touched and not node.name.startswith(LEARNED) and node.op_type not in HALF_MOVERS:
-            yield f"{node.name}: {node.op_type} of the fixed maths is not float32"
+            yield f"{node.name}: {node.op_type} of the box arithmetic is not float32"
 
 
 def _nodes(graph: onnx.GraphProto, outer: dict[str, onnx.TensorProto]) -> Iterator[_Found]:

@@ -1,4 +1,4 @@
-"""One graph from the learned parts and the fixed maths between them."""
+"""One graph from the subnetworks and the box arithmetic between them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ TARGETS = ("portable", "tensorrt")
 
 
 def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str = "portable") -> onnx.ModelProto:
-    """Join ``learned_parts`` into the model that runners load.
+    """Join ``subnetworks`` into the model that runners load.
 
     Parts may be float32, float16 or quantised inside; where a part's input or output is float16, the
-    cast to and from the float32 of the fixed maths is put at that seam.
+    cast to and from the float32 of the box arithmetic is put at that seam.
 
     Args:
-        parts: ``trunk``, ``box_head`` and ``mask_head``, as ``learned_parts`` makes them, all of one opset.
+        parts: ``trunk``, ``box_head`` and ``mask_head``, as ``subnetworks`` makes them, all of one opset.
         target: ``portable`` (ONNX Runtime, OpenVINO) or ``tensorrt`` (no NonMaxSuppression, NonZero,
-            nor MatMul outside the learned parts; fixed row counts).
+            nor MatMul outside the subnetworks; fixed row counts).
 
     Returns:
         Inputs ``canvas`` uint8 [B, H, W, 3] and ``window`` float32 [B, 4]; outputs ``detections``

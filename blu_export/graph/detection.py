@@ -7,7 +7,7 @@ import numpy as np
 from blu_export.graph.boxes import apply_deltas
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
-from blu_export.graph.nms import first_kept, keep_by_operator, keep_by_tensors
+from blu_export.graph.nms import gather_kept, keep_by_operator, keep_by_tensors
 from blu_export.graph.topk import TENSORRT_TOPK_LIMIT, top_k
 from blu_export.spec import ModelSpec
 
@@ -80,4 +80,4 @@ def detect(
                 (sorted_ids.cast(np.int64), candidate, classes),
             )
         enough = count >= spec.detection_max_instances
-        return first_kept(graph, keep, rows, count, spec.detection_max_instances, enough, limit)
+        return gather_kept(graph, keep, rows, count, spec.detection_max_instances, enough, limit)

@@ -89,7 +89,7 @@ def keep_by_tensors(graph: Graph, boxes: Value, count: int, threshold: float,
     return graph.concat(decided, axis=2).reshape(0, -1)
 
 
-def first_kept(graph: Graph, keep: Value, rows: Value, count: int | Value, wanted: int, enough: bool,
+def gather_kept(graph: Graph, keep: Value, rows: Value, count: int | Value, wanted: int, enough: bool,
                limit: int | None) -> tuple[Value, Value]:  # fmt: skip
     """The first ``wanted`` kept rows, in order, then rows of zeros.
 

@@ -7,7 +7,7 @@ import numpy as np
 from blu_export.graph.boxes import apply_deltas
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
-from blu_export.graph.nms import first_kept, keep_by_operator, keep_by_tensors
+from blu_export.graph.nms import gather_kept, keep_by_operator, keep_by_tensors
 from blu_export.graph.topk import TENSORRT_TOPK_LIMIT, top_k
 from blu_export.spec import ModelSpec
 
@@ -57,5 +57,5 @@ def propose(
         else:
             keep = keep_by_operator(graph, boxes, count, wanted_rows, spec.rpn_nms_threshold)
         enough = min(spec.pre_nms_limit, canvas.fewest_anchors) >= wanted_rows
-        rois, _ = first_kept(graph, keep, boxes, count, wanted_rows, enough, limit)
+        rois, _ = gather_kept(graph, keep, boxes, count, wanted_rows, enough, limit)
         return graph.op("Identity", rois, name="rois")

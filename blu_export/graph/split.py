@@ -1,4 +1,4 @@
-"""The inverse of ``compose``: the learned parts back out of a composed file.
+"""The inverse of ``compose``: the subnetworks back out of a composed file.
 
 Nothing but ``onnx`` is needed, so a portable file that was exported once can be typed anew, or composed
 for another target, where TensorFlow is not installed.
@@ -19,11 +19,11 @@ PARTS = {
     "box_head": ("box_head/rois", ("box_head/mrcnn_class_logits", "box_head/mrcnn_bbox")),
     "mask_head": ("mask_head/rois", ("mask_head/mrcnn_mask",)),
 }  # fmt: skip
-"""Input and outputs of each learned part, as ``learned_parts`` names them."""
+"""Input and outputs of each subnetwork, as ``subnetworks`` names them."""
 
 
 def split(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, onnx.ModelProto]:
-    """The learned parts of a composed model; see ``learned.learned_parts`` for what they compute.
+    """The subnetworks of a composed model; see ``learned.subnetworks`` for what they compute.
 
     Weights are shared with ``model`` where protobuf allows it; treat it as given away.
 

@@ -1,1 +1,1 @@
-"""The Keras Mask R-CNN: its learned layers, its fixed maths, and its weights files."""
+"""The Keras Mask R-CNN: its learned layers, its box arithmetic, and its weights files."""

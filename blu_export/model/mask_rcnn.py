@@ -28,7 +28,7 @@ class MaskRCNN(keras.Model):
     """Mask R-CNN (He et al. 2017) with the layer names of Matterport's implementation.
 
     The learned layers are three functional models, ``trunk``, ``box_head`` and ``mask_head``; all
-    else is fixed maths. Weights are random until a file is loaded (``model/weights.py``).
+    else is box arithmetic. Weights are random until a file is loaded (``model/weights.py``).
     """
 
     def __init__(self, spec: ModelSpec, **kwargs: Any) -> None:

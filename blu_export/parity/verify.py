@@ -34,7 +34,7 @@ TOLERANCES = {
     "bf16": Tolerance(0.97, 0.97),
     "int8": Tolerance(0.93, 0.95),
 }
-"""By the precision of the candidate's learned parts."""
+"""By the precision of the candidate's subnetworks."""
 
 NOT_COMPARED = ("provenance", "version")
 """Fields of the spec that do not change what a model finds."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from blu_export.quantize.half import round_to_half
-from blu_export.quantize.sensitivity import open_session, shifted
+from blu_export.quantize.sensitivity import correct_biases, open_session
 
 ROWS = 1024
 """Positions of each photo at which a layer's inputs are looked at."""
@@ -31,13 +31,13 @@ DAMPING = 0.01
 """Added to the second moments' diagonal, as a share of its mean: few rows do not describe all inputs."""
 
 
-def round_together(
+def round_kernels(
     part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]], keep: Collection[str] = ()
 ) -> onnx.ModelProto:
     """The part with every kernel on half's grid, in float32.
 
     Args:
-        part: float32, as ``learned_parts`` makes it.
+        part: float32, as ``subnetworks`` makes it.
         samples: inputs of the part, as many as there are photos to measure on.
         keep: names of nodes whose kernels stay as they are.
     """
@@ -52,7 +52,7 @@ def round_together(
         weights, shift = kernel.rounded()
         tensors[kernel.name].CopyFrom(numpy_helper.from_array(weights, kernel.name))
         shifts |= {node.name: shift for node in kernel.nodes}
-    return shifted(rounded, shifts)
+    return correct_biases(rounded, shifts)
 
 
 def spread_errors(weights: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.float64]:

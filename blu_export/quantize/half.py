@@ -1,8 +1,8 @@
-"""Half precision for a learned part: typed tensors, and a float32 rehearsal that rounds like them.
+"""Half precision for a subnetwork: typed tensors, and a float32 emulation that rounds like them.
 
 ONNX Runtime's CPU has no half-precision convolution. It computes such a file in float32 and drops the
-casts in between, so that only the rounding of the weights would show there. ``rehearse`` makes every
-rounding explicit: what overflows or vanishes in half does so in the rehearsal too, on any machine. Sums
+casts in between, so that only the rounding of the weights would show there. ``emulate`` makes every
+rounding explicit: what overflows or vanishes in half does so in the emulation too, on any machine. Sums
 inside a layer are float32 in it; a GPU that sums in half is less accurate.
 """
 
@@ -29,7 +29,7 @@ def to_half(part: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProt
     """A part in half precision.
 
     Args:
-        part: float32, as ``learned_parts`` makes it, or with Q/DQ nodes inside (then of opset 19 or later).
+        part: float32, as ``subnetworks`` makes it, or with Q/DQ nodes inside (then of opset 19 or later).
         keep: names of nodes that stay float32; neighbours among them pass float32 to each other.
 
     Returns:
@@ -82,7 +82,7 @@ def to_half(part: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProt
     return _model(part, nodes, inputs, outputs, tensors)
 
 
-def rehearse(part: onnx.ModelProto) -> onnx.ModelProto:
+def emulate(part: onnx.ModelProto) -> onnx.ModelProto:
     """A half-precision part computed in float32, each result rounded to half.
 
     Weights are those of the half-precision part; overflow gives infinities, as it does there.

@@ -1,4 +1,4 @@
-"""int8 for a learned part: Q/DQ nodes with ranges from real photos, by ONNX Runtime's quantiser.
+"""int8 for a subnetwork: Q/DQ nodes with ranges from real photos, by ONNX Runtime's quantiser.
 
 Two forms, since two kinds of hardware want different things. Processors multiply unsigned activations
 by signed weights and fuse a layer with the quantisation of its output; without VNNI they add pairs of products in
@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 from blu_export.extras import import_extra
 from blu_export.graph.builder import IR_VERSIONS
 from blu_export.quantize.half import HALF_SCALES_OPSET
-from blu_export.quantize.sensitivity import LayerCost, Rounded, layer_costs
+from blu_export.quantize.sensitivity import LayerError, Rounded, layer_errors
 
 METHODS = ("minmax", "percentile", "entropy")
 """How a range follows from what was seen; ``minmax`` keeps everything."""
@@ -94,7 +94,7 @@ def quantise(
 
 
 def at_opset(part: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A learned part under a later operator set: none of its operators differ between 17 and 22."""
+    """A subnetwork under a later operator set: none of its operators differ between 17 and 22."""
     if part.opset_import[0].version >= opset:
         return part
     copy = onnx.ModelProto()
@@ -106,7 +106,7 @@ def at_opset(part: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def int8_costs(
     part: onnx.ModelProto, quantised: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]
-) -> list[LayerCost]:
+) -> list[LayerError]:
     """What int8 costs each layer: a float32 part and the same part after ``quantise``."""
     tensors = {t.name: numpy_helper.to_array(t) for t in quantised.graph.initializer}
     makers = {name: node for node in quantised.graph.node for name in node.output}
@@ -137,7 +137,7 @@ def int8_costs(
             ]
         return new_nodes, constants, names
 
-    return layer_costs(part, samples, rounded)
+    return layer_errors(part, samples, rounded)
 
 
 def _dequantised(node: onnx.NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

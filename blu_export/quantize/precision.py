@@ -1,6 +1,6 @@
-"""Reduced precision: the learned parts in half or int8, the fixed maths as it is.
+"""Reduced precision: the subnetworks in half or int8, the box arithmetic as it is.
 
-Types are given to the learned parts before they are composed, since converters break a graph that holds
+Types are given to the subnetworks before they are composed, since converters break a graph that holds
 a Loop. What stays float32 is decided by measurement on photos, and named.
 """
 
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from blu_export.errors import UsageError
 from blu_export.graph.compose import compose
 from blu_export.image import decode, mold
-from blu_export.quantize.gptq import round_together
-from blu_export.quantize.half import rehearse, to_half
+from blu_export.quantize.gptq import round_kernels
+from blu_export.quantize.half import emulate, to_half
 from blu_export.quantize.int8 import METHODS, at_opset, int8_costs, quantise
 from blu_export.quantize.sensitivity import (
     WEIGHTED,
-    LayerCost,
-    half_costs,
+    LayerError,
+    correct_biases,
+    half_errors,
     output_error,
     outputs_of,
     sample_inputs,
-    shifted,
     tensor_ranges,
 )
 from blu_export.spec import ModelSpec
@@ -60,8 +60,8 @@ Canvases = Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
-class TypedParts:
-    """The learned parts in a precision, and what was found on the way."""
+class TypedSubnetworks:
+    """The subnetworks in a precision, and what was found on the way."""
 
     parts: dict[str, onnx.ModelProto]
     precision: str
@@ -71,12 +71,12 @@ class TypedParts:
     photos: int = 0
     """Photos that ranges and costs were measured on."""
 
-    def rehearsal(self) -> dict[str, onnx.ModelProto]:
+    def emulation(self) -> dict[str, onnx.ModelProto]:
         """The parts in float32 with every rounding to half made explicit: what a processor can judge.
 
         Parts without half-precision tensors come back as they are.
         """
-        return {name: rehearse(part) if _has_half(part) else part for name, part in self.parts.items()}
+        return {name: emulate(part) if _has_half(part) else part for name, part in self.parts.items()}
 
     def notes(self) -> list[str]:
         """What people should know: layers that were kept, and from how many photos that follows."""
@@ -103,21 +103,21 @@ def spread(photos: Sequence[Photo], most: int = MOST_PHOTOS) -> list[Photo]:
     return [photos[i * len(photos) // count] for i in range(count)]
 
 
-def type_parts(
+def apply_precision(
     parts: Mapping[str, onnx.ModelProto],
     spec: ModelSpec,
     precision: str,
     target: str,
     canvases: Canvases,
     method: str = "minmax",
-) -> TypedParts:
-    """Give float32 learned parts a precision.
+) -> TypedSubnetworks:
+    """Give float32 subnetworks a precision.
 
     ``fp16``: half, except layers that overflow or lose accuracy. ``int8``: convolutions and products in
     Q/DQ; what lies between them is half for TensorRT and float32 for processors.
 
     Args:
-        parts: float32, from ``learned_parts`` or ``split``.
+        parts: float32, from ``subnetworks`` or ``split``.
         target: ``portable`` or ``tensorrt``.
         canvases: photos to measure on; all of them for int8, the first HALF_PHOTOS for half.
         method: how int8 ranges are chosen, one of int8.METHODS.
@@ -130,7 +130,7 @@ def type_parts(
     if method not in METHODS:
         raise UsageError(f"There is no calibration method '{method}'.", f"Methods are {', '.join(METHODS)}.")
     if precision == "float32":
-        return TypedParts(dict(parts), precision, target)
+        return TypedSubnetworks(dict(parts), precision, target)
     if not canvases:
         raise UsageError(f"{precision} needs photos to measure on.", "Name a folder of them with --calibration.")
     chosen = canvases if precision == "int8" else canvases[:HALF_PHOTOS]
@@ -141,15 +141,15 @@ def type_parts(
         for name, part in parts.items():
             kept |= unfit_for_half(part, few[name])
     if precision == "fp16":
-        half = {name: to_half(round_together(part, few[name], kept), kept) for name, part in parts.items()}
-        return TypedParts(half, precision, target, kept, len(chosen))
+        half = {name: to_half(round_kernels(part, few[name], kept), kept) for name, part in parts.items()}
+        return TypedSubnetworks(half, precision, target, kept, len(chosen))
     found = dict(kept)
     typed: dict[str, onnx.ModelProto] = {}
     for name, part in parts.items():
         quantised, worse = _int8(part, samples[name], target, method, kept)
         typed[name] = to_half(quantised, kept) if target == "tensorrt" else quantised
         found |= worse
-    return TypedParts(typed, precision, target, found, len(chosen))
+    return TypedSubnetworks(typed, precision, target, found, len(chosen))
 
 
 def unfit_for_half(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> dict[str, str]:
@@ -160,19 +160,19 @@ def unfit_for_half(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]
         largest = max((ranges.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         if not largest * HALF_MARGIN <= HALF_LARGEST:
             found[node.name] = f"numbers up to {largest:.3g}"
-    for cost in half_costs(part, samples):
+    for cost in half_errors(part, samples):
         if not cost.error <= HALF_ERROR:
             found.setdefault(cost.name, _loses(cost))
     return found
 
 
-def compose_typed(typed: TypedParts, spec: ModelSpec, rehearsal: bool = False) -> onnx.ModelProto:
+def compose_typed(typed: TypedSubnetworks, spec: ModelSpec, emulation: bool = False) -> onnx.ModelProto:
     """The composed model of typed parts, for their own target.
 
     Args:
-        rehearsal: the float32 form in which every rounding is explicit (see TypedParts.rehearsal).
+        emulation: the float32 form in which every rounding is explicit (see TypedSubnetworks.emulation).
     """
-    parts = typed.rehearsal() if rehearsal else typed.parts
+    parts = typed.emulation() if emulation else typed.parts
     latest = max(part.opset_import[0].version for part in parts.values())
     return compose({name: at_opset(part, latest) for name, part in parts.items()}, spec, typed.target)
 
@@ -197,7 +197,7 @@ def _int8(
         for layer in leading_layers(part, few, lambda first: typed_but([*worse, *first])):
             worse.setdefault(layer, "its error would grow in the layers behind it")
         shifts = {cost.name: cost.shift for cost in costs if cost.name not in worse}
-        return typed_but(worse, shifted(part, shifts)), worse
+        return typed_but(worse, correct_biases(part, shifts)), worse
 
 
 def leading_layers(
@@ -228,7 +228,7 @@ def leading_layers(
     return layers[: bisect_left(range(most), 1, lo=1, key=lambda count: int(loss(count) <= enough))]
 
 
-def _loses(cost: LayerCost) -> str:
+def _loses(cost: LayerError) -> str:
     return f"loses {cost.error:.1%} of its output" if np.isfinite(cost.error) else "overflows"
 
 

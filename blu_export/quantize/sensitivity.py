@@ -1,4 +1,4 @@
-"""What a learned part does to real photos: sample inputs, ranges, and what rounding costs each layer."""
+"""What a subnetwork does to real photos: sample inputs, ranges, and what rounding costs each layer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Rounded: TypeAlias = "tuple[list[onnx.NodeProto], list[onnx.TensorProto], list[s
 
 
 @dataclass(frozen=True)
-class LayerCost:
+class LayerError:
     """What rounding costs one layer, given exact inputs."""
 
     name: str
@@ -46,10 +46,10 @@ class LayerCost:
 def sample_inputs(
     parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, canvases: Iterable[tuple[NDArray[Any], NDArray[Any]]]
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """What each learned part is given on these photos: a list with one float32 array per photo, by part.
+    """What each subnetwork is given on these photos: a list with one float32 array per photo, by part.
 
     Args:
-        parts: float32, from ``learned_parts`` or ``split``.
+        parts: float32, from ``subnetworks`` or ``split``.
         canvases: (canvas uint8 [1, H, W, 3], window float32 [1, 4]) of each photo.
     """
     model = compose(parts, spec)
@@ -70,7 +70,7 @@ def sample_inputs(
     return samples
 
 
-def half_costs(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> list[LayerCost]:
+def half_errors(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) -> list[LayerError]:
     """What half precision costs each layer of a float32 part."""
     weights = {t.name: t for t in part.graph.initializer}
 
@@ -86,12 +86,12 @@ def half_costs(part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]) ->
                 names.append(f"{node.name}/rounded_input")
         return nodes, tensors, names
 
-    return layer_costs(part, samples, rounded)
+    return layer_errors(part, samples, rounded)
 
 
-def layer_costs(
+def layer_errors(
     part: onnx.ModelProto, samples: Sequence[NDArray[np.float32]], rounded: Callable[[onnx.NodeProto], Rounded]
-) -> list[LayerCost]:
+) -> list[LayerError]:
     """Each layer of a float32 part beside a rounded copy of itself, both given the exact input.
 
     Args:
@@ -142,12 +142,12 @@ def layer_costs(
     relative = np.where(np.isnan(relative), np.where(np.isfinite(error.sum(axis=0)), 0.0, np.inf), relative)
     largest = np.maximum(largest_in, largest_out).max(axis=0)
     return [
-        LayerCost(node.name, float(most), float(loss), shift)
+        LayerError(node.name, float(most), float(loss), shift)
         for node, most, loss, shift in zip(layers, largest, relative, shifts, strict=True)
     ]
 
 
-def shifted(part: onnx.ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
+def correct_biases(part: onnx.ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
     """A float32 part whose biases make up for the mean error of its layers.
 
     Args:

@@ -23,7 +23,7 @@ class Runner(ABC):
     device: str
     """What it runs on, as shown to people: ``CPU``, ``CUDA: Tesla T4``."""
     precision: str
-    """``float32``, ``fp16``, ``bf16`` or ``int8``: of the learned parts."""
+    """``float32``, ``fp16``, ``bf16`` or ``int8``: of the subnetworks."""
     lanes: int = 1
     """Calls of ``run`` that go best at the same time, where there are many photos to do."""
 

@@ -121,11 +121,11 @@ def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile
     if model.precision == "float32" and beside.is_file():
         other = read_onnx(beside)
         specs = spec_of(other, os.fspath(beside)), spec_of(model, os.fspath(path))
-        if other.precision == reduced and stands_in(other, *specs):
+        if other.precision == reduced and can_replace(other, *specs):
             yield beside, other
 
 
-def stands_in(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
+def can_replace(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
     """Whether a reduced model was made from the same weights and settings, and its parity passed."""
     parity = model.json_metadata("blu_parity")
     passed = isinstance(parity, dict) and parity.get("passed") is True

@@ -63,7 +63,7 @@ class OnnxFile:
 
     @property
     def precision(self) -> str:
-        """Precision of the learned parts, as the exporter noted it."""
+        """Precision of the subnetworks, as the exporter noted it."""
         return self.metadata.get("blu_precision", "float32")
 
     def json_metadata(self, key: str) -> Any:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.errors import BluError
-from blu_export.serve.device import Device, ModelInfo, RawBatch, WorkerLostError
 from blu_export.serve.errors import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.settings import ServeSettings
-from blu_export.serve.snapshot import KeptModel
+from blu_export.serve.snapshot import ModelSnapshot
+from blu_export.serve.worker_process import ModelInfo, RawBatch, WorkerLostError, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ class Batcher:
     def __init__(
         self,
         settings: ServeSettings,
-        device: Device,
+        device: WorkerProcess,
         metrics: Metrics,
-        kept: KeptModel,
+        kept: ModelSnapshot,
     ) -> None:
         self.settings = settings
         self.info: ModelInfo = device.info
         self.load = Load(per_photo=device.info.seconds)
-        self._device: Device | None = device
+        self._device: WorkerProcess | None = device
         self._kept = kept
         self._metrics = metrics
         self._waiting: list[Work] = []

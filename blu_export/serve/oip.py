@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.detections import Detections
-from blu_export.serve.device import ModelInfo
 from blu_export.serve.errors import BadRequestError, NotFoundError, TooLargeError
+from blu_export.serve.worker_process import ModelInfo
 
 HEADER = "Inference-Header-Content-Length"
 MAX_HEADER_DIGITS = 20

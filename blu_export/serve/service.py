@@ -18,12 +18,12 @@ from blu_export.detections import Detections
 from blu_export.errors import BluError
 from blu_export.image import Molded, decode, mold, unmold
 from blu_export.serve.batching import Batcher, RawResult
-from blu_export.serve.device import Device, ModelInfo, WorkerLostError
 from blu_export.serve.errors import DeadlineError, UnavailableError, of_image_error
 from blu_export.serve.limits import ApiKeys, Memory
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.settings import ServeSettings
-from blu_export.serve.snapshot import KeptModel
+from blu_export.serve.snapshot import ModelSnapshot
+from blu_export.serve.worker_process import ModelInfo, WorkerLostError, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Service:
             BluError: the model cannot be loaded.
         """
         try:
-            device, kept = await KeptModel.load(self.settings)
+            device, kept = await ModelSnapshot.load(self.settings)
         except WorkerLostError as error:
             raise BluError(
                 f"The worker cannot start: {error}.", "Try the model with: blu infer PHOTO -m MODEL"
@@ -191,7 +191,7 @@ class Service:
         """
         async with self._reloading:
             try:
-                device, kept = await KeptModel.load(self.settings)
+                device, kept = await ModelSnapshot.load(self.settings)
             except (BluError, WorkerLostError, OSError) as error:
                 self.metrics.reloads.labels("refused").inc()
                 log.error("reload refused", extra={"why": str(error), "kept": self.model.info.sha256})
@@ -202,7 +202,7 @@ class Service:
             self._spawn(old.retire())
             return True
 
-    def _take(self, device: Device, kept: KeptModel) -> None:
+    def _take(self, device: WorkerProcess, kept: ModelSnapshot) -> None:
         self._model = Batcher(self.settings, device, self.metrics, kept)
         self.metrics.model(device.info)
         info = device.info

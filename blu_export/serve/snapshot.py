@@ -1,4 +1,4 @@
-"""KeptModel: what a worker loaded, for the workers after it, whatever becomes of the model file meanwhile."""
+"""ModelSnapshot: what a worker loaded, for the workers after it, whatever becomes of the model file meanwhile."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from blu_export.errors import BluError, ModelFileError
 from blu_export.runtime import PRECISIONS
 from blu_export.runtime.choice import precision_path
-from blu_export.serve.device import Device, ModelInfo
 from blu_export.serve.settings import ServeSettings
+from blu_export.serve.worker_process import ModelInfo, WorkerProcess
 from blu_export.tensorrt.sidecar import sidecar_path
 
 
-class KeptModel:
+class ModelSnapshot:
     """A private copy of a loaded model file, of an engine's sidecar and of the precision that stood in for the file.
 
     It lies in the folder for temporary files, in files without names: they go with the process, however that ends.
@@ -46,14 +46,14 @@ class KeptModel:
             self._open = files.pop_all()
 
     @classmethod
-    async def load(cls, settings: ServeSettings) -> tuple[Device, KeptModel]:
+    async def load(cls, settings: ServeSettings) -> tuple[WorkerProcess, ModelSnapshot]:
         """Start a worker, and keep what it loaded.
 
         Raises:
             BluError: the model cannot be loaded, or there is no room for the copy.
-            WorkerLostError: see Device.start.
+            WorkerLostError: see WorkerProcess.start.
         """
-        device = await Device.start(settings)
+        device = await WorkerProcess.start(settings)
         try:
             return device, await asyncio.to_thread(cls, settings, device.info)
         except OSError as error:
@@ -66,16 +66,16 @@ class KeptModel:
             await device.close()
             raise
 
-    async def start(self) -> Device:
+    async def start(self) -> WorkerProcess:
         """Another worker with the same model.
 
         Raises:
             OSError: there is no room for the files that it reads.
-            BluError, WorkerLostError: see Device.start.
+            BluError, WorkerLostError: see WorkerProcess.start.
         """
         with tempfile.TemporaryDirectory(prefix="blu-serve-", ignore_cleanup_errors=True) as folder:
             await asyncio.to_thread(self._write, Path(folder))
-            return await Device.start(replace(self._settings, model=Path(folder, self._settings.model.name)))
+            return await WorkerProcess.start(replace(self._settings, model=Path(folder, self._settings.model.name)))
 
     def close(self) -> None:
         """Give the copy up."""

@@ -49,7 +49,7 @@ class Sidecar:
     capability: tuple[int, int]
     """Compute capability."""
     precision: str
-    """Of the learned parts: ``float32``, ``fp16`` or ``int8``."""
+    """Of the subnetworks: ``float32``, ``fp16`` or ``int8``."""
     batch: Batch
     rebuild: str
     """The command that builds it again."""
@@ -68,7 +68,7 @@ class Sidecar:
     """Summary of the builder's log."""
     parity: dict[str, Any] | None = None
     """blu verify's report of this engine, run on a GPU; None where it was not."""
-    rehearsal: dict[str, Any] | None = None
+    emulation: dict[str, Any] | None = None
     """The same for the typed graph, its roundings made explicit, run on a processor."""
     blu_version: str = ""
     version: int = SIDECAR_VERSION

@@ -22,7 +22,7 @@ from blu_export.export.engine import Request, build_engine, plan
 from blu_export.export.engine_graph import prepare
 from blu_export.graph.split import split
 from blu_export.image import decode, mold
-from blu_export.quantize.precision import canvases, compose_typed, type_parts
+from blu_export.quantize.precision import apply_precision, canvases, compose_typed
 from blu_export.runtime import load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
@@ -224,7 +224,7 @@ def test_layers_that_a_typed_file_keeps_are_named(small_onnx: Path, demo_photo: 
     source = read_onnx(small_onnx)
     spec = spec_of(source, "small")
     parts = split(onnx.load_from_string(source.data), spec)
-    typed = type_parts(parts, spec, "fp16", "portable", canvases([demo_photo], spec))
+    typed = apply_precision(parts, spec, "fp16", "portable", canvases([demo_photo], spec))
     graph = compose_typed(typed, spec)
     metadata = {"blu_spec": spec.to_json(), "blu_precision": "fp16", "blu_kept": json.dumps(kept)}
     onnx.helper.set_model_props(graph, metadata)

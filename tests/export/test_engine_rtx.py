@@ -71,7 +71,7 @@ def test_a_t4_engine_and_what_its_sidecar_says(
     assert sidecar.batch == Batch(1, 2, 4)
     assert isinstance(sidecar.typed_share, float) and sidecar.typed_share >= 0.95
     assert sidecar.reduced_share == UNKNOWN and "not loaded" in sidecar.reduced_note
-    assert sidecar.parity is None and sidecar.rehearsal is not None and sidecar.rehearsal["passed"]
+    assert sidecar.parity is None and sidecar.emulation is not None and sidecar.emulation["passed"]
     assert sidecar.built_on == "" and sidecar.log["errors"] == []
     # What it says to rebuild it with does.
     path.unlink()
@@ -177,4 +177,4 @@ def test_the_embedded_model_is_what_is_built_by_default(
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capfd, "--fp16")
     assert (code, out) == (0, "garments.fp16.sm75.engine\n"), err
-    assert json.loads((tmp_path / "garments.fp16.sm75.engine.json").read_text())["rehearsal"]["passed"]
+    assert json.loads((tmp_path / "garments.fp16.sm75.engine.json").read_text())["emulation"]["passed"]

@@ -47,10 +47,10 @@ def exported(weights: Path, photos: list[Path], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def parts_once(small_parts: Any) -> Any:
+def parts_once(subnetworks: Any) -> Any:
     """The slow conversion is not what these tests are about."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("blu_export.export.learned.learned_parts", lambda model, opset: small_parts)
+    patch.setattr("blu_export.export.learned.subnetworks", lambda model, opset: subnetworks)
     yield
     patch.undo()
 
@@ -166,7 +166,7 @@ def test_the_same_input_gives_the_same_file(weights: Path, parts_once: Any, tmp_
 def test_impossible_requests_fail_at_once(
     arguments: dict[str, Any], message: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blu_export.export.learned.learned_parts", lambda *_: pytest.fail("converted in vain"))
+    monkeypatch.setattr("blu_export.export.learned.subnetworks", lambda *_: pytest.fail("converted in vain"))
     with pytest.raises(UsageError, match=message):
         export_onnx(weights, tmp_path / "a.onnx", **arguments)
     assert not list(tmp_path.iterdir())

@@ -81,7 +81,7 @@ def runner(
     keras_model: Callable[[str, tuple[str, ...]], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Runner]]:
     """``runner(cfg, runtime, *more settings)``: that model. The one given before is closed."""
-    from blu_export.export.learned import learned_parts
+    from blu_export.export.learned import subnetworks
     from blu_export.graph.compose import compose
     from blu_export.runtime import load_runner
     from blu_export.runtime.keras import KerasRunner
@@ -94,7 +94,7 @@ def runner(
         import onnx
 
         model = keras_model(cfg, settings)
-        parts = learned_parts(model, 18)
+        parts = subnetworks(model, 18)
         paths = {}
         for target in ("portable", "tensorrt") if model.spec.canvas else ("portable",):
             graph = compose(parts, model.spec, target)

@@ -51,9 +51,9 @@ def photos(shared: Path, images_of: Callable[[str], list[str]]) -> Callable[[str
 
 def compare(path: Path, prepared: Prepared, photos: list[Path], tolerance: Tolerance) -> ParityReport:
     """The graph that a builder is given, with its roundings explicit, against the float32 file."""
-    assert prepared.rehearsal is not None
-    rehearsal = parse_onnx(prepared.rehearsal.SerializeToString(), "rehearsal")
-    with OnnxRuntimeRunner(path, "cpu") as reference, OnnxRuntimeRunner(rehearsal, "cpu") as candidate:
+    assert prepared.emulation is not None
+    emulation = parse_onnx(prepared.emulation.SerializeToString(), "emulation")
+    with OnnxRuntimeRunner(path, "cpu") as reference, OnnxRuntimeRunner(emulation, "cpu") as candidate:
         report = verify(reference, candidate, photos, tolerance)
     print("\n".join(report.lines()))
     return report

@@ -12,7 +12,7 @@ from blu_export.detector import load
 from blu_export.export.onnx import checked_graph
 from blu_export.graph.split import split
 from blu_export.parity.verify import verify
-from blu_export.quantize.precision import canvases, type_parts
+from blu_export.quantize.precision import apply_precision, canvases
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.tensorrt.cuda import Cuda
@@ -33,7 +33,7 @@ def file(request: pytest.FixtureRequest, garments_onnx: Path, photo: Path) -> On
     if request.param == "float32":
         return source
     spec = spec_of(source, "garments")
-    typed = type_parts(
+    typed = apply_precision(
         split(onnx.load_from_string(source.data), spec), spec, request.param, "portable", canvases([photo], spec)
     )
     return parse_onnx(checked_graph(typed, spec).SerializeToString(), "garments")

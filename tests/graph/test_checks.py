@@ -1,4 +1,4 @@
-"""The gate refuses what slows a runtime down or does not load in TensorRT."""
+"""The graph checks refuse what slows a runtime down or does not load in TensorRT."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from blu_export.errors import ModelFileError
-from blu_export.graph.checks import gate
+from blu_export.graph.checks import check_graph
 from blu_export.graph.compose import compose
 
 FLOAT = TensorProto.FLOAT
 
 
 @pytest.fixture(params=["portable", "tensorrt"])
-def composed(request: Any, small_parts: dict[str, onnx.ModelProto], small_model: Any) -> tuple[onnx.ModelProto, str]:
-    return compose(small_parts, small_model.spec, request.param), request.param
+def composed(request: Any, subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> tuple[onnx.ModelProto, str]:
+    return compose(subnetworks, small_model.spec, request.param), request.param
 
 
 def add(model: onnx.ModelProto, op_type: str, inputs: list[str], **attributes: Any) -> None:
@@ -26,13 +26,13 @@ def add(model: onnx.ModelProto, op_type: str, inputs: list[str], **attributes: A
 
 
 def test_what_we_export_passes(composed: tuple[onnx.ModelProto, str]) -> None:
-    gate(*composed)
+    check_graph(*composed)
 
 
-def test_the_portable_form_is_not_fit_for_tensorrt(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
+def test_the_portable_form_is_not_fit_for_tensorrt(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
     with pytest.raises(ModelFileError, match="NonMaxSuppression") as caught:
-        gate(compose(small_parts, small_model.spec), "tensorrt")
-    assert "MatMul in the fixed maths" in str(caught.value) or "more" in str(caught.value)
+        check_graph(compose(subnetworks, small_model.spec), "tensorrt")
+    assert "MatMul in the box arithmetic" in str(caught.value) or "more" in str(caught.value)
 
 
 def test_a_loop_over_boxes(composed: tuple[onnx.ModelProto, str]) -> None:
@@ -46,14 +46,14 @@ def test_a_loop_over_boxes(composed: tuple[onnx.ModelProto, str]) -> None:
     )  # fmt: skip
     model.graph.node.append(helper.make_node("Loop", ["", ""], [], "roi_align/Loop", body=body))
     with pytest.raises(ModelFileError, match="roi_align/Loop: a Loop"):
-        gate(model, target)
+        check_graph(model, target)
 
 
 def test_crop_and_resize(composed: tuple[onnx.ModelProto, str]) -> None:
     model, target = composed
     add(model, "Resize", ["canvas", "window"], coordinate_transformation_mode="tf_crop_and_resize")
     with pytest.raises(ModelFileError, match="tf_crop_and_resize"):
-        gate(model, target)
+        check_graph(model, target)
 
 
 def test_other_operator_sets(composed: tuple[onnx.ModelProto, str]) -> None:
@@ -61,41 +61,41 @@ def test_other_operator_sets(composed: tuple[onnx.ModelProto, str]) -> None:
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     add(model, "FusedConv", ["canvas"], domain="com.microsoft")
     with pytest.raises(ModelFileError, match=r"com\.microsoft\.FusedConv"):
-        gate(model, target)
+        check_graph(model, target)
 
 
 def test_outputs_of_unknown_size(composed: tuple[onnx.ModelProto, str]) -> None:
     model, target = composed
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "rows"
     with pytest.raises(ModelFileError, match="dynamic dimension"):
-        gate(model, target)
+        check_graph(model, target)
     model.graph.output[0].type.tensor_type.ClearField("shape")
     with pytest.raises(ModelFileError, match="no fixed rank"):
-        gate(model, target)
+        check_graph(model, target)
 
 
 def test_tensors_in_other_files(composed: tuple[onnx.ModelProto, str]) -> None:
     model, target = composed
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
     with pytest.raises(ModelFileError, match="outside the file"):
-        gate(model, target)
+        check_graph(model, target)
 
 
 def test_half_precision_in_the_fixed_maths(composed: tuple[onnx.ModelProto, str]) -> None:
     model, target = composed
     model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float16), "half"))
     add(model, "Mul", ["half", "half"])
-    with pytest.raises(ModelFileError, match="added/Mul: Mul of the fixed maths is not float32"):
-        gate(model, target)
+    with pytest.raises(ModelFileError, match="added/Mul: Mul of the box arithmetic is not float32"):
+        check_graph(model, target)
 
 
 @pytest.mark.parametrize(("k", "message"), [(3841, "more than 3840"), (None, "computed k")])
 def test_top_k_for_tensorrt(
-    k: int | None, message: str, small_parts: dict[str, onnx.ModelProto], small_model: Any
+    k: int | None, message: str, subnetworks: dict[str, onnx.ModelProto], small_model: Any
 ) -> None:
-    model = compose(small_parts, small_model.spec, "tensorrt")
+    model = compose(subnetworks, small_model.spec, "tensorrt")
     if k is not None:
         model.graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), "k"))
     model.graph.node.append(helper.make_node("TopK", ["window", "k"], ["best", "index"], "added/TopK"))
     with pytest.raises(ModelFileError, match=message):
-        gate(model, "tensorrt")
+        check_graph(model, "tensorrt")

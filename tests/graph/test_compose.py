@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import UsageError
-from blu_export.export.learned import learned_parts
-from blu_export.graph.checks import gate
+from blu_export.export.learned import subnetworks
+from blu_export.graph.checks import check_graph
 from blu_export.graph.compose import compose
 from blu_export.graph.split import split
 
@@ -43,8 +43,8 @@ def assert_same(a: Any, b: Any, counts: Any, rows: float = 2e-5, masks: float = 
 
 
 @pytest.fixture(scope="module")
-def portable(small_parts: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> Any:
-    return load(compose(small_parts, small_model.spec))
+def portable(subnetworks: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> Any:
+    return load(compose(subnetworks, small_model.spec))
 
 
 def test_finds_what_keras_finds(small_model: Any, portable: Any, canvases: NDArray[np.uint8]) -> None:
@@ -56,11 +56,11 @@ def test_finds_what_keras_finds(small_model: Any, portable: Any, canvases: NDArr
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_the_tensorrt_form_finds_the_same(
-    batch: int, small_parts: dict[str, onnx.ModelProto], small_model: Any, portable: Any, load: Any, canvases: Any
+    batch: int, subnetworks: dict[str, onnx.ModelProto], small_model: Any, portable: Any, load: Any, canvases: Any
 ) -> None:
-    model = compose(small_parts, small_model.spec, "tensorrt")
+    model = compose(subnetworks, small_model.spec, "tensorrt")
     onnx.checker.check_model(model, full_check=True)
-    gate(model, "tensorrt")
+    check_graph(model, "tensorrt")
     found, expected = run(load(model), canvases[:batch]), run(portable, canvases[:batch])
     np.testing.assert_array_equal(found[2], expected[2])
     assert_same(found, expected, expected[2])
@@ -74,10 +74,10 @@ def test_a_photo_gives_the_same_alone_and_in_a_batch(portable: Any, canvases: ND
         assert_same(alone, tuple(values[image : image + 1] for values in together), alone[2])
 
 
-def test_nothing_found_is_all_zeros(small_parts: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> None:
+def test_nothing_found_is_all_zeros(subnetworks: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> None:
     spec = small_model.spec.replace(detection_min_confidence=1.0)
     for target in ("portable", "tensorrt"):
-        found = run(load(compose(small_parts, spec, target)), np.zeros((2, 128, 128, 3), np.uint8))
+        found = run(load(compose(subnetworks, spec, target)), np.zeros((2, 128, 128, 3), np.uint8))
         assert found[0].shape == (2, 40, 6)
         assert found[1].shape == (2, 40, 28, 28)
         assert not any(values.any() for values in found)
@@ -85,7 +85,7 @@ def test_nothing_found_is_all_zeros(small_parts: dict[str, onnx.ModelProto], sma
 
 def test_a_canvas_that_follows_the_photo(make_spec: Any, make_model: Any, load: Any, canvases: Any) -> None:
     model = make_model(make_spec(image_resize_mode="pad64"))
-    session = load(compose(learned_parts(model, 18), model.spec))
+    session = load(compose(subnetworks(model, 18), model.spec))
     for canvas in (canvases[:1], np.concatenate([canvases[:1], canvases[1:2, :, :64]], axis=2)):
         detections, masks, _ = model.detect(canvas, windows(canvas))
         found = run(session, canvas)
@@ -93,17 +93,17 @@ def test_a_canvas_that_follows_the_photo(make_spec: Any, make_model: Any, load: 
         assert_same(found, (detections, masks), found[2])
 
 
-def test_parts_taken_out_compose_to_the_same_graph(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
+def test_parts_taken_out_compose_to_the_same_graph(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
     spec = small_model.spec
-    whole = compose(small_parts, spec)
+    whole = compose(subnetworks, spec)
     for target in ("portable", "tensorrt"):
         again = compose(split(whole, spec), spec, target)
-        first = compose(small_parts, spec, target)
+        first = compose(subnetworks, spec, target)
         assert [n.SerializeToString() for n in again.graph.node] == [n.SerializeToString() for n in first.graph.node]
 
 
-def test_impossible_targets_are_refused(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
+def test_impossible_targets_are_refused(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
     with pytest.raises(UsageError, match="no target 'coreml'"):
-        compose(small_parts, small_model.spec, "coreml")
+        compose(subnetworks, small_model.spec, "coreml")
     with pytest.raises(UsageError, match="canvas of one size"):
-        compose(small_parts, small_model.spec.replace(image_resize_mode="pad64"), "tensorrt")
+        compose(subnetworks, small_model.spec.replace(image_resize_mode="pad64"), "tensorrt")

@@ -9,19 +9,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from blu_export.graph.checks import gate
+from blu_export.graph.checks import check_graph
 from blu_export.graph.compose import compose
 from blu_export.graph.compression import compress, restore
 from blu_export.graph.split import split
 
 
 def test_compressed_file_is_half_the_size_and_computes_in_float32(
-    small_parts: dict[str, onnx.ModelProto], small_model: Any, load: Any, canvases: NDArray[np.uint8]
+    subnetworks: dict[str, onnx.ModelProto], small_model: Any, load: Any, canvases: NDArray[np.uint8]
 ) -> None:
-    plain = compose(small_parts, small_model.spec)
+    plain = compose(subnetworks, small_model.spec)
     small = compress(plain)
     onnx.checker.check_model(small, full_check=True)
-    gate(small, "portable")
+    check_graph(small, "portable")
     assert small.ByteSize() < 0.6 * plain.ByteSize()
     feeds = {"canvas": canvases[:2], "window": np.tile(np.float32([0, 0, 128, 128]), (2, 1))}
     rounded = load(small).run(["detections"], feeds)[0]
@@ -29,8 +29,8 @@ def test_compressed_file_is_half_the_size_and_computes_in_float32(
     np.testing.assert_array_equal(rounded, load(restore(small)).run(["detections"], feeds)[0])
 
 
-def test_restore_leaves_nothing_behind(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
-    plain = compose(small_parts, small_model.spec)
+def test_restore_leaves_nothing_behind(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
+    plain = compose(subnetworks, small_model.spec)
     back = restore(compress(plain))
     assert [node.name for node in back.graph.node] == [node.name for node in plain.graph.node]
     for before, after in zip(plain.graph.initializer, back.graph.initializer, strict=True):
@@ -41,8 +41,8 @@ def test_restore_leaves_nothing_behind(small_parts: dict[str, onnx.ModelProto], 
     assert restore(plain) is plain
 
 
-def test_parts_of_a_compressed_file_are_plain(small_parts: dict[str, onnx.ModelProto], small_model: Any) -> None:
-    parts = split(compress(compose(small_parts, small_model.spec)), small_model.spec)
+def test_parts_of_a_compressed_file_are_plain(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
+    parts = split(compress(compose(subnetworks, small_model.spec)), small_model.spec)
     kinds = {t.data_type for part in parts.values() for t in part.graph.initializer}
     assert TensorProto.FLOAT16 not in kinds
     assert {"Cast"}.isdisjoint(node.op_type for part in parts.values() for node in part.graph.node)

@@ -112,7 +112,7 @@ def test_first_kept_keeps_the_order_and_pads_with_zeros(run_graph: Any, wanted: 
     keep = np.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 1]], np.float32)
     rows = np.arange(1, 21, dtype=np.float32).reshape(2, 5, 2)
     found, used = run_graph(
-        lambda graph, k, r: nms.first_kept(graph, k, r, 5, wanted, enough, None), keep=keep, rows=rows
+        lambda graph, k, r: nms.gather_kept(graph, k, r, 5, wanted, enough, None), keep=keep, rows=rows
     )
     expected = np.zeros((2, wanted, 2), np.float32)
     expected[0, :3], expected[1, :1] = rows[0, [1, 3, 4]], rows[1, [4]]

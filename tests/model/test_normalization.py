@@ -6,7 +6,7 @@ import numpy as np
 from keras import layers
 from onnx import numpy_helper
 
-from blu_export.export.learned import learned_parts
+from blu_export.export.learned import subnetworks
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.model.normalization import fold_normalization
 from blu_export.spec import ModelSpec
@@ -43,7 +43,7 @@ def test_kernels_in_half_are_those_that_are_exported() -> None:
         layer.set_weights([w.astype(np.float16).astype(np.float32) if w.ndim > 1 else w for w in layer.get_weights()])
     kernels = [
         numpy_helper.to_array(tensor)
-        for part in learned_parts(model, 18).values()
+        for part in subnetworks(model, 18).values()
         for tensor in part.graph.initializer
         if tensor.name.endswith("/kernel")
     ]

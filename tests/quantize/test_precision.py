@@ -1,4 +1,4 @@
-"""Half and int8 of a small model's learned parts: types, what stays better, and roundings that cancel."""
+"""Half and int8 of a small model's subnetworks: types, what stays better, and roundings that cancel."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from blu_export.errors import UsageError
-from blu_export.quantize.gptq import round_together, spread_errors
-from blu_export.quantize.half import rehearse, round_to_half, to_half
+from blu_export.quantize.gptq import round_kernels, spread_errors
+from blu_export.quantize.half import emulate, round_to_half, to_half
 from blu_export.quantize.int8 import quantise
 from blu_export.quantize.precision import (
     MOST_PHOTOS,
+    apply_precision,
     compose_typed,
     leading_layers,
     spread,
-    type_parts,
     unfit_for_half,
 )
-from blu_export.quantize.sensitivity import WEIGHTED, half_costs, output_error, outputs_of, sample_inputs, shifted
+from blu_export.quantize.sensitivity import (
+    WEIGHTED,
+    correct_biases,
+    half_errors,
+    output_error,
+    outputs_of,
+    sample_inputs,
+)
 
 Parts = dict[str, onnx.ModelProto]
 WINDOW = np.float32([[0, 0, 128, 128]])
@@ -34,9 +41,9 @@ SEEN, OTHERS = slice(0, 4), slice(4, 8)
 
 
 @pytest.fixture
-def samples(small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> dict[str, list[NDArray[np.float32]]]:
+def samples(subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> dict[str, list[NDArray[np.float32]]]:
     """Inputs of each part for eight canvases."""
-    return sample_inputs(small_parts, small_model.spec, [(canvas[None], WINDOW) for canvas in canvases])
+    return sample_inputs(subnetworks, small_model.spec, [(canvas[None], WINDOW) for canvas in canvases])
 
 
 def kernels(part: onnx.ModelProto) -> dict[str, NDArray[Any]]:
@@ -88,9 +95,9 @@ def test_an_input_that_is_always_zero_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["trunk", "box_head", "mask_head"])
-def test_kernels_rounded_together_move_the_outputs_less(name: str, small_parts: Parts, samples: Any) -> None:
-    part = small_parts[name]
-    rounded = round_together(part, samples[name][SEEN])
+def test_kernels_rounded_together_move_the_outputs_less(name: str, subnetworks: Parts, samples: Any) -> None:
+    part = subnetworks[name]
+    rounded = round_kernels(part, samples[name][SEEN])
     for kernel in kernels(rounded).values():
         np.testing.assert_array_equal(kernel, round_to_half(kernel).astype(np.float32))
     nearest = with_kernels(part, lambda layer, kernel: round_to_half(kernel))
@@ -99,18 +106,18 @@ def test_kernels_rounded_together_move_the_outputs_less(name: str, small_parts: 
     assert 0 < together < 0.9 * alone
 
 
-def test_kernels_that_are_kept_stay(small_parts: Parts, samples: Any) -> None:
-    part = small_parts["trunk"]
+def test_kernels_that_are_kept_stay(subnetworks: Parts, samples: Any) -> None:
+    part = subnetworks["trunk"]
     before = kernels(part)
     kept = [name for name in before if "stem" in name or "rpn" in name]
     assert kept
-    after = kernels(round_together(part, samples["trunk"][:1], kept))
+    after = kernels(round_kernels(part, samples["trunk"][:1], kept))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == set(before) - set(kept)
 
 
-def test_half_types_every_layer(small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> None:
-    typed = type_parts(small_parts, small_model.spec, "fp16", "tensorrt", [(canvases[:1], WINDOW)])
+def test_half_types_every_layer(subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> None:
+    typed = apply_precision(subnetworks, small_model.spec, "fp16", "tensorrt", [(canvases[:1], WINDOW)])
     assert not typed.kept
     assert typed.notes() == ["every layer is in fp16", "measured on 1 photo"]
     for part in typed.parts.values():
@@ -118,9 +125,10 @@ def test_half_types_every_layer(small_parts: Parts, small_model: Any, canvases: 
     onnx.checker.check_model(compose_typed(typed, small_model.spec), full_check=True)
 
 
-def test_a_layer_that_overflows_half_is_kept_and_named(small_parts: Parts, samples: Any) -> None:
+def test_a_layer_that_overflows_half_is_kept_and_named(subnetworks: Parts, samples: Any) -> None:
     part = with_kernels(
-        small_parts["box_head"], lambda layer, kernel: kernel * (1e6 if layer.endswith("mrcnn_class_conv1") else 1)
+        subnetworks["box_head"],
+        lambda layer, kernel: kernel * (1e6 if layer.endswith("mrcnn_class_conv1") else 1),
     )
     kept = unfit_for_half(part, samples["box_head"][:1])
     layers = {name.rpartition("/")[2] for name in kept}
@@ -129,22 +137,22 @@ def test_a_layer_that_overflows_half_is_kept_and_named(small_parts: Parts, sampl
     typed = to_half(part, kept)
     dtypes = {name.rpartition("/")[2]: kernel.dtype for name, kernel in kernels(typed).items()}
     assert dtypes["mrcnn_class_conv1"] == np.float32
-    [found] = outputs_of(rehearse(typed), samples["box_head"][:1])
+    [found] = outputs_of(emulate(typed), samples["box_head"][:1])
     assert all(np.isfinite(array).all() for array in found)
 
 
-def test_a_rehearsal_rounds_every_result(small_parts: Parts, samples: Any) -> None:
-    part = to_half(small_parts["mask_head"])
-    rehearsal = rehearse(part)
-    assert {i.type.tensor_type.elem_type for i in (*rehearsal.graph.input, *rehearsal.graph.output)} == {
+def test_a_emulation_rounds_every_result(subnetworks: Parts, samples: Any) -> None:
+    part = to_half(subnetworks["mask_head"])
+    emulation = emulate(part)
+    assert {i.type.tensor_type.elem_type for i in (*emulation.graph.input, *emulation.graph.output)} == {
         TensorProto.FLOAT
     }
-    for array in outputs_of(rehearsal, samples["mask_head"][:1])[0]:
+    for array in outputs_of(emulation, samples["mask_head"][:1])[0]:
         np.testing.assert_array_equal(array, round_to_half(array).astype(np.float32))
 
 
-def test_int8_for_processors_fits_into_their_sixteen_bit_sums(small_parts: Parts, samples: Any) -> None:
-    part = quantise(small_parts["box_head"], samples["box_head"], "portable")
+def test_int8_for_processors_fits_into_their_sixteen_bit_sums(subnetworks: Parts, samples: Any) -> None:
+    part = quantise(subnetworks["box_head"], samples["box_head"], "portable")
     tensors = {t.name: numpy_helper.to_array(t) for t in part.graph.initializer}
     weights = [
         tensors[n.input[0]] for n in part.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in tensors
@@ -155,22 +163,22 @@ def test_int8_for_processors_fits_into_their_sixteen_bit_sums(small_parts: Parts
     assert all(2 * 255 * np.abs(w.astype(int)).max() < 2**15 for w in kernels8)
 
 
-def test_int8_for_tensorrt_is_symmetric(small_parts: Parts, samples: Any) -> None:
-    part = quantise(small_parts["box_head"], samples["box_head"], "tensorrt")
+def test_int8_for_tensorrt_is_symmetric(subnetworks: Parts, samples: Any) -> None:
+    part = quantise(subnetworks["box_head"], samples["box_head"], "tensorrt")
     tensors = {t.name: numpy_helper.to_array(t) for t in part.graph.initializer}
     zeros = [tensors[n.input[2]] for n in part.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert zeros
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
 
 
-def test_the_scale_of_a_dead_channel_is_not_zero_in_half(small_parts: Parts, samples: Any) -> None:
+def test_the_scale_of_a_dead_channel_is_not_zero_in_half(subnetworks: Parts, samples: Any) -> None:
     def dying(layer: str, kernel: NDArray[np.float32]) -> NDArray[np.float32]:
         kernel = kernel.copy()
         if kernel.ndim == 4:
             kernel[0] *= 1e-9 / np.abs(kernel[0]).max()
         return kernel
 
-    part = with_kernels(small_parts["trunk"], dying)
+    part = with_kernels(subnetworks["trunk"], dying)
     typed = to_half(quantise(part, samples["trunk"][:2], "tensorrt"))
     tensors = {t.name: numpy_helper.to_array(t) for t in typed.graph.initializer}
     scales = [tensors[n.input[1]] for n in typed.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -180,22 +188,22 @@ def test_the_scale_of_a_dead_channel_is_not_zero_in_half(small_parts: Parts, sam
 
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
 def test_int8_parts_are_near_the_exact_ones(
-    target: str, small_parts: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any
+    target: str, subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any
 ) -> None:
     photos = [(canvas[None], WINDOW) for canvas in canvases[SEEN]]
-    typed = type_parts(small_parts, small_model.spec, "int8", target, photos)
+    typed = apply_precision(subnetworks, small_model.spec, "int8", target, photos)
     onnx.checker.check_model(compose_typed(typed, small_model.spec), full_check=True)
-    for name, part in typed.rehearsal().items():
+    for name, part in typed.emulation().items():
         found = outputs_of(part, samples[name][SEEN])
-        assert output_error(outputs_of(small_parts[name], samples[name][SEEN]), found) < 0.3
+        assert output_error(outputs_of(subnetworks[name], samples[name][SEEN]), found) < 0.3
 
 
-def test_the_mean_error_goes_into_the_bias(small_parts: Parts, samples: Any) -> None:
-    part = small_parts["mask_head"]
+def test_the_mean_error_goes_into_the_bias(subnetworks: Parts, samples: Any) -> None:
+    part = subnetworks["mask_head"]
     coarse = with_kernels(part, lambda layer, kernel: np.round(kernel * 16) / 16)
-    shifts = {cost.name: cost.shift for cost in half_costs(part, samples["mask_head"])}
+    shifts = {cost.name: cost.shift for cost in half_errors(part, samples["mask_head"])}
     layer = next(node for node in part.graph.node if node.op_type == "Conv")
-    moved = shifted(part, {layer.name: np.arange(len(shifts[layer.name]), dtype=float)})
+    moved = correct_biases(part, {layer.name: np.arange(len(shifts[layer.name]), dtype=float)})
     before, after = (
         {t.name: numpy_helper.to_array(t) for t in p.graph.initializer}[layer.input[2]] for p in (part, moved)
     )
@@ -265,6 +273,6 @@ def test_photos_are_spread_over_all(count: int) -> None:
 
 
 @pytest.mark.parametrize(("precision", "method"), [("fp8", "minmax"), ("int8", "guess"), ("int8", "minmax")])
-def test_what_cannot_be_is_refused(precision: str, method: str, small_parts: Parts, small_model: Any) -> None:
+def test_what_cannot_be_is_refused(precision: str, method: str, subnetworks: Parts, small_model: Any) -> None:
     with pytest.raises(UsageError):
-        type_parts(small_parts, small_model.spec, precision, "portable", [], method)
+        apply_precision(subnetworks, small_model.spec, precision, "portable", [], method)

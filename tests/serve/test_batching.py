@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError
 from blu_export.serve.batching import Batcher, RawResult
-from blu_export.serve.device import ModelInfo, RawBatch, WorkerLostError
 from blu_export.serve.errors import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.settings import ServeSettings
+from blu_export.serve.worker_process import ModelInfo, RawBatch, WorkerLostError
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(("BG", "coat"), image_resize_mode="none")
@@ -79,7 +79,7 @@ class Bench:
         )
 
     async def start(self) -> SteeredDevice:
-        """What the batcher asks of a KeptModel, as is close."""
+        """What the batcher asks of a ModelSnapshot, as is close."""
         next_one = self.replacements.pop(0) if self.replacements else SteeredDevice()
         if isinstance(next_one, Exception):
             raise next_one

@@ -19,11 +19,11 @@ from pycocotools import mask as coco_mask
 
 from blu_export.detections import Detections
 from blu_export.detector import Detector
-from blu_export.serve.device import ModelInfo
 from blu_export.serve.errors import TooLargeError
 from blu_export.serve.oip import output_array
 from blu_export.serve.render import NPZ, Options, render
 from blu_export.serve.service import Found
+from blu_export.serve.worker_process import ModelInfo
 from blu_export.spec import ModelSpec
 
 PHOTO = png((90, 120, 150), 40, 72)

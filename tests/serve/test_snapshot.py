@@ -10,9 +10,9 @@ import pytest
 
 from blu_export.errors import ModelFileError
 from blu_export.files import sha256_of
-from blu_export.serve.device import Device, ModelInfo
 from blu_export.serve.settings import ServeSettings
-from blu_export.serve.snapshot import KeptModel
+from blu_export.serve.snapshot import ModelSnapshot
+from blu_export.serve.worker_process import ModelInfo, WorkerProcess
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(("BG", "coat"))
@@ -52,10 +52,10 @@ def test_all_that_the_next_worker_needs_is_kept(
         found = {path.name: path.read_text() for path in settings.model.parent.iterdir()}
         assert found == {name: f"content of {name}" for name in kept}
 
-    monkeypatch.setattr(Device, "start", start)
+    monkeypatch.setattr(WorkerProcess, "start", start)
     for name in ("m.onnx", "m.int8.onnx", "m.fp16.onnx", "m.engine", "m.engine.json"):
         (tmp_path / name).write_text(f"content of {name}")
-    given = KeptModel(ServeSettings(tmp_path / model), info(tmp_path / model, precision))
+    given = ModelSnapshot(ServeSettings(tmp_path / model), info(tmp_path / model, precision))
     assert not list(temporary.iterdir())  # nothing that a killed server would leave behind
     for _ in "12":
         for name in kept:
@@ -75,5 +75,5 @@ def test_a_file_that_changed_since_it_was_loaded_is_not_taken(tmp_path: Path, te
     loaded = info(model)
     model.write_text("new")
     with pytest.raises(ModelFileError, match="changed while it was being loaded"):
-        KeptModel(ServeSettings(model), loaded)
+        ModelSnapshot(ServeSettings(model), loaded)
     assert not list(temporary.iterdir())

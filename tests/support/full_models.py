@@ -60,7 +60,7 @@ def export(spec: ModelSpec, path: Path) -> Path:
     import keras
     import onnx
 
-    from blu_export.export.learned import learned_parts
+    from blu_export.export.learned import subnetworks
     from blu_export.graph.compose import compose
     from blu_export.model.mask_rcnn import MaskRCNN
 
@@ -72,7 +72,7 @@ def export(spec: ModelSpec, path: Path) -> Path:
             layer.set_weights([w + random.uniform(0, 0.3, w.shape).astype(np.float32) for w in layer.get_weights()])
         elif name in ("mrcnn_class_logits", "rpn_class_raw", "mrcnn_mask"):
             layer.set_weights([w * 20 for w in layer.get_weights()])
-    graph = compose(learned_parts(model, 18), spec, "portable")
+    graph = compose(subnetworks(model, 18), spec, "portable")
     onnx.helper.set_model_props(graph, {"blu_spec": spec.to_json(), "blu_target": "portable"})
     onnx.save(graph, path)
     return path

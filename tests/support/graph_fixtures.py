@@ -119,11 +119,11 @@ def small_model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_parts(small_model: Any) -> dict[str, onnx.ModelProto]:
-    """Its learned parts."""
-    from blu_export.export.learned import learned_parts
+def subnetworks(small_model: Any) -> dict[str, onnx.ModelProto]:
+    """Its subnetworks."""
+    from blu_export.export.learned import subnetworks as convert
 
-    return learned_parts(small_model, OPSET)
+    return convert(small_model, OPSET)
 
 
 @pytest.fixture

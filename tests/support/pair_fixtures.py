@@ -31,10 +31,10 @@ def save_onnx(model: Any, path: Path) -> None:
     """Export as ``blu export onnx`` does, without its checks."""
     import onnx
 
-    from blu_export.export.learned import learned_parts
+    from blu_export.export.learned import subnetworks
     from blu_export.graph.compose import compose
 
-    graph = compose(learned_parts(model, 18), model.spec)
+    graph = compose(subnetworks(model, 18), model.spec)
     onnx.helper.set_model_props(graph, {"blu_spec": model.spec.to_json(), "blu_target": "portable"})
     onnx.save(graph, path)
 

@@ -20,7 +20,10 @@ import pytest
 from blu_export.tensorrt.libraries import is_installed, tensorrt_rtx
 
 PACKAGE = Path(__file__).resolve().parents[2] / "blu_export"
-FILES = [PACKAGE / "engine" / f"{name}.py" for name in ("build", "builder", "inspector", "lane")]
+FILES = [
+    PACKAGE / "export" / "engine.py",
+    *(PACKAGE / "tensorrt" / f"{name}.py" for name in ("builder", "inspector", "lane")),
+]
 FILES += [PACKAGE / "runtime" / "tensorrt.py"]
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 RTX_ONLY = {"ComputeCapability", "CudaGraphStrategy"}
@@ -151,7 +154,7 @@ def test_names_are_in_tensorrt_rtx() -> None:
 
 def test_names_are_in_cuda_python() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    sources = "".join((PACKAGE / "engine" / f"{name}.py").read_text(encoding="utf-8") for name in ("cuda", "lane"))
+    sources = "".join((PACKAGE / "tensorrt" / f"{name}.py").read_text(encoding="utf-8") for name in ("cuda", "lane"))
     names = set(re.findall(r'"(cuda[A-Z]\w+)"', sources)) | set(re.findall(r"runtime\.(cuda\w+)", sources))
     errors = {name for name in names if name.startswith("cudaError")} - {"cudaError_t"}
     kinds = {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"}

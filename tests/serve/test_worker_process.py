@@ -17,9 +17,9 @@ from fake_runner import CRASH, HANG, LOSE, REFUSE, FakeRunner, write_model
 
 from blu_export.errors import EXIT_MISSING, BluError, MissingDependencyError, ModelFileError
 from blu_export.serve import service
-from blu_export.serve.device import Device, WorkerLostError
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker import VARIABLE_CANVAS_BYTES
+from blu_export.serve.worker_process import WorkerLostError, WorkerProcess
 
 HERE = Path(__file__).parents[1] / "support"
 
@@ -45,7 +45,7 @@ def test_the_worker_says_what_the_runner_says(tmp_path: Path) -> None:
     canvases = [canvas((level, 0, 0)) for level in (10, 20, 30)]
 
     async def main() -> None:
-        device = await Device.start(settings(path))
+        device = await WorkerProcess.start(settings(path))
         try:
             assert (device.info.name, device.info.runtime) == ("m", "fake")
             assert device.info.spec == FakeRunner(str(path)).spec
@@ -69,7 +69,7 @@ def test_canvases_that_follow_the_photo(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.onnx", image_resize_mode="none")
 
     async def main() -> None:
-        device = await Device.start(settings(path))
+        device = await WorkerProcess.start(settings(path))
         try:
             for size in (64, 192, 128):
                 raw = await device.run([canvas((size, size, size), size)] * 2, [WINDOW * size / 64] * 2, 30)
@@ -84,7 +84,7 @@ def test_canvases_that_follow_the_photo(tmp_path: Path) -> None:
 
 def test_an_error_of_the_runner_comes_through_and_the_worker_lives(tmp_path: Path) -> None:
     async def main() -> None:
-        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        device = await WorkerProcess.start(settings(write_model(tmp_path / "m.onnx")))
         try:
             with pytest.raises(BluError, match="The fake refuses"):
                 await device.run([canvas(REFUSE)], [WINDOW], 30)
@@ -98,7 +98,7 @@ def test_an_error_of_the_runner_comes_through_and_the_worker_lives(tmp_path: Pat
 @pytest.mark.parametrize(("colour", "timeout", "why"), [(CRASH, 30, "crash"), (HANG, 0.2, "hang"), (LOSE, 30, "crash")])
 def test_crash_hang_and_a_lost_gpu_end_the_worker(tmp_path: Path, colour: Any, timeout: float, why: str) -> None:
     async def main() -> None:
-        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        device = await WorkerProcess.start(settings(write_model(tmp_path / "m.onnx")))
         with pytest.raises(WorkerLostError, match=why):
             await device.run([canvas(colour)], [WINDOW], timeout)
         with pytest.raises(ProcessLookupError):
@@ -109,7 +109,7 @@ def test_crash_hang_and_a_lost_gpu_end_the_worker(tmp_path: Path, colour: Any, t
 
 def test_a_killed_idle_worker_is_noticed(tmp_path: Path) -> None:
     async def main() -> None:
-        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        device = await WorkerProcess.start(settings(write_model(tmp_path / "m.onnx")))
         os.kill(device.pid, signal.SIGKILL)
         with pytest.raises(WorkerLostError):
             await device.ended()
@@ -127,7 +127,7 @@ def test_waiting_for_the_end_leaves_nothing_behind(tmp_path: Path) -> None:
         return sum(isinstance(thing, asyncio.Future) for thing in gc.get_objects())
 
     async def main() -> None:
-        device = await Device.start(settings(write_model(tmp_path / "m.onnx")))
+        device = await WorkerProcess.start(settings(write_model(tmp_path / "m.onnx")))
         before = futures()
         for _ in range(50):
             waiting = asyncio.create_task(device.ended())
@@ -144,22 +144,22 @@ def test_waiting_for_the_end_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_loaded_is_the_workers_error(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     with pytest.raises(ModelFileError, match=r"There is no model file .*m\.onnx"):
-        asyncio.run(Device.start(settings(path)))
+        asyncio.run(WorkerProcess.start(settings(path)))
     path.write_text("no JSON")
     with pytest.raises(ModelFileError, match="no fake model"):
-        asyncio.run(Device.start(settings(path)))
+        asyncio.run(WorkerProcess.start(settings(path)))
 
 
 def test_an_error_that_the_server_does_not_know_keeps_its_exit_code(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.onnx")
     with pytest.raises(MissingDependencyError, match=r"There is no GPU here\. Look\.") as raised:
-        asyncio.run(Device.start(settings(path, loader="fake_runner:load_without_gpu")))
+        asyncio.run(WorkerProcess.start(settings(path, loader="fake_runner:load_without_gpu")))
     assert raised.value.exit_code == EXIT_MISSING
 
 
 def test_a_loader_that_does_not_exist_is_a_lost_worker(tmp_path: Path) -> None:
     with pytest.raises(WorkerLostError):
-        asyncio.run(Device.start(settings(write_model(tmp_path / "m.onnx"), loader="no_such_module:load")))
+        asyncio.run(WorkerProcess.start(settings(write_model(tmp_path / "m.onnx"), loader="no_such_module:load")))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries return freed memory by themselves")

@@ -1,4 +1,4 @@
-"""Device: the server's side of one worker process."""
+"""WorkerProcess: the server's side of one worker process."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class RawBatch:
     """That the network took."""
 
 
-class Device:
+class WorkerProcess:
     """A loaded model in a worker process. Runs one batch at a time.
 
-    Use ``await Device.start(settings)``.
+    Use ``await WorkerProcess.start(settings)``.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Device:
         return self._process.pid
 
     @classmethod
-    async def start(cls, settings: ServeSettings) -> Device:
+    async def start(cls, settings: ServeSettings) -> WorkerProcess:
         """Start a worker and wait until its model is warm.
 
         Raises:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from blu_export.benchmark.curves import encode, random_photo
 from blu_export.benchmark.save import write_text
 from blu_export.cli.common import wrote
+from blu_export.contract import Metadata
 from blu_export.detector import Detector
 from blu_export.embedded import embedded
 from blu_export.files import atomic_write
@@ -72,7 +73,7 @@ def load(path: Path, canvas: int) -> OnnxRuntimeRunner:
         image_min_dim=canvas, image_max_dim=canvas, post_nms_rois_inference=100, detection_max_instances=10
     )
     model = compose(split(onnx.load(path), spec), small)
-    onnx.helper.set_model_props(model, {"blu_spec": small.to_json()})
+    onnx.helper.set_model_props(model, {Metadata.SPEC: small.to_json()})
     return OnnxRuntimeRunner(parse_onnx(model.SerializeToString()), "cpu", 1)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.models import photos_of
+from blu_export.contract import Metadata
 from blu_export.data.load import load_dataset
 from blu_export.detections import Detections
 from blu_export.detector import Detector
@@ -89,7 +90,11 @@ class Study:
         import onnx
 
         model = compose_typed(typed, self.spec, emulation=typed.target == "tensorrt")
-        properties = {"blu_spec": self.spec.to_json(), "blu_target": typed.target, "blu_precision": typed.precision}
+        properties = {
+            Metadata.SPEC: self.spec.to_json(),
+            Metadata.TARGET: typed.target,
+            Metadata.PRECISION: typed.precision,
+        }
         onnx.helper.set_model_props(model, properties)
         return OnnxRuntimeRunner(parse_onnx(model.SerializeToString(), "typed"), "cpu")
 

@@ -66,4 +66,5 @@ def pyramid_anchors(spec: ModelSpec, canvas: tuple[int, int]) -> NDArray[np.floa
     ]
     height, width = canvas
     scale = np.array([height - 1, width - 1, height - 1, width - 1])
-    return ((np.concatenate(levels) - [0, 0, 1, 1]) / scale).astype(np.float32)
+    anchors: NDArray[np.float32] = ((np.concatenate(levels) - [0, 0, 1, 1]) / scale).astype(np.float32)
+    return anchors

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.benchmark.timing import median_seconds, take_turns
+from blu_export.contract import Metadata
 from blu_export.image import Molded, decode, mold, unmold
 from blu_export.runtime.base import Runner
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
@@ -117,7 +118,7 @@ def _canvas_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: 
         say(f"canvas {side}×{side}")
         small = spec.replace(image_max_dim=side, image_min_dim=min(spec.image_min_dim, side))
         model = compose(split(onnx.load(path), spec), small)
-        onnx.helper.set_model_props(model, {"blu_spec": small.to_json()})
+        onnx.helper.set_model_props(model, {Metadata.SPEC: small.to_json()})
         with OnnxRuntimeRunner(parse_onnx(model.SerializeToString()), "cpu", threads) as runner:
             molded = mold(random_photo(*SMALL_PHOTO), small)
             seconds.append(median_seconds(partial(runner.run, molded.canvas[None], molded.window[None]), repeats))

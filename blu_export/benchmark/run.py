@@ -21,6 +21,7 @@ from blu_export.benchmark.cold import measure_cold
 from blu_export.benchmark.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.benchmark.machine import describe, matrix_peaks
 from blu_export.benchmark.timing import NOISY_SPREAD, Timing, enough_of, median_seconds, take_turns
+from blu_export.contract import Metadata
 from blu_export.detector import STAGES, Detector
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.extras import import_extra, missing_extra
@@ -177,7 +178,7 @@ def _of_file(
 
 def _parity(model: OnnxFile) -> dict[str, Any]:
     """What was measured at the export, for people."""
-    parity = model.json_metadata("blu_parity")
+    parity = model.json_metadata(Metadata.PARITY)
     if not isinstance(parity, dict) or "matched" not in parity or "instances" not in parity:
         return {}
     return {"parity": f"{parity['matched']} of {parity['instances']}"}

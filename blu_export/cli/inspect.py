@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from blu_export.cli.common import JsonOption, command_app, printable
+from blu_export.contract import Metadata, Tensor
 from blu_export.embedded import embedded
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.files import human_size, sha256_of
-from blu_export.runtime.onnx_file import OnnxFile, TensorInfo, read_onnx, spec_of
+from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 from blu_export.spec import ModelSpec
 
 app = command_app()
@@ -59,22 +60,22 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     model = read_onnx(path)
     return {
         "kind": "onnx",
-        "target": model.metadata.get("blu_target"),
-        "precision": model.metadata.get("blu_precision"),
+        "target": model.metadata.get(Metadata.TARGET),
+        "precision": model.metadata.get(Metadata.PRECISION),
         "producer": model.producer,
         "opsets": model.opsets,
         "inputs": [_tensor(tensor) for tensor in model.inputs],
         "outputs": [_tensor(tensor) for tensor in model.outputs],
         "op_counts": dict(model.op_counts.most_common()),
         "spec": _spec_values(model, path),
-        "parity": model.json_metadata("blu_parity"),
-        "versions": model.json_metadata("blu_versions"),
+        "parity": model.json_metadata(Metadata.PARITY),
+        "versions": model.json_metadata(Metadata.VERSIONS),
     }
 
 
 def _spec_values(model: OnnxFile, path: Path) -> Any:
     """The spec; None for another program's model, which may be inspected too."""
-    return _values(spec_of(model, str(path))) if "blu_spec" in model.metadata else None
+    return _values(spec_of(model, str(path))) if Metadata.SPEC in model.metadata else None
 
 
 def _describe_engine(path: Path) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _values(spec: ModelSpec) -> Any:
     return json.loads(spec.to_json())
 
 
-def _tensor(tensor: TensorInfo) -> dict[str, Any]:
+def _tensor(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blu_export.contract import Metadata
 from blu_export.errors import UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
@@ -113,7 +114,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         )
     source = read_onnx(path)
     spec = spec_of(source, str(path))
-    found, target = source.precision, source.metadata.get("blu_target", "portable")
+    found, target = source.precision, source.metadata.get(Metadata.TARGET, "portable")
     sha256 = hashlib.sha256(source.data).hexdigest()
     if found not in ("float32", precision):
         raise UsageError(
@@ -122,7 +123,9 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     model = onnx.load_from_string(source.data)
     if found == precision and target == "tensorrt":
         check_graph(model, "tensorrt")
-        return Prepared(source, path, sha256, spec, precision, model, source.json_metadata("blu_kept") or {})
+        return Prepared(
+            source, path, sha256, spec, precision, model, source.json_metadata(Metadata.FALLBACK_LAYERS) or {}
+        )
     if found == "int8":
         raise UsageError(
             f"{path} is quantised for processors, whose int8 differs from TensorRT's.",
@@ -130,7 +133,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         )
     parts = split(model, spec)
     if found == precision:
-        typed = TypedSubnetworks(parts, precision, "tensorrt", source.json_metadata("blu_kept") or {})
+        typed = TypedSubnetworks(parts, precision, "tensorrt", source.json_metadata(Metadata.FALLBACK_LAYERS) or {})
     else:
         typed = apply_precision(parts, spec, precision, "tensorrt", canvases(photos, spec), method)
     composed = compose_typed(typed, spec)
@@ -154,9 +157,9 @@ def _describe(model: onnx.ModelProto, spec: ModelSpec, precision: str, kept: Any
     helper.set_model_props(
         model,
         {
-            "blu_spec": spec.to_json(),
-            "blu_target": "tensorrt",
-            "blu_precision": precision,
-            "blu_kept": json.dumps(dict(kept)),
+            Metadata.SPEC: spec.to_json(),
+            Metadata.TARGET: "tensorrt",
+            Metadata.PRECISION: precision,
+            Metadata.FALLBACK_LAYERS: json.dumps(dict(kept)),
         },
     )

@@ -22,7 +22,6 @@ from blu_export.graph.builder import Graph
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.model.normalization import folded, norms_by_layer
 
-PARTS = ("trunk", "box_head", "mask_head")
 PYRAMID = ("P2", "P3", "P4", "P5")
 TRACE_OPSET = 18
 """tf2onnx writes up to this operator set; the operators of the subnetworks are the same in later ones."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blu_export import __version__
+from blu_export.contract import Metadata
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
 from blu_export.extras import import_extra
 from blu_export.files import atomic_write
@@ -144,7 +145,7 @@ def export_onnx(
         for line in parity.lines():
             tell(line)
         tell(f"verified ({seconds['verify']:.1f} s)")
-        _add_metadata(graph, {"blu_parity": json.dumps(parity.to_json())})
+        _add_metadata(graph, {Metadata.PARITY: json.dumps(parity.to_json())})
     passed = parity is None or parity.passed
     path = output if passed else output.with_name(output.name.removesuffix(".onnx") + FAILED_SUFFIX)
     with atomic_write(path) as temporary:
@@ -199,11 +200,11 @@ def checked_graph(
     _add_metadata(
         graph,
         {
-            "blu_spec": spec.to_json(),
-            "blu_target": typed.target,
-            "blu_precision": typed.precision,
-            "blu_kept": json.dumps(dict(typed.kept)),
-            "blu_versions": json.dumps(_versions()),
+            Metadata.SPEC: spec.to_json(),
+            Metadata.TARGET: typed.target,
+            Metadata.PRECISION: typed.precision,
+            Metadata.FALLBACK_LAYERS: json.dumps(dict(typed.kept)),
+            Metadata.VERSIONS: json.dumps(_versions()),
         },
     )
     return graph
@@ -232,8 +233,8 @@ def measure_parity(
 
 def _check_request(output: Path, target: str, opset: int, precision: str) -> None:
     """Refuse at once what would fail after a minute of conversion."""
+    from blu_export.contract import TARGETS
     from blu_export.graph.builder import OPSETS
-    from blu_export.graph.compose import TARGETS
     from blu_export.quantize.precision import PRECISIONS
 
     for name, value, known in (

@@ -23,10 +23,18 @@ from typing import Any
 
 import numpy as np
 
+from blu_export.contract import (
+    MAX_MASK_BYTES,
+    MAX_PHOTO_PIXELS,
+    PHOTO_INPUT,
+    PHOTO_OUTPUTS,
+    Tensor,
+    config_type,
+    graph_inputs,
+    graph_outputs,
+)
 from blu_export.errors import ModelFileError, UsageError
-from blu_export.runtime.onnx_file import INPUTS, OUTPUTS, TensorInfo, read_onnx, spec_of
-from blu_export.serve import oip
-from blu_export.serve.settings import ServeSettings
+from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.spec import ModelSpec
 from blu_export.tensorrt.sidecar import read_sidecar
 
@@ -90,8 +98,8 @@ class Network:
     backend: str
     """Of Triton."""
     file_name: str
-    inputs: Sequence[TensorInfo]
-    outputs: Sequence[TensorInfo]
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
     max_batch: int
 
 
@@ -159,18 +167,8 @@ def _read_network(model: Path, settings: TritonSettings) -> Network:
     if (settings.max_batch or 1) > batch.largest:
         raise UsageError(f"{model} takes batches of at most {batch.largest}, not {settings.max_batch}.")
     spec = sidecar.spec
-    rows = spec.detection_max_instances
-    shapes: dict[str, tuple[int | str, ...]] = {
-        "canvas": ("batch", *(spec.canvas or ("height", "width")), 3),
-        "window": ("batch", 4),
-        "detections": ("batch", rows, 6),
-        "masks": ("batch", rows, *spec.mask_shape),
-        "num_detections": ("batch",),
-    }
-    inputs, outputs = (
-        [TensorInfo(name, kind, shapes[name]) for name, (kind, _) in tensors.items()] for tensors in (INPUTS, OUTPUTS)
-    )
-    return Network(spec, "tensorrt", "model.plan", inputs, outputs, settings.max_batch or batch.largest)
+    largest = settings.max_batch or batch.largest
+    return Network(spec, "tensorrt", "model.plan", graph_inputs(spec), graph_outputs(spec), largest)
 
 
 class Word(str):
@@ -204,22 +202,22 @@ def frontend_config(
         "name": name,
         "backend": "python",
         "max_batch_size": 0,  # photos and results differ in size: the network behind it makes the batches
-        "input": [{"name": oip.INPUT, "data_type": Word(oip.config_type("BYTES")), "dims": [1]}],
+        "input": [{"name": PHOTO_INPUT, "data_type": Word(config_type("BYTES")), "dims": [1]}],
         "output": [
-            {"name": output, "data_type": Word(oip.config_type(kind)), "dims": shape}
-            for output, (kind, shape) in oip.OUTPUTS.items()
+            {"name": output, "data_type": Word(config_type(kind)), "dims": shape}
+            for output, (kind, shape) in PHOTO_OUTPUTS.items()
         ],
         "instance_group": [{"count": settings.frontends or max_batch, "kind": Word("KIND_CPU")}],
         "parameters": _parameters(
             network=network_name,
             spec=spec.to_json(),
-            max_pixels=str(ServeSettings.max_pixels),
-            max_mask_bytes=str(oip.MAX_MASK_BYTES),
+            max_pixels=str(MAX_PHOTO_PIXELS),
+            max_mask_bytes=str(MAX_MASK_BYTES),
         ),
     }
 
 
-def _tensor(tensor: TensorInfo) -> dict[str, Any]:
+def _tensor(tensor: Tensor) -> dict[str, Any]:
     batch, *rest = tensor.shape
     if isinstance(batch, int):
         raise ModelFileError(

@@ -6,7 +6,6 @@ With a square canvas all of it is constant; otherwise it is computed from the in
 from __future__ import annotations
 
 import numpy as np
-import onnx
 
 from blu_export.anchors import level_anchors, pyramid_anchors, pyramid_shapes
 from blu_export.graph.builder import Graph, Value
@@ -42,11 +41,6 @@ class Canvas:
                 self._constant(spec.canvas)
             else:
                 self._from_shape()
-
-    def input_info(self) -> onnx.ValueInfoProto:
-        """Declaration of the graph's input."""
-        height, width = self.spec.canvas or ("height", "width")
-        return onnx.helper.make_tensor_value_info("canvas", onnx.TensorProto.UINT8, ["batch", height, width, 3])
 
     def image(self) -> Value:
         """What the trunk sees: float32 [B, 3, H, W], mean subtracted."""

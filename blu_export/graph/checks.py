@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from blu_export.contract import SUBNETWORKS, graph_outputs
 from blu_export.errors import ModelFileError
 from blu_export.graph.topk import TENSORRT_TOPK_LIMIT
+from blu_export.spec import ModelSpec
 
-LEARNED = ("trunk/", "box_head/", "mask_head/")
+LEARNED = tuple(f"{name}/" for name in SUBNETWORKS)
 """Prefixes of the nodes that hold weights; all others are box arithmetic."""
 NMS_LOOP = "/nms/"
 """Part of the name of the one kind of Loop that is allowed: NMS until nothing changes, TensorRT only."""
@@ -20,7 +22,7 @@ HALF_MOVERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Tra
 WITHOUT_PLUGIN = frozenset({"NonZero", "NonMaxSuppression", "RoiAlign", "Unique", "Compress"})
 """What TensorRT refuses, or runs with a plugin or a data-dependent shape only."""
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
-OUTPUT_RANKS = {"detections": 3, "masks": 4, "num_detections": 1}
+OUTPUT_RANKS = {tensor.name: len(tensor.shape) for tensor in graph_outputs(ModelSpec(class_names=("BG", "any")))}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from blu_export.contract import TARGETS, Tensor, graph_inputs, graph_outputs
 from blu_export.errors import UsageError
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
@@ -16,8 +17,6 @@ from blu_export.graph.masks import masks
 from blu_export.graph.proposals import propose
 from blu_export.graph.roi_align import join_pyramid, roi_align
 from blu_export.spec import ModelSpec
-
-TARGETS = ("portable", "tensorrt")
 
 
 def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str = "portable") -> onnx.ModelProto:
@@ -86,17 +85,13 @@ def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str =
             to=TensorProto.INT32,
         )
     )
-    rows = spec.detection_max_instances
-    inputs = [
-        canvas.input_info(),
-        helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4]),
-    ]
-    outputs = [
-        helper.make_tensor_value_info("detections", TensorProto.FLOAT, ["batch", rows, 6]),
-        helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["batch", rows, *spec.mask_shape]),
-        helper.make_tensor_value_info("num_detections", TensorProto.INT32, ["batch"]),
-    ]
+    inputs, outputs = ([_declared(tensor) for tensor in side] for side in (graph_inputs(spec), graph_outputs(spec)))
     return graph.model("mask_rcnn", inputs, outputs)
+
+
+def _declared(tensor: Tensor) -> onnx.ValueInfoProto:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, element, list(tensor.shape))
 
 
 def _run(graph: Graph, part: onnx.ModelProto, x: Value) -> list[Value]:

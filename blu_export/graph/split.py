@@ -9,17 +9,10 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
+from blu_export.contract import SUBNETWORKS
 from blu_export.errors import ModelFileError
 from blu_export.graph.compression import restore
 from blu_export.spec import ModelSpec
-
-PARTS = {
-    "trunk": ("trunk/image", ("trunk/P2", "trunk/P3", "trunk/P4", "trunk/P5",
-                              "trunk/rpn_class_logits", "trunk/rpn_bbox")),
-    "box_head": ("box_head/rois", ("box_head/mrcnn_class_logits", "box_head/mrcnn_bbox")),
-    "mask_head": ("mask_head/rois", ("mask_head/mrcnn_mask",)),
-}  # fmt: skip
-"""Input and outputs of each subnetwork, as ``subnetworks`` names them."""
 
 
 def split(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, onnx.ModelProto]:
@@ -38,7 +31,7 @@ def split(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, onnx.ModelProto]
         if n.op_type == "Cast" and _attribute(n, "to") == TensorProto.FLOAT16
     }  # fmt: skip
     parts = {}
-    for part, (input_name, output_names) in PARTS.items():
+    for part, (input_name, output_names) in SUBNETWORKS.items():
         nodes = [n for n in model.graph.node if n.name.startswith(f"{part}/")]
         made = {name for node in nodes for name in node.output}
         used = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)

@@ -24,6 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.contract import Metadata
 from blu_export.errors import ModelFileError
 
 MAX_FILE_BYTES = 4 * 2**30
@@ -40,7 +41,7 @@ MAX_DEPTH = 12
 ATTRIBUTE_CHUNK = 60_000
 """Bytes of one attribute. HDF5 takes 64 kB; Keras too spreads longer lists over ``name0``, ``name1``, …"""
 
-SPEC_ATTRIBUTE = "blu_spec"
+SPEC_ATTRIBUTE = str(Metadata.SPEC)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SAFE_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 """Any other filter may load a plug-in."""

@@ -19,9 +19,6 @@ from blu_export.model.roi_align import pyramid_roi_align
 from blu_export.model.trunk import PYRAMID_LEVELS, build_trunk
 from blu_export.spec import ModelSpec
 
-STAGES = ("P2", "P3", "P4", "P5", "rpn_class", "rpn_bbox", "rois", "mrcnn_class", "mrcnn_bbox", "detections", "masks")
-"""Names of the intermediate tensors that ``detect`` returns, in the order of the data flow."""
-
 
 @keras.saving.register_keras_serializable(package="blu_export")
 class MaskRCNN(keras.Model):
@@ -68,13 +65,13 @@ class MaskRCNN(keras.Model):
         """Run the reference on a batch; see ``Runner.run`` for the arguments and the first two results.
 
         Returns:
-            detections, masks, and the tensors named in STAGES.
+            detections, masks, and the tensors named in ``contract.STAGES``.
         """
         stages = self._detect(canvas, window, self.anchors((canvas.shape[1], canvas.shape[2])))
         return stages["detections"].numpy(), stages["masks"].numpy(), stages
 
     def forward(self, canvas: Any, window: Any, anchors: Any) -> dict[str, Any]:
-        """The whole forward pass as TensorFlow operations; returns the tensors named in STAGES."""
+        """The whole forward pass as TensorFlow operations; returns the tensors named in ``contract.STAGES``."""
         shape = tf.shape(canvas)[1:3]
         *pyramid, _, rpn_class, rpn_bbox = self.trunk(self.preprocess(canvas), training=False)
         rois = propose(rpn_class[..., 1], rpn_bbox, anchors, self.spec)
@@ -86,7 +83,7 @@ class MaskRCNN(keras.Model):
         }
 
     def detect_in(self, rois: Any, pyramid: list[Any], window: Any, shape: Any) -> dict[str, Any]:
-        """What follows from the proposals: the tensors of STAGES after ``rois``.
+        """What follows from the proposals: the tensors of ``contract.STAGES`` after ``rois``.
 
         Args:
             rois: float32 [B, R, 4], normalised.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.contract import STAGES
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.extras import import_extra
 from blu_export.image import Molded
@@ -31,27 +32,10 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Stages = dict[str, Array]
 
-STAGES = ("P2", "P3", "P4", "P5", "rpn_class", "rpn_bbox", "rois", "mrcnn_class", "mrcnn_bbox", "detections", "masks")
-"""Compared tensors in the order of the data flow. P6 is P5 subsampled and is in none of the forms."""
-
 DRIFT_LIMITS = {"float32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25}
 """By precision: a stage beyond it has drifted. See StageDrift.drift."""
 SAME_BOX = 0.9
 """Rows whose boxes overlap at least this much are the same proposal or detection."""
-
-_ONNX_TENSORS = {
-    "P2": "trunk/P2",
-    "P3": "trunk/P3",
-    "P4": "trunk/P4",
-    "P5": "trunk/P5",
-    "rpn_class": "trunk/rpn_class_logits",
-    "rpn_bbox": "trunk/rpn_bbox",
-    "rois": "proposals/rois",
-    "mrcnn_class": "detection/probabilities",
-    "mrcnn_bbox": "box_head/mrcnn_bbox",
-    "detections": "detections",
-    "masks": "masks",
-}
 
 
 @dataclass(frozen=True)
@@ -122,12 +106,12 @@ class _OnnxStages:
         onnx, ort = import_extra("onnx"), import_extra("onnxruntime")
         model = onnx.load_from_string(read_onnx(path).data)
         made = {name for node in model.graph.node for name in node.output}
-        if lacking := sorted(set(_ONNX_TENSORS.values()) - made):
+        if lacking := sorted(set(STAGES.values()) - made):
             raise ModelFileError(
                 f"{os.fspath(path)} has no tensor named {lacking[0]}.", "Export it with this version of blu."
             )
         del model.graph.output[:]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in _ONNX_TENSORS.values())
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in STAGES.values())
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = usable_cores()
@@ -135,9 +119,9 @@ class _OnnxStages:
 
     def __call__(self, molded: Molded) -> Stages:
         values = self._session.run(
-            list(_ONNX_TENSORS.values()), {"canvas": molded.canvas[None], "window": molded.window[None]}
+            list(STAGES.values()), {"canvas": molded.canvas[None], "window": molded.window[None]}
         )
-        found = {name: value.astype(np.float32) for name, value in zip(_ONNX_TENSORS, values, strict=True)}
+        found = {name: value.astype(np.float32) for name, value in zip(STAGES, values, strict=True)}
         classes = found["mrcnn_class"].shape[-1]
         for level in ("P2", "P3", "P4", "P5"):
             found[level] = found[level].transpose(0, 2, 3, 1)

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from blu_export.contract import SUBNETWORKS
 from blu_export.graph.compose import compose
-from blu_export.graph.split import PARTS
 from blu_export.quantize.half import round_to_half
 from blu_export.spec import ModelSpec
 
@@ -54,14 +54,14 @@ def sample_inputs(
     """
     model = compose(parts, spec)
     seams = {}
-    for part in PARTS:
+    for part in SUBNETWORKS:
         nodes = [n for n in model.graph.node if n.name.startswith(f"{part}/")]
         made = {name for node in nodes for name in node.output} | {t.name for t in model.graph.initializer}
         seams[part] = next(name for node in nodes for name in node.input if name and name not in made)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in seams.values())
     session = open_session(model)
-    samples: dict[str, list[NDArray[np.float32]]] = {part: [] for part in PARTS}
+    samples: dict[str, list[NDArray[np.float32]]] = {part: [] for part in SUBNETWORKS}
     for canvas, window in canvases:
         found = session.run(list(seams.values()), {"canvas": canvas, "window": window})
         for part, array in zip(seams, found, strict=True):

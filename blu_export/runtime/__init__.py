@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from blu_export.contract import Metadata
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
@@ -86,7 +87,7 @@ def _load_onnx(
     choice = choose(path, runtime, precision, device)
     source = os.fspath(choice.path)
     log.info("runtime %s, %s: %s", choice.runtime, choice.model.precision, choice.why)
-    parity = choice.model.json_metadata("blu_parity")
+    parity = choice.model.json_metadata(Metadata.PARITY)
     if isinstance(parity, dict) and parity.get("passed") is False:
         counts = (parity.get("matched", "?"), parity.get("instances", "?"))
         log.warning("%s failed its parity check: %s of %s instances matched at its export", source, *counts)

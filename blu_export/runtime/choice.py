@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from blu_export.cache import cache_folder
+from blu_export.contract import Metadata
 from blu_export.embedded import embedded
 from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write
@@ -127,10 +128,12 @@ def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile
 
 def can_replace(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
     """Whether a reduced model was made from the same weights and settings, and its parity passed."""
-    parity = model.json_metadata("blu_parity")
+    parity = model.json_metadata(Metadata.PARITY)
     passed = isinstance(parity, dict) and parity.get("passed") is True
     known = exact.provenance.get("weights_sha256") is not None
-    return passed and known and _same_model(spec, exact) and model.metadata.get("blu_target", "portable") == "portable"
+    return (
+        passed and known and _same_model(spec, exact) and model.metadata.get(Metadata.TARGET, "portable") == "portable"
+    )
 
 
 def _same_model(a: ModelSpec, b: ModelSpec) -> bool:
@@ -223,7 +226,7 @@ def _installed() -> tuple[str, ...]:
 
 
 def _parity(model: OnnxFile) -> str:
-    parity = model.json_metadata("blu_parity")
+    parity = model.json_metadata(Metadata.PARITY)
     return f"{parity['matched']} of {parity['instances']} instances matched at its export"
 
 

@@ -80,7 +80,7 @@ class KerasRunner(Runner):
     def run_stages(
         self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """``run``, and the tensors of ``mask_rcnn.STAGES`` by name."""
+        """``run``, and the tensors of ``contract.STAGES`` by name."""
         import tensorflow as tf
 
         with tf.device(self._device):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blu_export.contract import Metadata, Tensor, graph_inputs, graph_outputs
 from blu_export.errors import ModelFileError
 from blu_export.spec import ModelSpec
 
@@ -23,26 +24,12 @@ MAX_FILE_BYTES = 2**31 - 1
 MAX_DEPTH = 32
 """Nested subgraphs; the exporter writes two levels."""
 
-INPUTS = {"canvas": ("uint8", 4), "window": ("float32", 2)}
-OUTPUTS = {"detections": ("float32", 3), "masks": ("float32", 4), "num_detections": ("int32", 1)}
-"""Name -> element type and rank of an exported Mask R-CNN."""
-
 _ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _IN_THIS_FILE = 0
 """TensorProto.DataLocation. Parsers cut an enum to 32 bits: not 1 alone may mean another file."""
 _LARGEST_KEY = 2**32 - 1
 """Parsers cut a longer one to 32 bits, and would see a field that was not seen here."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A graph input or output."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    """Sizes; a name where a dimension is dynamic."""
 
 
 @dataclass
@@ -55,8 +42,8 @@ class OnnxFile:
     opsets: dict[str, int] = field(default_factory=dict)
     """Version by domain; the ONNX domain is ``ai.onnx``."""
     metadata: dict[str, str] = field(default_factory=dict)
-    inputs: list[TensorInfo] = field(default_factory=list)
-    outputs: list[TensorInfo] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
     op_counts: Counter[str] = field(default_factory=Counter)
     """Nodes by operator, those of subgraphs included."""
     external_tensors: int = 0
@@ -64,7 +51,7 @@ class OnnxFile:
     @property
     def precision(self) -> str:
         """Precision of the subnetworks, as the exporter noted it."""
-        return self.metadata.get("blu_precision", "float32")
+        return self.metadata.get(Metadata.PRECISION, "float32")
 
     def json_metadata(self, key: str) -> Any:
         """A metadata value that is JSON (``blu_parity``, ``blu_versions``); None where absent or broken."""
@@ -118,14 +105,18 @@ def spec_of(model: OnnxFile, source: str) -> ModelSpec:
     Raises:
         ModelFileError: another program's model, or one whose inputs, outputs and spec disagree.
     """
-    if "blu_spec" not in model.metadata:
+    if Metadata.SPEC not in model.metadata:
         raise ModelFileError(
             f"{source} was not exported by blu: it carries no blu_spec.",
             "Export the weights with: blu export onnx --weights FILE.h5",
         )
-    spec = ModelSpec.from_json(model.metadata["blu_spec"], source)
-    for kind, tensors, wanted in (("input", model.inputs, INPUTS), ("output", model.outputs, OUTPUTS)):
-        found = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in tensors}
+    spec = ModelSpec.from_json(model.metadata[Metadata.SPEC], source)
+    for kind, given, tensors in (
+        ("input", model.inputs, graph_inputs(spec)),
+        ("output", model.outputs, graph_outputs(spec)),
+    ):
+        wanted = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in tensors}
+        found = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in given}
         if found != wanted:
             raise ModelFileError(
                 f"{source} has the {kind}s {_signature(found)}; a Mask R-CNN has {_signature(wanted)}.",
@@ -217,7 +208,7 @@ def _read_sparse_tensor(message: memoryview, model: OnnxFile) -> None:
             _read_tensor(value, model)
 
 
-def _tensor_info(message: memoryview) -> TensorInfo:
+def _tensor_info(message: memoryview) -> Tensor:
     info = dict(_fields(message))
     tensor_type = dict(_fields(_message(dict(_fields(_message(info.get(2)))).get(1))))
     shape: list[int | str] = []
@@ -225,7 +216,7 @@ def _tensor_info(message: memoryview) -> TensorInfo:
         size = dict(_fields(_message(dimension)))
         shape.append(_integer(size[1]) if 1 in size else _text(size.get(2, b"")) or "?")
     element = _integer(tensor_type.get(1, 0))
-    return TensorInfo(_text(info.get(1, b"")), _ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))
+    return Tensor(_text(info.get(1, b"")), _ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.contract import graph_inputs, graph_outputs
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
@@ -219,13 +220,10 @@ def _check_input(spec: ModelSpec, canvas: NDArray[np.uint8], window: NDArray[np.
 def _check_shapes(trt: ModuleType, engine: tensorrt.ICudaEngine, sidecar: Sidecar, source: str) -> None:
     """Inputs, outputs and batch sizes of a loaded engine are those of its sidecar."""
     spec, batch = sidecar.spec, sidecar.batch
-    rows, canvas = spec.detection_max_instances, spec.canvas or (-1, -1)
+    kinds = {"uint8": trt.DataType.UINT8, "float32": trt.DataType.FLOAT, "int32": trt.DataType.INT32}
     wanted = {
-        "canvas": (trt.DataType.UINT8, (-1, *canvas, 3)),
-        "window": (trt.DataType.FLOAT, (-1, 4)),
-        "detections": (trt.DataType.FLOAT, (-1, rows, 6)),
-        "masks": (trt.DataType.FLOAT, (-1, rows, *spec.mask_shape)),
-        "num_detections": (trt.DataType.INT32, (-1,)),
+        tensor.name: (kinds[tensor.dtype], tuple(size if isinstance(size, int) else -1 for size in tensor.shape))
+        for tensor in (*graph_inputs(spec), *graph_outputs(spec))
     }
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     shapes: dict[str, Any] = {name: engine.get_tensor_shape(name) for name in names}  # Dims, which are sequences

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.contract import MAX_MASK_BYTES, PHOTO_INPUT, PHOTO_OUTPUTS, config_type
 from blu_export.detections import Detections
 from blu_export.serve.errors import BadRequestError, NotFoundError, TooLargeError
 from blu_export.serve.worker_process import ModelInfo
@@ -34,19 +35,8 @@ MAX_HEADER_DIGITS = 20
 """Digits of that header: no body has a longer size, and ``int`` raises an error of its own beyond 4,300."""
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
 PLATFORM = "blu_mask_rcnn"
-INPUT = "image"
-OUTPUTS = {
-    "rois": ("INT32", [-1, 4]),
-    "class_ids": ("INT32", [-1]),
-    "scores": ("FP32", [-1]),
-    "masks": ("BOOL", [-1, -1, -1]),
-    "masks_rle": ("BYTES", [-1]),
-}
-"""Output -> (datatype, shape)."""
 MAX_JSON_ELEMENTS = 1_000_000
 """Of an output as a JSON list; larger ones only come as binary data."""
-MAX_MASK_BYTES = 2**28
-"""Of full masks in one answer, one byte for each pixel and instance; beyond it only run-length encoding is given."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +56,8 @@ def model_metadata(info: ModelInfo) -> dict[str, Any]:
         "name": info.name,
         "versions": ["1"],
         "platform": PLATFORM,
-        "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [1]}],
-        "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in OUTPUTS.items()],
+        "inputs": [{"name": PHOTO_INPUT, "datatype": "BYTES", "shape": [1]}],
+        "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in PHOTO_OUTPUTS.items()],
     }
 
 
@@ -81,17 +71,13 @@ def model_config(info: ModelInfo) -> dict[str, Any]:
         "platform": PLATFORM,
         "backend": "blu",
         "max_batch_size": 0,  # a request holds one photo
-        "input": [{"name": INPUT, "data_type": config_type("BYTES"), "dims": [1]}],
+        "input": [{"name": PHOTO_INPUT, "data_type": config_type("BYTES"), "dims": [1]}],
         "output": [
-            {"name": name, "data_type": config_type(kind), "dims": shape} for name, (kind, shape) in OUTPUTS.items()
+            {"name": name, "data_type": config_type(kind), "dims": shape}
+            for name, (kind, shape) in PHOTO_OUTPUTS.items()
         ],
         "parameters": {"spec": {"string_value": info.spec.to_json()}},
     }
-
-
-def config_type(datatype: str) -> str:
-    """The name that a model configuration has for a type of the protocol."""
-    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
 def parse_request(body: bytes, header_length: str | None) -> InferRequest:
@@ -114,11 +100,11 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
         default = bool(request.get("parameters", {}).get("binary_data_output", False))
         wanted = {
             each["name"]: bool(each.get("parameters", {}).get("binary_data", default))
-            for each in request.get("outputs") or [{"name": name} for name in OUTPUTS]
+            for each in request.get("outputs") or [{"name": name} for name in PHOTO_OUTPUTS]
         }
-        tensor = inputs.pop(INPUT, None)
+        tensor = inputs.pop(PHOTO_INPUT, None)
         if tensor is None or inputs:
-            raise BadRequestError(f"The model has one input, '{INPUT}'.")
+            raise BadRequestError(f"The model has one input, '{PHOTO_INPUT}'.")
         shape, parameters = tensor["shape"], tensor.get("parameters", {})
         size = parameters.get("binary_data_size")
         if size is None:
@@ -159,9 +145,9 @@ def _photo_of_json(datatype: str, shape: Sequence[int], data: Any) -> bytes | ND
         try:
             pixels = np.array(data)
         except ValueError as error:
-            raise BadRequestError(f"The data of '{INPUT}' are no pixels: {error}.") from error
+            raise BadRequestError(f"The data of '{PHOTO_INPUT}' are no pixels: {error}.") from error
         if pixels.dtype.kind != "i" or pixels.size != math.prod(shape) or pixels.min() < 0 or pixels.max() > 255:
-            raise BadRequestError(f"The data of '{INPUT}' are not {math.prod(shape)} numbers of 0 to 255.")
+            raise BadRequestError(f"The data of '{PHOTO_INPUT}' are not {math.prod(shape)} numbers of 0 to 255.")
         return pixels.astype(np.uint8).reshape(shape)
     _check_encoded(datatype, shape)
     while isinstance(data, list) and len(data) == 1:
@@ -179,7 +165,9 @@ def _check_pixels(shape: Sequence[int]) -> None:
 
 def _check_encoded(datatype: str, shape: Sequence[int]) -> None:
     if datatype != "BYTES":
-        raise BadRequestError(f"'{INPUT}' is BYTES (an encoded photo) or UINT8 (pixels), not {str(datatype)[:40]}.")
+        raise BadRequestError(
+            f"'{PHOTO_INPUT}' is BYTES (an encoded photo) or UINT8 (pixels), not {str(datatype)[:40]}."
+        )
     if list(shape) not in ([1], [1, 1]):
         raise BadRequestError(
             f"One photo per request: the shape is [1], not {list(shape)[:8]}.",
@@ -189,13 +177,13 @@ def _check_encoded(datatype: str, shape: Sequence[int]) -> None:
 
 def check_outputs(wanted: dict[str, bool]) -> dict[str, bool]:
     """``wanted``; raises BadRequestError where the model has no such output."""
-    if unknown := [name for name in wanted if name not in OUTPUTS]:
-        raise BadRequestError(f"The model has no output '{unknown[0][:80]}'.", f"It has {', '.join(OUTPUTS)}.")
+    if unknown := [name for name in wanted if name not in PHOTO_OUTPUTS]:
+        raise BadRequestError(f"The model has no output '{unknown[0][:80]}'.", f"It has {', '.join(PHOTO_OUTPUTS)}.")
     return wanted
 
 
 def output_array(name: str, found: Detections) -> NDArray[Any]:
-    """One output of OUTPUTS; BYTES as an array of bytes objects."""
+    """One output of PHOTO_OUTPUTS; BYTES as an array of bytes objects."""
     if name == "masks_rle":
         return np.array([json.dumps(rle).encode() for rle in found.rles()] or [], dtype=object)
     if name == "masks":
@@ -226,7 +214,7 @@ def format_answer(request: InferRequest, info: ModelInfo, found: Detections) -> 
     binary: list[bytes] = []
     for name, as_binary in request.outputs.items():
         array = output_array(name, found)
-        output: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name][0], "shape": list(array.shape)}
+        output: dict[str, Any] = {"name": name, "datatype": PHOTO_OUTPUTS[name][0], "shape": list(array.shape)}
         if as_binary:
             binary.append(array_bytes(array))
             output["parameters"] = {"binary_data_size": len(binary[-1])}

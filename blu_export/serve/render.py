@@ -117,7 +117,7 @@ def npz(kept: Detections) -> bytes:
     """The original's dict (rois, class_ids, scores, masks [H, W, N]) as a compressed .npz file.
 
     Raises:
-        TooLargeError: the masks have more than oip.MAX_MASK_BYTES.
+        TooLargeError: the masks have more than MAX_MASK_BYTES.
     """
     check_mask_size(kept, f"Ask for {JSON}, or for fewer detections with min_score or classes.")
     buffer = io.BytesIO()

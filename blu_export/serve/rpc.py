@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from blu_export import __version__
+from blu_export.contract import PHOTO_INPUT, PHOTO_OUTPUTS
 from blu_export.errors import UsageError
 from blu_export.serve import oip
 from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
@@ -192,7 +193,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """Find objects on a photo."""
         oip.check_model(self.service.model.info, request.model_name, request.model_version)
-        wanted = oip.check_outputs(dict.fromkeys([each.name for each in request.outputs] or oip.OUTPUTS, True))
+        wanted = oip.check_outputs(dict.fromkeys([each.name for each in request.outputs] or PHOTO_OUTPUTS, True))
         return await self.service.predict(
             lambda: _photo(request),
             lambda found: _response(request.id, wanted, found),
@@ -202,13 +203,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
 def _photo(request: Any) -> Any:
     """The photo of an infer request: raw contents, or typed ones."""
-    if len(request.inputs) != 1 or request.inputs[0].name != oip.INPUT:
-        raise BadRequestError(f"The model has one input, '{oip.INPUT}'.")
+    if len(request.inputs) != 1 or request.inputs[0].name != PHOTO_INPUT:
+        raise BadRequestError(f"The model has one input, '{PHOTO_INPUT}'.")
     tensor = request.inputs[0]
     if len(request.raw_input_contents) == 1:
         return oip.photo_of_bytes(tensor.datatype, list(tensor.shape), request.raw_input_contents[0])
     if request.raw_input_contents or tensor.datatype != "BYTES" or len(tensor.contents.bytes_contents) != 1:
-        raise BadRequestError(f"'{oip.INPUT}' has no usable contents.", "Send raw contents.")
+        raise BadRequestError(f"'{PHOTO_INPUT}' has no usable contents.", "Send raw contents.")
     return bytes(tensor.contents.bytes_contents[0])
 
 
@@ -216,6 +217,6 @@ def _response(request_id: str, wanted: dict[str, bool], found: Found) -> Any:
     response = pb.ModelInferResponse(model_name=found.info.name, model_version="1", id=request_id)
     for name in wanted:
         array = oip.output_array(name, found.detections)
-        response.outputs.add(name=name, datatype=oip.OUTPUTS[name][0], shape=array.shape)
+        response.outputs.add(name=name, datatype=PHOTO_OUTPUTS[name][0], shape=array.shape)
         response.raw_output_contents.append(oip.array_bytes(array))
     return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from blu_export.contract import MAX_PHOTO_PIXELS
 from blu_export.errors import UsageError
 
 MEGABYTE = 2**20
@@ -45,7 +46,7 @@ class ServeSettings:
     """Bytes of all bodies in memory at once; over gRPC as many again."""
     answer_memory: int = 512 * MEGABYTE
     """Bytes of all answers that wait for their clients to read them."""
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_PHOTO_PIXELS
     """Pixels of a photo, checked before it is decoded."""
     workers: int = 2
     """Threads that decode, and as many that un-mold."""

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blu_export.contract import PHOTO_OUTPUTS
 from blu_export.detector import load
 from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.export.triton import HELD_MODULES, TritonSettings, export_triton, protobuf_text
-from blu_export.serve import oip
 from blu_export.spec import ModelSpec
 from blu_export.tensorrt.sidecar import Batch, Sidecar
 
@@ -115,7 +115,7 @@ def test_the_network_is_declared_as_its_graph_has_it(fake_onnx: FakeOnnx, tmp_pa
         schema.TYPE_BOOL: "BOOL",
         schema.TYPE_STRING: "BYTES",
     }
-    assert {each.name: (kinds[each.data_type], list(each.dims)) for each in config.output} == oip.OUTPUTS
+    assert {each.name: (kinds[each.data_type], list(each.dims)) for each in config.output} == PHOTO_OUTPUTS
     assert [(group.count, group.kind) for group in config.instance_group] == [(3, schema.ModelInstanceGroup.KIND_CPU)]
     assert ModelSpec.from_json(config.parameters["spec"].string_value).class_names == ("BG", "coat", "shoe")
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from blu_export.contract import Tensor
 from blu_export.errors import ModelFileError
-from blu_export.runtime.onnx_file import OnnxFile, TensorInfo, parse_onnx, read_onnx, spec_of
+from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
 
 FakeOnnx = Callable[..., Path]
 
@@ -24,8 +25,8 @@ def test_reads_what_the_onnx_package_reads(fake_onnx: FakeOnnx) -> None:
     assert model.metadata == {entry.key: entry.value for entry in expected.metadata_props}
     assert model.opsets == {"ai.onnx": 17}
     assert model.inputs == [
-        TensorInfo("canvas", "uint8", ("batch", 64, 64, 3)),
-        TensorInfo("window", "float32", ("batch", 4)),
+        Tensor("canvas", "uint8", ("batch", 64, 64, 3)),
+        Tensor("window", "float32", ("batch", 4)),
     ]
     assert [tensor.name for tensor in model.outputs] == ["detections", "masks", "num_detections"]
     assert sum(model.op_counts.values()) == len(expected.graph.node)

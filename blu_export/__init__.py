@@ -12,7 +12,11 @@ The public names are imported on first use, so that ``import blu_export`` costs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from blu_export import telemetry
+
 __version__ = "0.1.0"
+
+telemetry.switch_off()  # before anything imports what would send it
 
 if TYPE_CHECKING:
     from blu_export import draw, image

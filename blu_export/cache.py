@@ -34,6 +34,20 @@ def cache_folder(name: str) -> Path | None:
     return folder
 
 
+def adopt(variable: str, usual: str, name: str) -> None:
+    """Let another package keep its files in the folder ``name`` of this cache instead of the user's home.
+
+    Args:
+        variable: by which the package is told; who sets it is obeyed.
+        usual: its usual place below the home; where that exists already, the package goes on using it.
+        name: of the folder here. Where nothing is cached, the package does as it always does.
+    """
+    if variable not in os.environ and not os.path.exists(os.path.expanduser(usual)):
+        folder = cache_folder(name)
+        if folder is not None:
+            os.environ[variable] = os.fspath(folder)
+
+
 def _user_cache() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")

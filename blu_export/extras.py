@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
+from blu_export.cache import adopt
 from blu_export.errors import MissingDependencyError
 
 EXTRAS = {
@@ -46,6 +47,12 @@ PURPOSES = {
 }
 """What each extra is for."""
 
+KEEPERS = {
+    "KERAS_HOME": ("~/.keras", "keras"),
+    "MPLCONFIGDIR": ("~/.config/matplotlib", "matplotlib"),  # Keras imports it
+}
+"""By variable: where packages of the extra train make files when they are imported, and the folder of our cache."""
+
 GREETING = ("tensorflow", "keras")
 """Packages that bring TensorFlow, which greets on stderr while it is imported."""
 _GREETINGS = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:")
@@ -58,6 +65,9 @@ def import_extra(module: str) -> Any:
     Raises:
         MissingDependencyError: it is not installed; the fix says what to install.
     """
+    if module.partition(".")[0] in EXTRAS["train"]:
+        for variable, (usual, name) in KEEPERS.items():
+            adopt(variable, usual, name)
     try:
         with _no_greetings() if module in GREETING else nullcontext():
             return import_module(module)

@@ -17,7 +17,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 OPENVINO = "openvino_telemetry"
-"""What sends an event to Google Analytics with ``import openvino``. It has no variable, but OpenVINO works without it."""
+"""What sends an event to Google Analytics with ``import openvino``, which works without it."""
 EC2_METADATA = "AWS_EC2_METADATA_DISABLED"
 """s3fs asks 169.254.169.254 for credentials where it finds none, on any machine."""
 _EC2_MARKS = (("/sys/devices/virtual/dmi/id/sys_vendor", "Amazon EC2"), ("/sys/hypervisor/uuid", "ec2"))

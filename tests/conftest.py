@@ -14,11 +14,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("BLU_CACHE", "off")  # tests leave nothing in the user's cache
 
-import blu_export  # noqa: F401  # before any runtime: it switches their telemetry off
 import numpy as np
 import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
+
+import blu_export  # noqa: F401  # before any runtime: it switches their telemetry off
 
 pytest_plugins = ["engine_fixtures", "graph_fixtures", "pair_fixtures"]
 

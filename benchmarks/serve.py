@@ -399,9 +399,9 @@ async def transfer(model: Path, photos: Sequence[bytes], runs: int = 20) -> dict
     """What the worker process costs: a batch's round trip less the time of the network in it."""
     from blu_export.image import decode, mold
     from blu_export.serve.settings import ServeSettings
-    from blu_export.serve.worker_process import Device
+    from blu_export.serve.worker_process import WorkerProcess
 
-    device = await Device.start(ServeSettings(model))
+    device = await WorkerProcess.start(ServeSettings(model))
     try:
         molded = [mold(decode(photo), device.info.spec) for photo in photos[:1] * 4]
         found: dict[str, Any] = {}

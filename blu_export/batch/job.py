@@ -156,9 +156,10 @@ class BatchJob:
         )
         if settings.ray is None:
             return run_local(job, self._todo, self.workers)
-        from blu_export.batch.on_ray import run_on_ray, share_for
+        from blu_export.batch.on_ray import run_on_ray
+        from blu_export.cluster import share_for
 
-        self.workers = share_for(job, settings.workers, settings.ray).workers
+        self.workers = share_for(settings.ray, settings.model, settings.device, settings.workers, job.threads).workers
         return run_on_ray(job, self._todo, settings.workers, settings.ray)
 
     def _finished(self) -> dict[int, Summary]:

@@ -5,22 +5,20 @@ A photo that kills workers costs its shard two more attempts and itself an error
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import signal
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from blu_export.batch.plan import Shard
 from blu_export.batch.shard import Summary
 from blu_export.errors import BluError
-from blu_export.serve.worker import error_from_json
+from blu_export.workers.channel import ClosedError
+from blu_export.workers.owner import Child
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +48,11 @@ class Job:
     loader: str = "blu_export.runtime:load_runner"
     """``module:function`` that loads the model; tests bring their own."""
 
-    def to_json(self) -> str:
-        """One line, as the worker takes it."""
-        values = dataclasses.asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as the worker takes them."""
+        values = asdict(self)
         values["options"] = {key: values.pop(key) for key in ("runtime", "precision", "device", "threads")}
-        return json.dumps(values)
+        return values
 
 
 class DiedError(Exception):
@@ -71,20 +69,25 @@ class Worker:
     Args:
         job: what it must know.
         patience: seconds that it may say nothing once the model is loaded.
+        files: gives a folder with the model, for as long as a process loads it; None: it lies where the job says.
     """
 
-    def __init__(self, job: Job, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        job: Job,
+        patience: float = PATIENCE,
+        files: Callable[[], AbstractContextManager[Path]] | None = None,
+    ) -> None:
         self.job = job
         self._patience = patience
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._received = b""
+        self._files = files or (lambda: nullcontext(Path(job.model).parent))
+        self._child: Child | None = None
         self._closed = False
 
     @property
     def pid(self) -> int | None:
         """Of the process; None while there is none."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
 
     def run(self, shard: Shard, progress: Callable[[int], None] = lambda done: None) -> Summary:
         """Have a shard's file written.
@@ -124,83 +127,55 @@ class Worker:
     def close(self) -> None:
         """End the process; a ``run`` under way in another thread ends with an error."""
         self._closed = True
-        if (process := self._process) is not None:
-            process.kill()
+        if (child := self._child) is not None:
+            child.kill()
 
     def _attempt(self, shard: Shard, careful: bool, skip: dict[str, str], progress: Callable[[int], None]) -> Summary:
-        if self._process is None:
-            self._start()
+        child = self._child or self._start()
         request = {"index": shard.index, "photos": shard.photos, "careful": careful, "skip": skip}
-        self._send(json.dumps(request))
         photo: int | None = None
-        while True:
-            said = self._receive(photo)
-            match said:
-                case {"start": int(number)}:
-                    photo = number
-                case {"done": int(done)}:
-                    photo = None
-                    progress(done)
-                case {"summary": dict(values)}:
-                    return Summary(**values)
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "blu_export.batch.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        ours.settimeout(PATIENCE)
-        self._socket, self._received = ours, b""
-        if self._closed:  # meanwhile: close did not see this process
-            self._process.kill()
-        self._send(self.job.to_json())
-        self._receive(None)
-        ours.settimeout(self._patience)
-
-    def _send(self, text: str) -> None:
-        assert self._socket is not None
         try:
-            self._socket.sendall(text.encode() + b"\n")
-        except OSError as error:
-            raise DiedError(self._how()) from error
+            child.channel.send(**request)
+            while True:
+                match child.channel.receive(self._patience):
+                    case {"start": int(number)}:
+                        photo = number
+                    case {"done": int(done)}:
+                        photo = None
+                        progress(done)
+                    case {"summary": dict(values)}:
+                        return Summary(**values)
+        except TimeoutError:
+            raise DiedError(f"it said nothing for {self._patience:g} s", photo) from None
+        except ClosedError:
+            raise DiedError(self._how(child), photo) from None
 
-    def _receive(self, photo: int | None) -> dict[str, Any]:
-        assert self._socket is not None
-        while b"\n" not in self._received:
+    def _start(self) -> Child:
+        """A process with the model loaded."""
+        with self._files() as folder:
+            job = replace(self.job, model=str(folder / Path(self.job.model).name))
+            child = self._child = Child("blu_export.batch.worker:main", job.to_dict())
+            if self._closed:  # meanwhile: close did not see this process
+                child.kill()
             try:
-                data = self._socket.recv(65536)
+                child.channel.receive(PATIENCE)
             except TimeoutError:
-                raise DiedError(f"it said nothing for {self._socket.gettimeout():g} s", photo) from None
-            except OSError:
-                data = b""
-            if not data:
-                raise DiedError(self._how(), photo)
-            self._received += data
-        text, _, self._received = self._received.partition(b"\n")
-        said: dict[str, Any] = json.loads(text)
-        if "error" in said:
-            raise error_from_json(*said["error"])
-        return said
+                raise DiedError(f"the model was not loaded within {PATIENCE:g} s") from None
+            except ClosedError:
+                raise DiedError(self._how(child)) from None
+        return child
 
-    def _how(self) -> str:
+    def _how(self, child: Child) -> str:
         """How the process ended."""
-        assert self._process is not None
-        try:
-            code = self._process.wait(self._patience)
-        except subprocess.TimeoutExpired:
+        code = child.wait(self._patience)
+        if code is None:
             return "it closed its end"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        if self._socket is not None:
-            self._socket.close()
-        self._process = self._socket = None
+        if self._child is not None:
+            self._child.close()
+        self._child = None
 
     def __enter__(self) -> Worker:
         return self

@@ -1,24 +1,21 @@
 """The worker: a process that holds the model and turns shards into files. A crash or hang of a runtime ends here.
 
-It talks with its owner (batch.process) over a socket, in lines of JSON:
+It talks with its owner (batch.process) over the channel of workers:
 
     worker → owner   {"ready": …} once the model is loaded
     owner → worker   {"index": N, "photos": […], "careful": false, "skip": {photo: error}}
     worker → owner   {"done": photos of the shard so far}, and when ``careful`` {"start": number of the photo} before
     worker → owner   {"summary": …} once the shard's file is in the sink
-    worker → owner   {"error": [kind, what, fix]} where the job cannot go on
+    worker → owner   {"error": …} where the job cannot go on
 
 It ends when the owner closes its end, also in the middle of a shard.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
-import signal
-import socket
 import sys
 import threading
 import time
@@ -26,7 +23,6 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from importlib import import_module
 from typing import Any
 
 from blu_export.batch.photos import read_ahead
@@ -37,7 +33,8 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector, Photo, Source
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
-from blu_export.serve.worker import error_as_json
+from blu_export.workers.channel import Channel, error_as_json
+from blu_export.workers.entry import load_function
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +50,7 @@ class Work:
     def __init__(self, job: dict[str, Any], say: Any) -> None:
         self.job, self.say = job, say
         self.sink = Sink(job["sink"])
-        module, _, name = job["loader"].partition(":")
-        runner = getattr(import_module(module), name)(job["model"], **job["options"])
+        runner = load_function(job["loader"])(job["model"], **job["options"])
         if sha256_of(job["model"]) != job["model_sha256"]:
             raise ModelFileError(f"{job['model']} has changed since the job began.", "Start it again.")
         self.detector = Detector(runner, job["min_score"])
@@ -145,47 +141,34 @@ class Work:
             return str(error)
 
 
-def main() -> None:
+def main(channel: Channel, job: dict[str, Any]) -> None:
     """Work off shards until the owner closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the owner decides
-    logging.basicConfig(level=logging.WARNING, format="worker: %(name)s: %(message)s")
-    sock = socket.socket(fileno=int(sys.argv[1]))
     try:
-        _work(sock)
+        _work(channel, job)
     except Exception:
         traceback.print_exc()
     os._exit(1)  # the interpreter's own end would wait for the thread that reads
 
 
-def _work(sock: socket.socket) -> None:
-    lines = sock.makefile("r", encoding="utf-8")
+def _work(channel: Channel, job: dict[str, Any]) -> None:
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    job = json.loads(lines.readline())
-    threading.Thread(target=_receive, args=(lines, requests), daemon=True).start()
-
-    def say(**message: Any) -> None:
-        sock.sendall(json.dumps(message).encode() + b"\n")
-
+    threading.Thread(target=_receive, args=(channel, requests), daemon=True).start()
     try:
-        work = Work(job, say)
-        say(ready=work.model)
+        work = Work(job, channel.send)
+        channel.send(ready=work.model)
         while True:
             request = requests.get()
             shard = Shard(request["index"], tuple(request["photos"]))
-            say(summary=asdict(work.run(shard, request["careful"], request["skip"])))
+            channel.send(summary=asdict(work.run(shard, request["careful"], request["skip"])))
     except BluError as error:
         if error.lost:  # the owner starts another worker
             log.error("%s", error)
             sys.exit(1)
-        say(error=error_as_json(error))
+        channel.send(error=error_as_json(error))
 
 
-def _receive(lines: Any, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Take requests; end the process as soon as the owner is gone."""
-    for text in lines:
-        requests.put(json.loads(text))
+def _receive(channel: Channel, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Take requests; end the process as soon as the owner closes its end."""
+    for request in channel:
+        requests.put(request)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
     app ── routes, pages            oip, rpc ── the Open Inference Protocol
         └─ service ── one photo's way: decode → batcher → un-mold; models come and go
               └─ batching ── queue, deadlines, batches
-                    └─ device ── the worker process, restarted when it dies   (worker ── inside it)
+                    └─ worker_process ── the network, restarted when it dies   (worker ── inside it)
 
 The worker process imports the runtime and nothing of HTTP; the server process imports HTTP and nothing of
 the runtime.

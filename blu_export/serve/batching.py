@@ -18,7 +18,8 @@ from blu_export.serve.errors import BusyError, TooLargeError, UnavailableError, 
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.snapshot import ModelSnapshot
-from blu_export.serve.worker_process import ModelInfo, RawBatch, WorkerLostError, WorkerProcess
+from blu_export.serve.worker_process import ModelInfo, RawBatch, WorkerProcess
+from blu_export.workers.owner import WorkerLostError
 
 log = logging.getLogger(__name__)
 

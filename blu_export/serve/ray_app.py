@@ -9,18 +9,16 @@ from __future__ import annotations
 import logging
 import queue
 import signal
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from blu_export.batch.on_ray import Share, connect, divide, model_files, wants_gpu
+from blu_export.cluster import Share, connect, model_files, model_folder, share_for
 from blu_export.errors import BluError, UsageError
 from blu_export.extras import import_extra
 from blu_export.serve.app import create_app
@@ -75,16 +73,13 @@ class Replica:
 
     def __init__(self, settings: ServeSettings, model: list[Any]) -> None:
         self._settings, self._model = settings, model
-        self._folder = tempfile.TemporaryDirectory(prefix="blu-serve-")
         self._service: Service | None = None
 
     async def start(self) -> None:
         """Load the model, which is copied to this machine."""
-        contents: dict[str, bytes] = await self._model[0]
-        for name, content in contents.items():
-            Path(self._folder.name, name).write_bytes(content)
-        service = Service(replace(self._settings, model=Path(self._folder.name, self._settings.model.name)))
-        await service.start()
+        with model_folder(await self._model[0]) as folder:  # the service keeps copies of its own
+            service = Service(replace(self._settings, model=folder / self._settings.model.name))
+            await service.start()
         self._service = service
 
     @property
@@ -111,7 +106,6 @@ class Replica:
         """Stop the worker."""
         if self._service is not None:
             await self._service.close()
-        self._folder.cleanup()
 
 
 async def all_metrics() -> bytes:
@@ -150,7 +144,7 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
             "--grpc-port and --reload do not work on Ray.", "Start the command again to serve a new model file."
         )
     ray = connect(ray_settings.address)
-    share = divide(ray.nodes(), ray_settings.least, settings.threads, wants_gpu(settings.model, settings.device))
+    share = share_for(ray_settings.address, settings.model, settings.device, ray_settings.least, settings.threads)
     stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.put(number))

@@ -23,7 +23,8 @@ from blu_export.serve.limits import ApiKeys, Memory
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.snapshot import ModelSnapshot
-from blu_export.serve.worker_process import ModelInfo, WorkerLostError, WorkerProcess
+from blu_export.serve.worker_process import ModelInfo, WorkerProcess
+from blu_export.workers.owner import WorkerLostError
 
 log = logging.getLogger(__name__)
 

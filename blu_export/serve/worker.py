@@ -1,37 +1,32 @@
 """The worker: a process of its own that holds the model, so that a crash or hang of a runtime takes nothing else along.
 
-The server starts it with two inherited file descriptors: a socket, on which both sides talk in lines of
-JSON, and a piece of memory that both map, in which canvases and results lie. Nothing is pickled.
+It talks with the server over the channel of workers; canvases and results lie in memory that both map.
 
     worker → server   {"spec": …, "runtime": …, "device": …, "precision": …, "sha256": …, "seconds": …}
     server → worker   {"shape": [B, H, W]}
-    worker → server   {"seconds": …}, or {"error": [kind, what, fix]}
+    worker → server   {"seconds": …}, or {"error": …}
 
 A failure to load is one line with ``error`` and the end of the process.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import mmap
 import os
-import signal
-import socket
 import sys
-import threading
 import time
-from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export import errors
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
 from blu_export.spec import ModelSpec
+from blu_export.workers.channel import Channel, error_as_json
+from blu_export.workers.entry import load_function
 
 if TYPE_CHECKING:
     from blu_export.runtime.base import Runner
@@ -75,36 +70,27 @@ class SharedArrays:
         return min(len(self.windows), self.canvas_bytes // (3 * height * width))
 
 
-def main() -> None:
+def main(channel: Channel, config: dict[str, Any]) -> None:
     """Load the model, say so, and work off batches until the server closes its end."""
-    config = json.loads(sys.argv[1])
-    # Ctrl-C goes to the whole process group; the server decides when the worker stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="worker: %(name)s: %(message)s")
-    threading.Thread(target=_die_with, args=(config["parent"],), daemon=True).start()
-    with socket.socket(fileno=config["socket"]) as sock, sock.makefile("rw", encoding="utf-8", buffering=1) as line:
-        try:
-            runner, arrays = _load(config, line)
-        except BluError as error:
-            _say(line, error=error_as_json(error))
-            return
-        for request in line:
-            _work(runner, arrays, line, *json.loads(request)["shape"])
-        runner.close()
+    try:
+        runner, arrays = _load(config, channel)
+    except BluError as error:
+        channel.send(error=error_as_json(error))
+        return
+    for request in channel:
+        _work(runner, arrays, channel, *request["shape"])
+    runner.close()
 
 
-def _load(config: dict[str, Any], line: Any) -> tuple[Runner, SharedArrays]:
-    module, _, name = config["loader"].partition(":")
+def _load(config: dict[str, Any], channel: Channel) -> tuple[Runner, SharedArrays]:
     path = config["model"]
     sha256 = _digest(path)
-    runner: Runner = getattr(import_module(module), name)(path, **config["options"])
+    runner: Runner = load_function(config["loader"])(path, **config["options"])
     if _digest(path) != sha256:
         raise ModelFileError(f"{path} changed while it was being loaded.", "Write it elsewhere, then rename it.")
     arrays = SharedArrays(config["memory"], runner.spec, config["max_batch"])
     seconds = _warm_up(runner, arrays)
-    _say(
-        line,
+    channel.send(
         spec=runner.spec.to_json(),
         runtime=runner.runtime,
         device=runner.device,
@@ -137,14 +123,14 @@ def _warm_up(runner: Runner, arrays: SharedArrays) -> float:
     return seconds
 
 
-def _work(runner: Runner, arrays: SharedArrays, line: Any, count: int, height: int, width: int) -> None:
+def _work(runner: Runner, arrays: SharedArrays, channel: Channel, count: int, height: int, width: int) -> None:
     try:
-        _say(line, seconds=_run(runner, arrays, count, height, width))
+        channel.send(seconds=_run(runner, arrays, count, height, width))
     except BluError as error:
         if error.lost:  # the server gives the batch to another worker
             log.error("%s", error)
             sys.exit(1)
-        _say(line, error=error_as_json(error))
+        channel.send(error=error_as_json(error))
 
 
 def _run(runner: Runner, arrays: SharedArrays, count: int, height: int, width: int) -> float:
@@ -153,31 +139,3 @@ def _run(runner: Runner, arrays: SharedArrays, count: int, height: int, width: i
     arrays.detections[:count] = detections
     arrays.masks[:count] = masks
     return time.perf_counter() - start
-
-
-def _say(line: Any, **values: Any) -> None:
-    line.write(json.dumps(values) + "\n")
-    line.flush()
-
-
-def error_as_json(error: BluError) -> list[str]:
-    """What error_from_json takes: the nearest class of blu_export.errors, which decides the exit code, what, fix."""
-    kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
-    return [kind, error.what, error.fix]
-
-
-def error_from_json(kind: str, what: str, fix: str) -> BluError:
-    """The error that a worker reported."""
-    found = getattr(errors, kind, BluError)
-    return found(what, fix) if issubclass(found, BluError) else BluError(what, fix)
-
-
-def _die_with(parent: int) -> None:
-    """End this process when the server is gone, also in the middle of a batch."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

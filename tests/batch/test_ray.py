@@ -14,32 +14,10 @@ import pytest
 from batch_jobs import PATIENCE, check_levels, rows, start
 from fake_runner import CRASH, write_model
 
-from blu_export.batch.on_ray import Share, divide
-from blu_export.errors import UsageError
-
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 
 FAKES = Path(__file__).parents[1] / "support"
 LEVELS = list(range(10, 250, 10))
-
-
-def node(**resources: float) -> dict[str, Any]:
-    return {"Alive": True, "Resources": resources}
-
-
-def test_workers_share_the_machines() -> None:
-    nodes = [node(CPU=8.0), node(CPU=4.0), {"Alive": False, "Resources": {}}]
-    assert divide(nodes, None, None, False) == Share(2, 4, 0)
-    assert divide(nodes, 4, None, False) == Share(4, 2, 0)
-    assert divide(nodes, 3, 1, False) == Share(3, 1, 0)
-    gpus = [node(CPU=8.0, GPU=2.0), node(CPU=8.0)]
-    assert divide(gpus, None, None, True) == Share(2, 4, 1)
-    with pytest.raises(UsageError, match="3 workers of 4 CPUs and a GPU each do not fit"):
-        divide(gpus, 3, 4, True)
-    with pytest.raises(UsageError, match="2 workers of 8 CPUs each do not fit"):
-        divide(nodes, 2, 8, False)
-    with pytest.raises(UsageError, match="No machine of the cluster has a GPU"):
-        divide(nodes, None, None, True)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from blu_export.serve.batching import Batcher, RawResult
 from blu_export.serve.errors import BusyError, TooLargeError, UnavailableError, WorkerFailedError
 from blu_export.serve.metrics import Metrics
 from blu_export.serve.settings import ServeSettings
-from blu_export.serve.worker_process import ModelInfo, RawBatch, WorkerLostError
+from blu_export.serve.worker_process import ModelInfo, RawBatch
 from blu_export.spec import ModelSpec
+from blu_export.workers.owner import WorkerLostError
 
 SPEC = ModelSpec(("BG", "coat"), image_resize_mode="none")
 REFUSED, DEADLY = 100, 200

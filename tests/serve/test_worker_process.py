@@ -19,7 +19,8 @@ from blu_export.errors import EXIT_MISSING, BluError, MissingDependencyError, Mo
 from blu_export.serve import service
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker import VARIABLE_CANVAS_BYTES
-from blu_export.serve.worker_process import WorkerLostError, WorkerProcess
+from blu_export.serve.worker_process import WorkerProcess
+from blu_export.workers.owner import WorkerLostError
 
 HERE = Path(__file__).parents[1] / "support"
 

@@ -34,7 +34,7 @@ def export_naive(model: Any, output: Path, opset: int = 17) -> None:
 def _forward(model: Any, canvas: Any, window: Any) -> Any:
     import tensorflow as tf
 
-    from blu_export.model.boxes import apply_deltas, clip, normalize_window
+    from blu_export.model.boxes import clip, decode, normalize_window
     from blu_export.model.proposals import propose
     from blu_export.model.roi_align import pyramid_roi_align
 
@@ -46,8 +46,8 @@ def _forward(model: Any, canvas: Any, window: Any) -> Any:
     _, probabilities, deltas = model.box_head(pyramid_roi_align(rois, pyramid, spec.pool_size, shape), training=False)
     class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
     scores = tf.gather(probabilities, class_ids, batch_dims=1)
-    deltas = tf.gather(deltas, class_ids, batch_dims=1) * tf.constant(spec.bbox_std_dev, tf.float32)
-    boxes = clip(apply_deltas(rois[0], deltas), normalize_window(window, shape))
+    deltas = tf.gather(deltas, class_ids, batch_dims=1)
+    boxes = clip(decode(deltas, rois[0], spec.bbox_std_dev), normalize_window(window, shape))
     scores = tf.where((class_ids > 0) & (scores >= spec.detection_min_confidence), scores, -1.0)
     shifted = boxes + 2.0 * tf.cast(class_ids, tf.float32)[:, None]
     keep = tf.image.non_max_suppression(

@@ -8,7 +8,7 @@ photo, boxes that their mask does not fill.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.boxes import iou
 from blu_export.data.augment import mask_box
 from blu_export.data.dataset import Dataset, decode_photo
 from blu_export.detections import Detections
@@ -182,7 +183,7 @@ def look_at(dataset: Dataset, index: int) -> Finding:
         filled = mask_box(mask)
         if filled is None:
             note("empty mask", what)
-        elif (overlap := _iou(filled, annotation.box)) < BOX_IOU:
+        elif (overlap := float(iou([filled], [annotation.box])[0, 0])) < BOX_IOU:
             note("box and mask differ", f"{what}: IoU {overlap:.2f}")
     single = [not annotation.iscrowd for annotation in record.annotations]
     areas = masks.sum(axis=(1, 2))[single].tolist()
@@ -261,15 +262,6 @@ def _in_order(work: Callable[[int], Finding], count: int, parallel: int) -> Iter
         while running:
             yield running.pop(0).result()
             running += [pool.submit(work, number) for number in islice(numbers, 1)]
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (y1, x1, y2, x2)."""
-    height, width = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    if height <= 0 or width <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return height * width / (areas - height * width)
 
 
 def _size_counts(areas: list[int]) -> dict[str, int]:

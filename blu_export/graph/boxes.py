@@ -1,4 +1,4 @@
-"""Box arithmetic as ONNX nodes: boxes are (y1, x1, y2, x2) in normalised coordinates."""
+"""``blu_export.boxes`` as ONNX nodes: boxes are (y1, x1, y2, x2) in normalized coordinates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from blu_export.graph.builder import Graph, Value
 
 
-def apply_deltas(graph: Graph, boxes: Value, deltas: Value, std_dev: Sequence[float]) -> tuple[Value, Value]:
+def decode(graph: Graph, deltas: Value, boxes: Value, std_dev: Sequence[float]) -> tuple[Value, Value]:
     """Move and scale boxes [..., 4] by raw deltas [..., 4] (dy, dx, log dh, log dw) × std_dev.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from blu_export.graph.boxes import apply_deltas
+from blu_export.graph.boxes import decode
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
 from blu_export.graph.nms import gather_kept, keep_by_operator, keep_by_tensors
@@ -45,7 +45,7 @@ def detect(
         scores = graph.reduce("Max", probabilities, 1, keepdims=False)
         first_class = graph.op("Range", 0, graph.op("Size", class_ids), 1) * classes
         own_deltas = deltas.reshape(-1, 4).rows(first_class + class_ids).reshape(-1, count, 4)
-        near, far = apply_deltas(graph, rois, own_deltas, spec.bbox_std_dev)
+        near, far = decode(graph, own_deltas, rois, spec.bbox_std_dev)
         low, high = canvas.normalise(window).unsqueeze(1).split(2, 2)
         corners = [graph.op("Max", graph.op("Min", corner, high), low) for corner in (near, far)]
         confident = (class_ids > 0) & (scores >= spec.detection_min_confidence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from blu_export.graph.boxes import apply_deltas
+from blu_export.graph.boxes import decode
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
 from blu_export.graph.nms import gather_kept, keep_by_operator, keep_by_tensors
@@ -43,10 +43,10 @@ def propose(
             wanted = graph.op("Min", anchors, np.array([spec.pre_nms_limit], np.int64))
             _, index = top_k(graph, scores, wanted, limit)
             count = graph.op("Squeeze", wanted, np.array([0], np.int64))
-        near, far = apply_deltas(
+        near, far = decode(
             graph,
-            canvas.anchors(index),
             deltas.rows_of_batch(index),
+            canvas.anchors(index),
             spec.rpn_bbox_std_dev,
         )
         boxes = graph.clip(graph.concat([near, far], axis=2), 0.0, 1.0)

@@ -1,14 +1,25 @@
-"""Box arithmetic in TensorFlow: boxes are (y1, x1, y2, x2) in normalised coordinates."""
+"""``blu_export.boxes`` on tensors: boxes are (y1, x1, y2, x2) in normalized coordinates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 
-def apply_deltas(boxes: Any, deltas: Any) -> Any:
-    """Move and scale ``boxes`` [..., 4] by ``deltas`` [..., 4] (dy, dx, log dh, log dw)."""
+def encode(targets: Any, boxes: Any, std_dev: Sequence[float]) -> Any:
+    """Deltas [..., 4] that move ``boxes`` [..., 4] onto ``targets`` [..., 4]; 0 for empty ones."""
+    size, target_size = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
+    shift = tf.math.divide_no_nan(targets[..., :2] + 0.5 * target_size - boxes[..., :2] - 0.5 * size, size)
+    ratio = tf.math.divide_no_nan(target_size, size)
+    deltas = tf.concat([shift, tf.math.log(tf.where(ratio > 0, ratio, 1.0))], axis=-1)
+    return deltas / tf.constant(std_dev, tf.float32)
+
+
+def decode(deltas: Any, boxes: Any, std_dev: Sequence[float]) -> Any:
+    """``boxes`` [..., 4] moved and scaled by ``deltas`` [..., 4] (dy, dx, log dh, log dw)."""
+    deltas = deltas * tf.constant(std_dev, tf.float32)
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     dy, dx, log_dh, log_dw = tf.unstack(deltas, axis=-1)
     height, width = y2 - y1, x2 - x1
@@ -33,7 +44,7 @@ def normalize_window(window: Any, canvas_shape: Any) -> Any:
     return (window - tf.constant([0.0, 0.0, 1.0, 1.0])) / tf.stack([height, width, height, width])
 
 
-def iou_matrix(a: Any, b: Any) -> Any:
+def iou(a: Any, b: Any) -> Any:
     """Intersection over union [..., A, B] of boxes [..., A, 4] and [..., B, 4]; 0 for empty boxes."""
     a, b = a[..., :, None, :], b[..., None, :, :]
     top_left = tf.maximum(a[..., :2], b[..., :2])

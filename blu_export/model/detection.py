@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from blu_export.model.boxes import apply_deltas, clip, iou_matrix
+from blu_export.model.boxes import clip, decode, iou
 from blu_export.spec import ModelSpec
 
 _DROPPED = -1.0
@@ -29,17 +29,17 @@ def select_detections(rois: Any, probabilities: Any, deltas: Any, window: Any, s
     count = spec.detection_max_instances
     class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
     scores = tf.gather(probabilities, class_ids, batch_dims=2)
-    deltas = tf.gather(deltas, class_ids, batch_dims=2) * tf.constant(spec.bbox_std_dev, tf.float32)
-    boxes = clip(apply_deltas(rois, deltas), window[:, None, :])
+    deltas = tf.gather(deltas, class_ids, batch_dims=2)
+    boxes = clip(decode(deltas, rois, spec.bbox_std_dev), window[:, None, :])
     kept = (class_ids > 0) & (scores >= spec.detection_min_confidence)
     scores = tf.where(kept, scores, _DROPPED)
 
-    def thin(image: tuple[Any, Any, Any]) -> Any:
+    def suppress(image: tuple[Any, Any, Any]) -> Any:
         image_boxes, image_classes, image_scores = image
         # Boxes of different classes never suppress each other, so one greedy pass serves all classes.
         same_class = tf.cast(image_classes[:, None] == image_classes[None, :], tf.float32)
         keep = tf.image.non_max_suppression_overlaps(
-            iou_matrix(image_boxes, image_boxes) * same_class,
+            iou(image_boxes, image_boxes) * same_class,
             image_scores,
             count,
             overlap_threshold=spec.detection_nms_threshold,
@@ -49,4 +49,4 @@ def select_detections(rois: Any, probabilities: Any, deltas: Any, window: Any, s
         rows = tf.gather(rows, keep)
         return tf.ensure_shape(tf.pad(rows, [[0, count - tf.shape(rows)[0]], [0, 0]]), [count, 6])
 
-    return tf.map_fn(thin, (boxes, class_ids, scores), fn_output_signature=tf.TensorSpec([count, 6], tf.float32))
+    return tf.map_fn(suppress, (boxes, class_ids, scores), fn_output_signature=tf.TensorSpec([count, 6], tf.float32))

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from blu_export.model.boxes import apply_deltas, clip
+from blu_export.model.boxes import clip, decode
 from blu_export.spec import ModelSpec
 
 
@@ -28,13 +28,13 @@ def propose(
     count = count or spec.post_nms_rois_inference
     limit = tf.minimum(pre_nms_limit or spec.pre_nms_limit, tf.shape(anchors)[0])
     scores, index = tf.math.top_k(scores, limit, sorted=True)
-    deltas = tf.gather(deltas, index, batch_dims=1) * tf.constant(spec.rpn_bbox_std_dev, tf.float32)
-    boxes = clip(apply_deltas(tf.gather(anchors, index), deltas), tf.constant([0.0, 0.0, 1.0, 1.0]))
+    deltas = tf.gather(deltas, index, batch_dims=1)
+    boxes = clip(decode(deltas, tf.gather(anchors, index), spec.rpn_bbox_std_dev), tf.constant([0.0, 0.0, 1.0, 1.0]))
 
-    def thin(image: tuple[Any, Any]) -> Any:
+    def suppress(image: tuple[Any, Any]) -> Any:
         image_boxes, image_scores = image
         keep = tf.image.non_max_suppression(image_boxes, image_scores, count, spec.rpn_nms_threshold)
         kept = tf.gather(image_boxes, keep)
         return tf.ensure_shape(tf.pad(kept, [[0, count - tf.shape(kept)[0]], [0, 0]]), [count, 4])
 
-    return tf.map_fn(thin, (boxes, scores), fn_output_signature=tf.TensorSpec([count, 4], tf.float32))
+    return tf.map_fn(suppress, (boxes, scores), fn_output_signature=tf.TensorSpec([count, 4], tf.float32))

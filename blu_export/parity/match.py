@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.boxes import iou
+
 MIN_IOU = 0.5
 """Boxes of one class that overlap less are different instances."""
 
@@ -71,7 +73,7 @@ def match(reference: Instances, candidate: Instances, min_iou: float = MIN_IOU) 
 
     Where boxes overlap equally, those whose scores are nearer belong together.
     """
-    overlap = box_iou(reference.rois, candidate.rois)
+    overlap = iou(reference.rois, candidate.rois)
     gap = np.abs(reference.scores[:, None].astype(float) - candidate.scores)
     possible = (reference.class_ids[:, None] == candidate.class_ids) & (overlap >= min_iou)
     rows, columns = np.nonzero(possible)
@@ -92,17 +94,6 @@ def match(reference: Instances, candidate: Instances, min_iou: float = MIN_IOU) 
         score_error=gap[a, b],
         mask_iou=np.array([_mask_iou_of(reference, int(i), candidate, int(j)) for i, j in pairs], float),
     )
-
-
-def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
-    """Intersection over union [A, B] of boxes [A, 4] and [B, 4], (y1, x1, y2, x2); 0 for empty boxes."""
-    first, second = np.asarray(a, float)[:, None], np.asarray(b, float)[None]
-    size = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    shared = np.prod(np.maximum(size, 0), axis=-1)
-    areas = [np.prod(np.maximum(box[..., 2:] - box[..., :2], 0), axis=-1) for box in (first, second)]
-    union = areas[0] + areas[1] - shared
-    ratio: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return ratio
 
 
 def mask_iou(

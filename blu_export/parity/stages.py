@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.boxes import iou
 from blu_export.contract import STAGES
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.extras import import_extra
 from blu_export.image import Molded
-from blu_export.parity.match import box_iou
 from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnx_file import read_onnx
@@ -136,7 +136,7 @@ def _pair_rows(a: Array, b: Array) -> tuple[Array, Array, float]:
     used_a, used_b = (np.flatnonzero(np.any(rows != 0, axis=1)) for rows in (a, b))
     if not len(used_a) or not len(used_b):
         return used_a[:0], used_b[:0], float(len(used_a) != len(used_b))
-    overlap = box_iou(a[used_a, :4], b[used_b, :4])
+    overlap = iou(a[used_a, :4], b[used_b, :4])
     if a.shape[1] > 4:
         overlap = overlap * (a[used_a, 4, None] == b[used_b, 4])
     best = overlap.argmax(axis=1)

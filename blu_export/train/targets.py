@@ -14,7 +14,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from blu_export.anchors import pyramid_anchors
-from blu_export.model.boxes import iou_matrix
+from blu_export.boxes import encode, iou
+from blu_export.model import boxes as tensors
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TargetConfig
 
@@ -33,7 +34,7 @@ class AnchorTargets:
         height, width = canvas
         scale = np.array([height - 1, width - 1, height - 1, width - 1], np.float32)
         self.anchors = pyramid_anchors(spec, canvas) * scale + np.array([0, 0, 1, 1], np.float32)
-        self.deviation = np.array(spec.rpn_bbox_std_dev, np.float32)
+        self.std_dev = spec.rpn_bbox_std_dev
         self.config = config
 
     def __call__(
@@ -63,7 +64,7 @@ class AnchorTargets:
         label[:used] = 0
         label[: len(positives)] = 1
         targets = boxes[class_ids > 0][matched[positives]]
-        delta[: len(positives)] = box_deltas(self.anchors[positives], targets) / self.deviation
+        delta[: len(positives)] = encode(targets, self.anchors[positives], self.std_dev)
         noise = rng.random(config.candidates, np.float32)
         return {"rpn_index": index, "rpn_label": label, "rpn_delta": delta, "roi_noise": noise}
 
@@ -84,22 +85,6 @@ class AnchorTargets:
         closest = np.maximum(overlaps.max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
         positive |= (overlaps == closest).any(axis=0)
         return positive, matched, (best < self.config.rpn_negative_iou) & outside & ~positive
-
-
-def iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union [A, B] of boxes [A, 4] and [B, 4], any units; no box may be empty."""
-    y = np.minimum(a[:, None, 2], b[None, :, 2]) - np.maximum(a[:, None, 0], b[None, :, 0])
-    x = np.minimum(a[:, None, 3], b[None, :, 3]) - np.maximum(a[:, None, 1], b[None, :, 1])
-    intersection = np.maximum(y, 0) * np.maximum(x, 0)
-    area_a, area_b = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in (a, b))
-    return np.asarray(intersection / (area_a[:, None] + area_b[None, :] - intersection), np.float32)
-
-
-def box_deltas(boxes: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Deltas [N, 4] (dy, dx, log dh, log dw) that move ``boxes`` [N, 4] onto ``targets`` [N, 4]."""
-    size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
-    shift = (targets[:, :2] + 0.5 * target_size - boxes[:, :2] - 0.5 * size) / size
-    return np.concatenate([shift, np.log(target_size / size)], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,7 @@ def roi_targets(
     noise = noise[:, : tf.shape(proposals)[1]]
     used = tf.reduce_any(proposals != 0.0, axis=-1)
 
-    overlaps = iou_matrix(proposals, gt_boxes)
+    overlaps = tensors.iou(proposals, gt_boxes)
     best = tf.reduce_max(tf.where(objects[:, None, :], overlaps, 0.0), axis=-1)
     crowded = tf.reduce_max(tf.where(crowds[:, None, :], overlaps, 0.0), axis=-1) >= CROWD_IOU
     positive = used & (best >= config.roi_positive_iou)
@@ -157,7 +142,7 @@ def roi_targets(
     match = tf.gather(match, positive_index, batch_dims=1)
     boxes = tf.gather(gt_boxes, match, batch_dims=1)
     class_ids = tf.where(positive_valid, tf.gather(gt_class_ids, match, batch_dims=1), 0)
-    deltas = deltas_between(rois, boxes) / tf.constant(spec.bbox_std_dev, tf.float32)
+    deltas = tensors.encode(boxes, rois, spec.bbox_std_dev)
     return RoiTargets(
         rois=tf.concat([rois, tf.gather(proposals, negative_index, batch_dims=1)], axis=1),
         valid=tf.concat([positive_valid, negative_valid], axis=1),
@@ -165,14 +150,6 @@ def roi_targets(
         deltas=tf.where(positive_valid[..., None], deltas, 0.0),
         masks=mask_targets(rois, boxes, match, gt_masks, spec.mask_shape),
     )
-
-
-def deltas_between(boxes: Any, targets: Any) -> Any:
-    """Deltas [..., 4] that move ``boxes`` [..., 4] onto ``targets`` [..., 4]; 0 for empty ones."""
-    size, target_size = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
-    shift = tf.math.divide_no_nan(targets[..., :2] + 0.5 * target_size - boxes[..., :2] - 0.5 * size, size)
-    ratio = tf.math.divide_no_nan(target_size, size)
-    return tf.concat([shift, tf.math.log(tf.where(ratio > 0, ratio, 1.0))], axis=-1)
 
 
 def mask_targets(rois: Any, boxes: Any, match: Any, gt_masks: Any, mask_shape: tuple[int, int]) -> Any:

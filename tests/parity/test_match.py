@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blu_export.parity.match import box_iou, mask_iou, match
+from blu_export.boxes import iou
+from blu_export.parity.match import mask_iou, match
 
 
 @dataclass
@@ -100,7 +101,7 @@ def test_box_iou_equals_counting_pixels(a: list[tuple[int, ...]], b: list[tuple[
     def pixels(box: tuple[int, ...]) -> set[tuple[int, int]]:
         return {(y, x) for y in range(box[0], box[2]) for x in range(box[1], box[3])}
 
-    found = box_iou(np.array(a).reshape(-1, 4), np.array(b).reshape(-1, 4))
+    found = iou(np.array(a).reshape(-1, 4), np.array(b).reshape(-1, 4))
     assert found.shape == (len(a), len(b))
     for i, first in enumerate(a):
         for j, second in enumerate(b):

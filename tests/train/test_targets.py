@@ -8,13 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
-from hypothesis import strategies as st
 
-from blu_export.model.boxes import apply_deltas
+from blu_export.boxes import decode, iou
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TargetConfig
-from blu_export.train.targets import AnchorTargets, box_deltas, deltas_between, iou, mask_targets, roi_targets
+from blu_export.train.targets import AnchorTargets, mask_targets, roi_targets
 
 SPEC = ModelSpec(
     class_names=("BG", "a", "b"),
@@ -28,32 +26,6 @@ CONFIG = TargetConfig(rpn_anchors_per_image=8, proposals=6, rois_per_image=6, ro
 
 def boxes(*rows: tuple[float, float, float, float]) -> np.ndarray:
     return np.array(rows, np.float32).reshape(-1, 4)
-
-
-def test_iou_by_hand() -> None:
-    a = boxes((0, 0, 10, 10), (0, 0, 4, 4))
-    b = boxes((0, 0, 10, 10), (5, 5, 15, 15), (20, 20, 30, 30))
-    np.testing.assert_allclose(iou(a, b), [[1, 25 / 175, 0], [0.16, 0, 0]], rtol=1e-6)
-
-
-def test_deltas_by_hand() -> None:
-    # From a 10 x 20 box centred at (5, 10) to a 20 x 20 box centred at (10, 15).
-    delta = box_deltas(boxes((0, 0, 10, 20)), boxes((0, 5, 20, 25)))
-    np.testing.assert_allclose(delta, [[0.5, 0.25, math.log(2), 0]], atol=1e-6)
-    graph = deltas_between(tf.constant(boxes((0, 0, 10, 20))), tf.constant(boxes((0, 5, 20, 25))))
-    np.testing.assert_allclose(graph, delta, atol=1e-6)
-    np.testing.assert_array_equal(deltas_between(tf.zeros([1, 4]), tf.zeros([1, 4])), np.zeros((1, 4)))
-
-
-any_box = st.tuples(st.floats(0, 100), st.floats(0, 100), st.floats(1, 100), st.floats(1, 100)).map(
-    lambda v: boxes((v[0], v[1], v[0] + v[2], v[1] + v[3]))
-)
-
-
-@given(any_box, any_box)
-def test_deltas_move_a_box_onto_its_target(box: np.ndarray, target: np.ndarray) -> None:
-    moved = apply_deltas(tf.constant(box), tf.constant(box_deltas(box, target)))
-    np.testing.assert_allclose(moved, target, rtol=1e-3, atol=1e-3)
 
 
 class TestAnchors:
@@ -99,8 +71,7 @@ class TestAnchors:
         assert set(picked) == set(np.flatnonzero(positive))
         assert negative[rows["rpn_index"][rows["rpn_label"] == 0]].all()
         assert (rows["rpn_label"] >= 0).all()
-        deltas = tf.constant(rows["rpn_delta"][: len(picked)] * np.array(SPEC.rpn_bbox_std_dev, np.float32))
-        moved = apply_deltas(tf.constant(self.targets.anchors[picked]), deltas)
+        moved = decode(rows["rpn_delta"][: len(picked)], self.targets.anchors[picked], SPEC.rpn_bbox_std_dev)
         np.testing.assert_allclose(moved, objects[matched[picked]], atol=1e-3)
 
     def test_positives_are_at_most_half(self) -> None:

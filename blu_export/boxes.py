@@ -1,0 +1,51 @@
+"""Box coding and overlap in NumPy; ``model.boxes`` and ``graph.boxes`` mirror it.
+
+Boxes are (y1, x1, y2, x2) in any unit.
+
+Deltas are (dy, dx, log dh, log dw) divided by ``std_dev`` (Ren et al., Faster R-CNN, 2015, equation 2):
+``encode(decode(deltas, boxes, s), boxes, s) == deltas`` up to rounding, for boxes with area. Log sizes are not clamped
+before ``exp``: the original does not, and a clamp would move its boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+UNIT = (1.0, 1.0, 1.0, 1.0)
+
+
+def encode(targets: NDArray[Any], boxes: NDArray[Any], std_dev: Sequence[float] = UNIT) -> NDArray[np.float32]:
+    """Deltas float32 [N, 4] that move ``boxes`` [N, 4], which have an area, onto ``targets`` [N, 4]."""
+    size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
+    shift = (targets[:, :2] + 0.5 * target_size - boxes[:, :2] - 0.5 * size) / size
+    deltas = np.concatenate([shift, np.log(target_size / size)], axis=1).astype(np.float32)
+    return np.asarray(deltas / np.asarray(std_dev, np.float32), np.float32)
+
+
+def decode(deltas: NDArray[Any], boxes: NDArray[Any], std_dev: Sequence[float] = UNIT) -> NDArray[np.float32]:
+    """``boxes`` [N, 4] moved and scaled by ``deltas`` [N, 4]: float32 [N, 4]."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    deltas = deltas * np.asarray(std_dev, np.float32)
+    center = boxes[:, :2] + 0.5 * size + deltas[:, :2] * size
+    size = size * np.exp(deltas[:, 2:])
+    near = center - 0.5 * size
+    return np.concatenate([near, near + size], axis=1).astype(np.float32)
+
+
+def iou(a: ArrayLike, b: ArrayLike) -> NDArray[Any]:
+    """Intersection over union [A, B] of boxes [A, 4] and [B, 4]; 0 for empty boxes.
+
+    float32 where both are, else float64.
+    """
+    first, second = (np.asarray(boxes) for boxes in (a, b))
+    kind = np.float32 if first.dtype == second.dtype == np.float32 else np.float64
+    first, second = first.astype(kind)[:, None], second.astype(kind)[None]
+    size = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+    shared = np.prod(np.maximum(size, 0), axis=-1)
+    areas = [np.prod(np.maximum(box[..., 2:] - box[..., :2], 0), axis=-1) for box in (first, second)]
+    union = areas[0] + areas[1] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

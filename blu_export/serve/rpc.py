@@ -9,9 +9,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import grpc
+import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -22,6 +24,7 @@ from blu_export.errors import UsageError
 from blu_export.serve import oip
 from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
 from blu_export.serve.limits import Memory
+from blu_export.serve.peers import Calls, Places, cut_off
 from blu_export.serve.service import KEEP_ALIVE, Found, Service
 
 log = logging.getLogger(__name__)
@@ -42,9 +45,19 @@ HEAD_BYTES = 2**16
 """Of a message, beside the photo."""
 MAX_AGE = 60
 """Seconds after which a connection takes no more calls; clients open another by themselves."""
-ANSWER_GRACE = 90
-"""Seconds beyond a request's time that such a connection has for its last answers, of up to 256 MB each; then it is
-cut. gRPC does not tell whether a client reads, and gives an unread answer's memory back only with its connection."""
+COPIES = 2
+"""Of an answer in memory until it is read: ours, and gRPC's."""
+PING_AFTER, PING_TIMEOUT = 20, 10
+"""Seconds: after so many without a sign of the client it is asked for one, and cut off if none comes."""
+STREAMS = 128
+"""Calls at once on a connection; well-behaved clients keep further ones back."""
+STREAM_WINDOW = 2**16
+"""Bytes of a message that arrive before its call reads it."""
+IDENTITY = 1
+"""The only compression that is taken, as gRPC's bit set: photos are compressed, and what unpacks to gigabytes is not
+asked for its size."""
+RAW_TAG = bytes([pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
+"""Before each of the raw contents, in protobuf's form: the field, and that its length follows."""
 HEALTH = frozenset({"ServerLive", "ServerReady"})
 """Calls that need no key."""
 
@@ -65,7 +78,13 @@ async def start(service: Service) -> tuple[grpc.aio.Server, int]:
             ("grpc.server_handshake_timeout_ms", round(1000 * settings.head_timeout)),
             ("grpc.max_connection_idle_ms", 1000 * KEEP_ALIVE),
             ("grpc.max_connection_age_ms", 1000 * MAX_AGE),
-            ("grpc.max_connection_age_grace_ms", round(1000 * (settings.timeout + ANSWER_GRACE))),
+            ("grpc.max_connection_age_grace_ms", round(1000 * (settings.timeout + settings.send_timeout))),
+            ("grpc.keepalive_time_ms", 1000 * PING_AFTER),
+            ("grpc.keepalive_timeout_ms", 1000 * PING_TIMEOUT),
+            ("grpc.max_concurrent_streams", STREAMS),
+            ("grpc.http2.bdp_probe", 0),  # would open the windows of streams that nobody reads
+            ("grpc.http2.lookahead_bytes", STREAM_WINDOW),
+            ("grpc.compression_enabled_algorithms_bitset", IDENTITY),
         ],
         interceptors=[Guard(service)],
         maximum_concurrent_rpcs=settings.max_connections,
@@ -85,14 +104,19 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     gRPC reads the message of a unary call before any code of ours runs, for as long as it takes. To the network a
     stream of one message is the same, so every call is taken as one: the key comes before the message, and the
-    message within the time of the call. Only a call that sends a photo is counted, from its start: how much of the
-    message has come gRPC does not tell.
+    message within ``message_timeout``. How much of it has come gRPC does not tell: half of the memory for messages
+    is for those on their way, in places as large as the largest one.
+
+    A call ends with a status that is set, never with ``abort``: its exception would hold the frames that raised it,
+    and these the answer, until the garbage collector comes by.
     """
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.max_message = service.settings.max_upload + HEAD_BYTES
-        self.messages = Memory("messages", max(service.settings.upload_memory, self.max_message))
+        memory = max(service.settings.upload_memory, 2 * (service.settings.max_upload + HEAD_BYTES))
+        self.messages = Memory("messages", memory // 2)
+        self.places = Places(memory // 2 // (service.settings.max_upload + HEAD_BYTES))
+        self.calls = Calls(service.settings.max_connections)
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """See grpc.aio; None is the answer UNIMPLEMENTED."""
@@ -110,20 +134,19 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Answer a call; count it, and turn errors into statuses."""
         start, code, details = time.perf_counter(), grpc.StatusCode.OK, ""
         try:
-            if name not in HEALTH:
-                given = {key.lower(): value for key, value in context.invocation_metadata() or ()}
-                self.service.keys.check(given.get("authorization"), given.get("x-api-key"))
-            answer = await self._answer(name, handler, messages, context)
-            with self.service.answering(len(answer)):
-                await context.write(answer)
+            self._check_key(name, context)
+            with self.calls.hold(context.peer()):
+                await self._send(await self._answer(name, handler, messages, context), context)
         except RequestError as error:
             code, details = STATUS.get(error.status, grpc.StatusCode.INTERNAL), f"{error.what} {error.fix}".strip()
-        except (asyncio.CancelledError, grpc.aio.BaseError):  # the latter where the connection is gone
+        except grpc.aio.BaseError:  # the connection is gone
+            code = grpc.StatusCode.CANCELLED
+        except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception:
             log.exception("call failed")
-            code, details = grpc.StatusCode.INTERNAL, "The server made a mistake. Its log says more."
+            code, details = grpc.StatusCode.INTERNAL, "Internal server error. The server's log says more."
         finally:
             seconds = time.perf_counter() - start
             self.service.metrics.requests.labels("grpc", name, code.name).inc()
@@ -131,30 +154,54 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             level = logging.DEBUG if name in HEALTH else logging.INFO
             log.log(level, "call", extra={"method": name, "status": code.name, "ms": round(1000 * seconds, 1)})
         if code is not grpc.StatusCode.OK:
-            await context.abort(code, details)
+            context.set_code(code)
+            context.set_details(details)
+
+    def _check_key(self, name: str, context: Any) -> None:
+        if name not in HEALTH:
+            given = {key.lower(): value for key, value in context.invocation_metadata() or ()}
+            self.service.keys.check(given.get("authorization"), given.get("x-api-key"))
 
     async def _answer(self, name: str, handler: Any, messages: AsyncIterator[bytes], context: Any) -> bytes:
         """The message that answers a call, within the time of a request or what the client gives."""
         remaining = context.time_remaining()
         seconds = min(self.service.settings.timeout, float("inf") if remaining is None else remaining)
-        counts = name == "ModelInfer"
+        large = name == "ModelInfer"
         try:
             async with asyncio.timeout(seconds):
-                with self.messages.hold(self.max_message if counts else 0):
-                    message = await anext(messages)
-                with self.messages.hold(len(message) if counts else 0):
+                async with self.places.hold(context.peer()) if large else nullcontext():
+                    message = await self._receive(messages)
+                with self.messages.hold(len(message) if large else 0):
                     request = handler.request_deserializer(message)
-                    answer: bytes = handler.response_serializer(await handler.unary_unary(request, context))
-                    return answer
+                    del message
+                    answer = await handler.unary_unary(request, context)
+                    return answer if isinstance(answer, bytes) else bytes(handler.response_serializer(answer))
         except TimeoutError:
             raise DeadlineError(
                 f"No result within {seconds:.3g} s, the message and the queue included.",
                 "Try again when the server is less busy.",
             ) from None
-        except StopAsyncIteration:
-            raise BadRequestError("The call sent no message.") from None
         except DecodeError as error:
             raise BadRequestError(f"The message cannot be read: {error}.") from error
+
+    async def _receive(self, messages: AsyncIterator[bytes]) -> bytes:
+        seconds = self.service.settings.message_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await anext(messages)
+        except TimeoutError:
+            raise DeadlineError(f"The message did not arrive within {seconds:.3g} s.", "Send it faster.") from None
+        except StopAsyncIteration:
+            raise BadRequestError("The call sent no message.") from None
+
+    async def _send(self, answer: bytes, context: Any) -> None:
+        """Send the message; who has not read it after ``send_timeout`` is cut off."""
+        with self.service.answering(COPIES * len(answer)):
+            timer = asyncio.get_running_loop().call_later(self.service.settings.send_timeout, cut_off, context.peer())
+            try:
+                await context.write(answer)
+            finally:
+                timer.cancel()
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -213,10 +260,24 @@ def _photo(request: Any) -> Any:
     return bytes(tensor.contents.bytes_contents[0])
 
 
-def _response(request_id: str, wanted: dict[str, bool], found: Found) -> Any:
+def _response(request_id: str, wanted: dict[str, bool], found: Found) -> bytes:
+    """The ModelInferResponse, serialized: the tensors are appended to the rest, which saves two copies of them."""
     response = pb.ModelInferResponse(model_name=found.info.name, model_version="1", id=request_id)
+    pieces: list[Any] = []
     for name in wanted:
         array = oip.output_array(name, found.detections)
         response.outputs.add(name=name, datatype=PHOTO_OUTPUTS[name][0], shape=array.shape)
-        response.raw_output_contents.append(oip.array_bytes(array))
-    return response
+        data = (
+            oip.array_bytes(array) if array.dtype == object else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        )
+        pieces += [RAW_TAG, _varint(len(data)), data]
+    return b"".join([response.SerializeToString(), *pieces])
+
+
+def _varint(number: int) -> bytes:
+    """An unsigned integer as protobuf writes it: seven bits a byte, the lowest first."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])

@@ -61,8 +61,10 @@ class ServeSettings:
     """After SIGTERM, how long work in flight may take."""
     head_timeout: float = 10.0
     """How long a client may take to send the head of a request."""
+    message_timeout: float = 10.0
+    """How long the message of a gRPC call may take, once it is its turn."""
     send_timeout: float = 30.0
-    """How long a client may take no byte of its answer."""
+    """How long a client may take no byte of its answer; over gRPC, how long it may take to read all of it."""
     max_connections: int = 4096
     """Open at once; over gRPC as many calls."""
     loader: str = "blu_export.runtime:load_runner"
@@ -81,7 +83,7 @@ class ServeSettings:
         ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("max_wait", "timeout", "drain", "head_timeout", "send_timeout"):
+        for name in ("max_wait", "timeout", "drain", "head_timeout", "message_timeout", "send_timeout"):
             if not 0 < getattr(self, name) <= 3600:
                 raise UsageError(f"{name} must be above 0 and at most an hour, not {getattr(self, name)} s.")
         for name in ("batch_delay", "notice"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import os
 import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,6 +28,8 @@ from tritonclient.grpc import service_pb2 as pb  # noqa: E402
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub  # noqa: E402
 
 from blu_export.serve import rpc  # noqa: E402
+from blu_export.serve.errors import BusyError  # noqa: E402
+from blu_export.serve.peers import Calls, Places, cut_off  # noqa: E402
 from blu_export.serve.service import Service  # noqa: E402
 
 INFER, READY = "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/ServerReady"
@@ -34,7 +38,9 @@ KEY = "0123456789abcdef0123"
 
 @contextmanager
 def channel_to(server: Running) -> Iterator[Any]:
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+    """A connection of its own; gRPC would share one among all channels of a process."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
         yield channel
 
 
@@ -65,23 +71,86 @@ def code(call: Any) -> str:
     return str(call.exception(PATIENCE).code().name if call.exception(PATIENCE) else "OK")
 
 
-def test_calls_without_a_message_shut_nobody_out_and_end(launch: Start) -> None:
-    server = launch(grpc_port=0, timeout=5.0)  # 25 of the largest messages fit into the memory for them
+def test_calls_without_a_message_refuse_nobody_else_and_end(launch: Start) -> None:
+    server = launch(grpc_port=0, timeout=3.0, message_timeout=1.0)
     with channel_to(server) as channel, channel_to(server) as other:
         calls = GRPCInferenceServiceStub(other)
         with silent_calls(channel, READY, 40) as asking, silent_calls(channel, INFER, 40) as sending:
-            refused: list[Any] = []
-
-            def some_are_refused() -> bool:
-                refused[:] = [call for call in sending if call.done()]
+            while not all(call.done() for call in sending):
                 assert calls.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE).live
-                assert calls.ServerReady(pb.ServerReadyRequest(), timeout=PATIENCE).ready
-                return len(refused) >= 15
-
-            until(some_are_refused)
-            assert Counter(map(code, sending)) == {"RESOURCE_EXHAUSTED": 15, "DEADLINE_EXCEEDED": 25}
+                assert len(calls.ModelInfer(infer_request(grey(51), "scores"), timeout=PATIENCE).outputs) == 1
+            assert Counter(map(code, sending)) == {"DEADLINE_EXCEEDED": 40}
             assert Counter(map(code, asking)) == {"DEADLINE_EXCEEDED": 40}
-        assert len(calls.ModelInfer(infer_request(grey(51), "scores")).outputs) == 1
+
+
+def test_places_are_shared_among_connections_and_peers() -> None:
+    async def main() -> list[str]:
+        places, order = Places(4), []  # 1 for a connection, 3 for a peer
+        over = asyncio.Event()
+
+        async def call(name: str, connection: str) -> None:
+            async with places.hold(connection):
+                order.append(name)
+                await over.wait()
+
+        async with asyncio.timeout(PATIENCE):
+            calls = {
+                name: asyncio.create_task(call(name, connection))
+                for name, connection in {
+                    "a1": "ipv4:a:1", "a1 again": "ipv4:a:1", "a2": "ipv4:a:2", "a3": "ipv4:a:3", "a4": "ipv4:a:4",
+                    "b1": "ipv4:b:1", "c1": "ipv4:c:1", "c2": "ipv4:c:2",
+                }.items()
+            }  # fmt: skip
+            await asyncio.sleep(0)
+            assert order == ["a1", "a2", "a3", "b1"]
+            for gone in ("c1", "b1"):  # c1 still waits; b1's place is free
+                calls[gone].cancel()
+                await asyncio.gather(calls[gone], return_exceptions=True)
+            await asyncio.sleep(0)
+            assert order[4:] == ["c2"]
+            over.set()
+            await asyncio.gather(*calls.values(), return_exceptions=True)
+            assert order[5:] == ["a1 again", "a4"]
+            async with places.hold("ipv4:a:1"), places.hold("ipv4:a:2"), places.hold("ipv4:a:3"):
+                return order
+
+    assert len(asyncio.run(main())) == 7
+
+
+def test_a_peer_cannot_have_all_calls() -> None:
+    calls = Calls(4)
+    with calls.hold("ipv4:a:1"), calls.hold("ipv4:a:1"), calls.hold("ipv4:a:2"):
+        with pytest.raises(BusyError), calls.hold("ipv4:a:3"):
+            pass
+        with calls.hold("ipv4:b:1"):
+            pass
+    with calls.hold("ipv4:a:3"):
+        pass
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "::1", "::"])
+def test_one_connection_is_cut_off(listen: str) -> None:
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with socket.socket(family) as listener, ExitStack() as stack:
+        if listen == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            listener.bind((listen, 0))
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+        listener.listen()
+        target = {"127.0.0.1": "127.0.0.1", "::1": "::1", "::": "127.0.0.1"}[listen]
+        clients, served = [], []
+        for _ in "12":
+            clients.append(stack.enter_context(socket.create_connection((target, listener.getsockname()[1]), PATIENCE)))
+            served.append(stack.enter_context(listener.accept()[0]))
+        host, port = clients[0].getsockname()[:2]
+        name = {"127.0.0.1": "ipv4:127.0.0.1", "::1": "ipv6:%5B::1%5D", "::": "ipv6:[::ffff:127.0.0.1]"}[listen]
+        assert host == target and cut_off(f"{name}:{port}")
+        assert clients[0].recv(1) == b""
+        served[1].sendall(b"x")
+        assert clients[1].recv(1) == b"x"
+    assert not cut_off(f"{name}:{port}")
 
 
 def test_health_answers_beside_many_photos(launch: Start) -> None:
@@ -150,7 +219,7 @@ def unread_call(port: int, message: bytes) -> Iterator[socket.socket]:
 def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
     side = 1000
     size = 2 * side * side
-    server = launch(grpc_port=0, answer_memory=3 * size)
+    server = launch(grpc_port=0, answer_memory=5 * size)
     request = infer_request(png(height=side, width=side), "masks")
     with server.client() as client, channel_to(server) as channel, ExitStack() as stack:
         call = GRPCInferenceServiceStub(channel).ModelInfer
@@ -168,22 +237,64 @@ def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
     assert not any(line["event"] == "call failed" for line in server.lines)
 
 
-def test_an_answer_that_is_never_read_goes_with_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_never_read_ends_with_its_connection_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
-    monkeypatch.setattr(rpc, "MAX_AGE", 1)
-    monkeypatch.setattr(rpc, "ANSWER_GRACE", 0)
     model = write_model(tmp_path / "fake.onnx")
     request = infer_request(png(height=1000, width=1000), "masks").SerializeToString()
 
     async def main() -> None:
-        settings = ServeSettings(model, loader="fake_runner:load", grpc_port=0, timeout=2.0)
+        settings = ServeSettings(
+            model, loader="fake_runner:load", grpc_port=0, send_timeout=0.5, answer_memory=5_000_000
+        )
         async with Service(settings) as service, asyncio.timeout(PATIENCE):
             server, port = await rpc.start(service)
-            with unread_call(port, request):
+            with unread_call(port, request) as first:
                 while not service.answers.used:
                     await asyncio.sleep(0)
-                while service.answers.used:
-                    await asyncio.sleep(0)
+                with unread_call(port, request) as second:  # there is no memory for its answer: 429
+                    await asyncio.to_thread(read_all, second)
+                await asyncio.to_thread(read_all, first)
+            assert not service.answers.used
             await server.stop(0)
 
-    asyncio.run(main())
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kept = [each for each in gc.garbage if type(each).__name__ in ("_ServicerContext", "RPCState", "AbortError")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not kept  # what is in a cycle would keep its answer until the collector comes by
+
+
+def read_all(sock: socket.socket) -> None:
+    """Until the server closes, or sends no more."""
+    sock.settimeout(2)
+    with suppress(OSError):
+        while sock.recv(2**16):
+            pass
+
+
+@pytest.mark.parametrize("method", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_messages_are_not_unpacked(shared_server: Running, method: Any) -> None:
+    with channel_to(shared_server) as channel:
+        assert code(channel.unary_unary(INFER).future(bytes(10_000_000), compression=method)) == "UNIMPLEMENTED"
+
+
+def test_answers_are_what_the_protocols_own_serializer_reads(shared_server: Running) -> None:
+    with channel_to(shared_server) as channel:
+        found = GRPCInferenceServiceStub(channel).ModelInfer(infer_request(grey(51)), timeout=PATIENCE)
+    sizes = {each.name: len(raw) for each, raw in zip(found.outputs, found.raw_output_contents, strict=True)}
+    assert {name: sizes[name] for name in ("rois", "class_ids", "scores", "masks")} == {
+        "rois": 2 * 4 * 4,
+        "class_ids": 2 * 4,
+        "scores": 2 * 4,
+        "masks": 2 * 48 * 64,
+    }
+    assert json.loads(found.raw_output_contents[list(sizes).index("masks_rle")][4:].split(b"}")[0] + b"}")["size"]

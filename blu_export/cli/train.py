@@ -135,6 +135,7 @@ def start_run(
     strategy = make_strategy(distribute)
     chief = is_chief(strategy)
     photos, validation = open_data(run.data, cached)
+    photos, backgrounds = open_additions(run.data, photos)
     if run.weights == "last":  # which run that is changes with time
         run = dataclasses.replace(run, weights=str(newest_weights(RUNS)))
     spec = make_spec(run, photos)
@@ -149,7 +150,7 @@ def start_run(
     validator = None
     if validation is not None:
         validator = Validator(validation.limited(settings.validate_photos or None), watch=progress)
-    trainer = Trainer(spec, model, photos, settings, None, validator, strategy)
+    trainer = Trainer(spec, model, photos, settings, None, validator, strategy, backgrounds)
     if resume and trainer.resume(folder):
         say(f"resuming after epoch {trainer.progress.epoch} of {settings.total_epochs}")
     else:
@@ -219,6 +220,21 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
             "Give sets with the same categories.",
         )
     return photos, validation
+
+
+def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset | None]:
+    """The training photos with what [data] adds to them, and the background photos."""
+    from blu_export.data.load import load_cutouts, load_dataset
+
+    for source in data.more:
+        photos = photos.joined(load_dataset(source, "train"))
+    if data.cutouts:
+        photos = photos.with_cutouts(load_cutouts(data.cutouts))
+    if not data.backgrounds:
+        return photos, None
+    backgrounds = load_dataset(data.backgrounds, "train")
+    photos.require_classes_of(backgrounds)
+    return photos, backgrounds
 
 
 def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:

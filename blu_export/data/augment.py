@@ -34,6 +34,12 @@ class AugmentConfig:
     """Each colour channel is multiplied by 1 ± this, as a wrong white balance does."""
     copy_paste: float = 0.3
     """Probability that objects of another photo are pasted in (Ghiasi et al. 2021)."""
+    scenes: float = 0.0
+    """Share of the samples that are a background photo with persons pasted on it."""
+    empty: float = 0.0
+    """Share of the samples that are a background photo as it is, with nothing to find."""
+    person: tuple[float, float] = (0.25, 2.5)
+    """Range of a pasted person's height, relative to the canvas."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +154,15 @@ def paste(below: Canvas, above: Canvas, chosen: NDArray[np.bool_]) -> Canvas:
     """Copy the ``chosen`` objects (bool [N]) of ``above`` onto ``below``; what they cover is hidden."""
     if not chosen.any():
         return below
+    cover = np.asarray(above.masks[chosen].any(axis=0))
+    return cover_with(below, above, chosen, cover, np.where(cover[..., None], above.image, below.image))
+
+
+def cover_with(
+    below: Canvas, above: Canvas, chosen: NDArray[np.bool_], cover: NDArray[np.bool_], image: NDArray[np.uint8]
+) -> Canvas:
+    """The objects of ``below`` outside ``cover`` (bool [H, W]) and the ``chosen`` ones of ``above``, on ``image``."""
     pasted = above.masks[chosen]
-    cover = np.asarray(pasted.any(axis=0))
-    image = np.where(cover[..., None], above.image, below.image)
     visible = below.masks & ~cover
     before, after = below.masks.sum(axis=(1, 2)), visible.sum(axis=(1, 2))
     kept = (after >= MIN_VISIBLE_PIXELS) & (after >= MIN_VISIBLE_SHARE * before)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,17 @@ Segmentation = Sequence[Sequence[float]] | dict[str, Any]
 """Polygons [[x1, y1, x2, y2, …], …] in pixels (their union is the object), or a COCO RLE."""
 
 
+CUTOUT = 0
+"""Category of an annotation that is not an object but a cut-out: a person with all objects on it, which training pastes
+onto other photos."""
+
+
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """One object, or one crowd of objects, in a photo."""
 
     category: int
-    """Index into ``Dataset.class_names``: 1 and up."""
+    """Index into ``Dataset.class_names``: 1 and up; or CUTOUT."""
     box: tuple[float, float, float, float]
     """(y1, x1, y2, x2) in pixels of the photo; the far edge lies outside."""
     segmentation: Segmentation
@@ -78,6 +83,51 @@ class Dataset:
     def limited(self, count: int | None) -> Dataset:
         """The first ``count`` photos; all of them for None."""
         return self if count is None else replace(self, records=self.records[:count])
+
+    def joined(self, other: Dataset) -> Dataset:
+        """The photos of both, these first.
+
+        Raises:
+            DatasetError: the other has other classes.
+        """
+        self.require_classes_of(other)
+        theirs = {record.uri for record in other.records}
+
+        def read(uri: str) -> bytes:
+            return other.read(uri) if uri in theirs else self.read(uri)
+
+        return replace(self, records=self.records + other.records, read=read)
+
+    def require_classes_of(self, other: Dataset) -> None:
+        """Refuse another data set whose classes are not those of this one.
+
+        Raises:
+            DatasetError: the names or their order differ.
+        """
+        if other.class_names != self.class_names:
+            raise DatasetError(
+                f"{other.name} has other classes ({', '.join(other.class_names[1:])}) than {self.name} "
+                f"({', '.join(self.class_names[1:])}).",
+                "Give sets with the same categories.",
+            )
+
+    def with_cutouts(self, cutouts: Mapping[str, Rle]) -> Dataset:
+        """The same photos; those that ``cutouts`` names (by the end of their path) get an annotation CUTOUT each.
+
+        Raises:
+            DatasetError: none of the photos is named, or a cut-out is not a mask of its photo.
+        """
+        records = []
+        for record in self.records:
+            rle = cutouts.get(record.uri.rpartition("/")[2])
+            if rle is not None:
+                whole = (0.0, 0.0, float(record.height), float(record.width))
+                cutout = Annotation(CUTOUT, whole, cast(dict[str, Any], rle))
+                record = replace(record, annotations=(*record.annotations, cutout))
+            records.append(record)
+        if all(record.annotations == old.annotations for record, old in zip(records, self.records, strict=True)):
+            raise DatasetError(f"No cut-out belongs to a photo of {self.name}.", "Name cut-outs as their photos.")
+        return replace(self, records=tuple(records))
 
     def load_image(self, index: int) -> NDArray[np.uint8]:
         """Photo ``index`` as uint8 [H, W, 3], RGB.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from blu_export.data import deepfashion2
@@ -10,6 +11,7 @@ from blu_export.data.dataset import Dataset
 from blu_export.data.deepfashion2 import Progress, load_deepfashion2, no_progress
 from blu_export.data.storage import Storage, join, open_storage, parent
 from blu_export.errors import DatasetError
+from blu_export.rle import Rle
 
 SPLITS = ("train", "val")
 
@@ -61,6 +63,22 @@ def load_dataset(
         f"Give a COCO file, a folder with {_NAMES[split][0]}.json, or one with DeepFashion2's "
         f"{deepfashion2.FOLDERS[split]}/{deepfashion2.ANNOTATIONS}.",
     )
+
+
+def load_cutouts(source: str | os.PathLike[str]) -> dict[str, Rle]:
+    """Cut-outs of persons: a JSON object, file name of a photo to the COCO RLE of the person on it.
+
+    Raises:
+        DatasetError: the file is missing or not such a file.
+    """
+    source = os.fspath(source)
+    try:
+        cutouts = json.loads(open_storage(source).read(source))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"The cut-outs {source} cannot be read: {error}.", "Give a JSON file.") from error
+    if not isinstance(cutouts, dict) or not all(isinstance(c, dict) and {"size", "counts"} <= set(c) for c in cutouts.values()):
+        raise DatasetError(f"{source} does not hold cut-outs.", 'It needs {"photo.jpg": {"size": …, "counts": …}, …}.')
+    return cutouts
 
 
 def has_split(source: str | os.PathLike[str], split: str) -> bool:

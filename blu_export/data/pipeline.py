@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,9 +28,15 @@ from blu_export.data.augment import (
     place,
     random_affine,
 )
-from blu_export.data.dataset import Dataset
+from blu_export.data.dataset import CUTOUT, Dataset
+from blu_export.data.scenes import cutout_box, paste_person, person_affine, without_cutouts
+from blu_export.errors import UsageError
 from blu_export.image import resize_scale
 from blu_export.spec import ModelSpec
+
+MAX_PERSONS = 3
+PERSONS_END = 0.6
+"""Probability that a scene's next person is its last."""
 
 Sample = dict[str, NDArray[Any]]
 Encode = Callable[[NDArray[np.float32], NDArray[np.int32], np.random.Generator], Sample]
@@ -78,6 +84,9 @@ class PhotoStore:
                     self._photos[index] = photo
         return photo
 
+    def __len__(self) -> int:
+        return len(self._dataset)
+
     def _load(self, index: int) -> Photo:
         annotations = self._dataset.records[index].annotations
         image, masks = self._dataset.load_image(index), self._dataset.load_masks(index)
@@ -103,11 +112,31 @@ class SampleMaker:
         spec: gives the scale at which inference would see a photo.
         config: canvas, augmentation, seed.
         encode: adds targets to the sample.
+        backgrounds: photos for ``augment.scenes`` and ``augment.empty``; crowds on them are ignored.
+
+    Raises:
+        UsageError: scenes or empty photos are asked for without backgrounds, or scenes without cut-outs.
     """
 
-    def __init__(self, dataset: Dataset, spec: ModelSpec, config: SampleConfig, encode: Encode) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        spec: ModelSpec,
+        config: SampleConfig,
+        encode: Encode,
+        backgrounds: Dataset | None = None,
+    ) -> None:
         self.dataset, self.spec, self.config, self.encode = dataset, spec, config, encode
         self.photos = PhotoStore(dataset, 2 * spec.image_max_dim, config.cache_bytes)
+        self.backgrounds = backgrounds and PhotoStore(backgrounds, 2 * spec.image_max_dim, config.cache_bytes)
+        self.persons = [
+            index for index, record in enumerate(dataset.records) if record.annotations[-1:] and
+            record.annotations[-1].category == CUTOUT
+        ]
+        if config.augment.scenes + config.augment.empty > 0 and backgrounds is None:
+            raise UsageError("There are no backgrounds for scenes and empty photos.", "Set data.backgrounds.")
+        if config.augment.scenes > 0 and not self.persons:
+            raise UsageError("There are no cut-outs of persons to make scenes of.", "Set data.cutouts.")
         self._quota = np.cumsum(repeat_factors(dataset, config.balance))
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
@@ -120,10 +149,14 @@ class SampleMaker:
         passes, position = divmod(int(number), len(self.dataset))
         rng = np.random.default_rng([config.seed, int(number)])
         order = self._order(passes)
-        canvas = self._draw(int(order[position]), rng)
-        if rng.random() < config.augment.copy_paste:
-            other = self._draw(int(order[rng.integers(len(order))]), rng)
-            canvas = paste(canvas, other, (rng.random(len(other.masks)) < 0.5) & ~other.iscrowd)
+        index, augment = int(order[position]), config.augment
+        if augment.scenes + augment.empty > 0 and (share := rng.random()) < augment.scenes + augment.empty:
+            canvas = self._scene(index, rng) if share < augment.scenes else self._background(rng)
+        else:
+            canvas = self._draw(self.photos[index], rng)
+            if rng.random() < augment.copy_paste:
+                other = self._draw(self.photos[int(order[rng.integers(len(order))])], rng)
+                canvas = paste(canvas, other, (rng.random(len(other.masks)) < 0.5) & ~other.iscrowd)
         return self._finish(canvas, jitter_colour(canvas.image, config.augment, rng), rng)
 
     def _shuffled(self, passes: int) -> NDArray[np.int64]:
@@ -133,12 +166,28 @@ class SampleMaker:
         marks = (rng.random() + np.arange(count)) * (self._quota[-1] / count)
         return rng.permutation(np.minimum(np.searchsorted(self._quota, marks, side="right"), count - 1))
 
-    def _draw(self, index: int, rng: np.random.Generator) -> Canvas:
-        photo = self.photos[index]
+    def _draw(self, photo: Photo, rng: np.random.Generator) -> Canvas:
         height, width = photo.image.shape[:2]
         scale = resize_scale(height, width, self.spec)
         affine = random_affine((height, width), self.config.canvas, scale, self.config.augment, rng)
-        return place(photo, affine, self.config.canvas)
+        return without_cutouts(place(photo, affine, self.config.canvas))
+
+    def _background(self, rng: np.random.Generator) -> Canvas:
+        assert self.backgrounds is not None
+        return self._draw(self.backgrounds[int(rng.integers(len(self.backgrounds)))], rng)
+
+    def _scene(self, index: int, rng: np.random.Generator) -> Canvas:
+        """A background with one to MAX_PERSONS persons; the first is that of photo ``index``, if it has one."""
+        canvas, augment = self._background(rng), self.config.augment
+        for number in range(min(MAX_PERSONS, int(rng.geometric(PERSONS_END)))):
+            if number or index not in self.persons:
+                index = self.persons[int(rng.integers(len(self.persons)))]
+            photo = self.photos[index]
+            affine = person_affine(cutout_box(photo), self.config.canvas, augment, rng)
+            person = place(photo, affine, self.config.canvas)
+            person = replace(person, image=jitter_colour(person.image, augment, rng))
+            canvas = paste_person(canvas, person, rng)
+        return canvas
 
     def _finish(self, canvas: Canvas, image: NDArray[np.uint8], rng: np.random.Generator) -> Sample:
         config, (height, width) = self.config, self.config.canvas

@@ -39,6 +39,13 @@ class DataConfig:
     """The same for validation; empty: the validation part of ``train``, if it has one."""
     images: str = ""
     """Folder or URL of the photos of a COCO file; empty: beside it."""
+    more: tuple[str, ...] = ()
+    """Further COCO files with training photos of the same classes; pseudo-labels, for example."""
+    cutouts: str = ""
+    """JSON file for ``train.augment.scenes``: file name of a training photo to the COCO RLE of the person on it."""
+    backgrounds: str = ""
+    """COCO file of photos without the classes to find, for ``train.augment.scenes`` and ``empty``; where such
+    objects may be, a crowd region."""
     limit: int = 0
     """Photos of each part that are used, the first ones; 0: all."""
 
@@ -61,6 +68,9 @@ class TargetConfig:
     """ROIs that enter the heads' losses."""
     roi_positive_share: float = 0.33
     roi_positive_iou: float = 0.5
+    fill_negatives: bool = False
+    """Take negative ROIs up to ``rois_per_image`` whatever the number of positive ones, from photos without objects
+    too. The original keeps the share of positives, so the heads learn nothing from an empty photo."""
     propose_ground_truth: bool = False
     """Add the annotated boxes to the proposals: the heads learn before the RPN is any good."""
     max_gt_instances: int = 100
@@ -315,10 +325,12 @@ def _parse(text: str) -> Any:
 
 def _check_augment(config: AugmentConfig) -> None:
     where = "train.augment"
-    for name in ("flip", "copy_paste", "brightness", "tint"):
+    for name in ("flip", "copy_paste", "brightness", "tint", "scenes", "empty"):
         _check(0 <= getattr(config, name) <= 1, f"{where}.{name}", "must be 0 to 1")
-    low, high = config.scale
-    _check(0 < low <= high < math.inf, f"{where}.scale", "must be a smallest and a largest factor, both positive")
+    _check(config.scenes + config.empty <= 1, f"{where}.scenes", "and train.augment.empty must be at most 1 together")
+    for name in ("scale", "person"):
+        low, high = getattr(config, name)
+        _check(0 < low <= high < math.inf, f"{where}.{name}", "must be a smallest and a largest factor, both positive")
     _check(0 <= config.rotation <= 180, f"{where}.rotation", "must be 0 to 180")
 
 

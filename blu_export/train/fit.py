@@ -75,6 +75,7 @@ class Trainer:
         folder: the run folder; None writes nothing (workers other than the first).
         validate: measures a float32 model of ``spec``; None: never.
         strategy: spreads the batch over devices or machines.
+        backgrounds: see ``SampleMaker``.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Trainer:
         folder: RunFolder | None = None,
         validate: Validate | None = None,
         strategy: tf.distribute.Strategy | None = None,
+        backgrounds: Dataset | None = None,
     ) -> None:
         self.spec, self.model, self.config = spec, model, config
         self.folder, self.validate = folder, validate
@@ -95,7 +97,7 @@ class Trainer:
         self.steps = config.steps_per_epoch or max(1, len(dataset) // config.batch)
         self.total_steps = self.steps * config.total_epochs
         self.warmup_steps = min(config.warmup_steps, int(MAX_WARMUP * self.total_steps))
-        self.make = sample_maker(dataset, spec, config)
+        self.make = sample_maker(dataset, spec, config, backgrounds)
         self.progress = Progress()
         self.history: list[Row] = []
         self.step = self._stage_step(0)
@@ -258,7 +260,9 @@ class Trainer:
         self.folder.log_epoch(self.history)
 
 
-def sample_maker(dataset: Dataset, spec: ModelSpec, config: TrainConfig) -> SampleMaker:
+def sample_maker(
+    dataset: Dataset, spec: ModelSpec, config: TrainConfig, backgrounds: Dataset | None = None
+) -> SampleMaker:
     """Makes the samples that a run with these settings trains on."""
     canvas, targets = training_canvas(spec, config), config.targets
     settings = SampleConfig(
@@ -270,7 +274,7 @@ def sample_maker(dataset: Dataset, spec: ModelSpec, config: TrainConfig) -> Samp
         cache_bytes=config.cache_bytes,
         augment=config.augment,
     )
-    return SampleMaker(dataset, spec, settings, AnchorTargets(spec, canvas, targets))
+    return SampleMaker(dataset, spec, settings, AnchorTargets(spec, canvas, targets), backgrounds)
 
 
 def training_canvas(spec: ModelSpec, config: TrainConfig) -> tuple[int, int]:

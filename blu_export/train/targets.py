@@ -108,7 +108,8 @@ def roi_targets(
     """Sample ROIs and their targets, for a batch at once.
 
     Positive: IoU ≥ 0.5 with a box. Negative: IoU < 0.5 with every box and outside crowds, as many as
-    keep the share of positives (so none in a photo without objects, as in the original).
+    keep the share of positives (so none in a photo without objects, as in the original), or as there is
+    room for, with ``fill_negatives``.
 
     Args:
         proposals: float32 [B, R, 4], normalised; unused rows zero.
@@ -135,7 +136,8 @@ def roi_targets(
     wanted = tf.cast(tf.cast(positives, tf.float32) / config.roi_positive_share, tf.int32) - positives
     rows = config.rois_per_image - config.positive_rois
     negative_index, negative_valid = _sample(negative, noise, rows)
-    negative_valid &= tf.range(rows)[None, :] < wanted
+    if not config.fill_negatives:
+        negative_valid &= tf.range(rows)[None, :] < wanted
 
     rois = tf.gather(proposals, positive_index, batch_dims=1)
     match = tf.argmax(tf.where(objects[:, None, :], overlaps, -1.0), axis=-1, output_type=tf.int32)

@@ -227,7 +227,7 @@ def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset 
     from blu_export.data.load import load_cutouts, load_dataset
 
     for source in data.more:
-        photos = photos.joined(load_dataset(source, "train"))
+        photos = photos.joined(load_dataset(source, "train", limit=data.limit or None))
     if data.cutouts:
         photos = photos.with_cutouts(load_cutouts(data.cutouts))
     if not data.backgrounds:

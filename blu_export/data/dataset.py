@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,22 +112,32 @@ class Dataset:
             )
 
     def with_cutouts(self, cutouts: Mapping[str, Rle]) -> Dataset:
-        """The same photos; those that ``cutouts`` names (by the end of their path) get an annotation CUTOUT each.
+        """The same photos, with an annotation CUTOUT on each whose file name is in ``cutouts``.
 
         Raises:
-            DatasetError: none of the photos is named, or a cut-out is not a mask of its photo.
+            DatasetError: no photo is named.
         """
-        records = []
-        for record in self.records:
+
+        def extended(record: Record) -> Record:
             rle = cutouts.get(record.uri.rpartition("/")[2])
-            if rle is not None:
-                whole = (0.0, 0.0, float(record.height), float(record.width))
-                cutout = Annotation(CUTOUT, whole, cast(dict[str, Any], rle))
-                record = replace(record, annotations=(*record.annotations, cutout))
-            records.append(record)
-        if all(record.annotations == old.annotations for record, old in zip(records, self.records, strict=True)):
+            if rle is None:
+                return record
+            whole = (0.0, 0.0, float(record.height), float(record.width))
+            cutout = Annotation(CUTOUT, whole, {"size": rle["size"], "counts": rle["counts"]})
+            return replace(record, annotations=(*record.annotations, cutout))
+
+        result = replace(self, records=tuple(map(extended, self.records)))
+        if not result.cutouts():
             raise DatasetError(f"No cut-out belongs to a photo of {self.name}.", "Name cut-outs as their photos.")
-        return replace(self, records=tuple(records))
+        return result
+
+    def cutouts(self) -> list[int]:
+        """The photos with a cut-out, by index."""
+        return [
+            index
+            for index, record in enumerate(self.records)
+            if any(annotation.category == CUTOUT for annotation in record.annotations)
+        ]
 
     def load_image(self, index: int) -> NDArray[np.uint8]:
         """Photo ``index`` as uint8 [H, W, 3], RGB.

@@ -11,7 +11,7 @@ from blu_export.data.dataset import Dataset
 from blu_export.data.deepfashion2 import Progress, load_deepfashion2, no_progress
 from blu_export.data.storage import Storage, join, open_storage, parent
 from blu_export.errors import DatasetError
-from blu_export.rle import Rle
+from blu_export.rle import Rle, run_lengths
 
 SPLITS = ("train", "val")
 
@@ -66,19 +66,25 @@ def load_dataset(
 
 
 def load_cutouts(source: str | os.PathLike[str]) -> dict[str, Rle]:
-    """Cut-outs of persons: a JSON object, file name of a photo to the COCO RLE of the person on it.
+    """Cut-outs of persons: a JSON object, file name of a photo to the compressed COCO RLE of the person on it.
+
+    Empty masks are left out.
 
     Raises:
         DatasetError: the file is missing or not such a file.
     """
     source = os.fspath(source)
     try:
-        cutouts = json.loads(open_storage(source).read(source))
+        content = json.loads(open_storage(source).read(source))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"The cut-outs {source} cannot be read: {error}.", "Give a JSON file.") from error
-    if not isinstance(cutouts, dict) or not all(isinstance(c, dict) and {"size", "counts"} <= set(c) for c in cutouts.values()):
-        raise DatasetError(f"{source} does not hold cut-outs.", 'It needs {"photo.jpg": {"size": …, "counts": …}, …}.')
-    return cutouts
+    try:
+        return {name: mask for name, mask in content.items() if run_lengths(mask, tuple(mask["size"]))[1::2].any()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{source} does not hold cut-outs: {error!r}.",
+            'Write {"photo.jpg": {"size": [height, width], "counts": "…"}, …}.',
+        ) from error
 
 
 def has_split(source: str | os.PathLike[str], split: str) -> bool:

@@ -129,10 +129,7 @@ class SampleMaker:
         self.dataset, self.spec, self.config, self.encode = dataset, spec, config, encode
         self.photos = PhotoStore(dataset, 2 * spec.image_max_dim, config.cache_bytes)
         self.backgrounds = backgrounds and PhotoStore(backgrounds, 2 * spec.image_max_dim, config.cache_bytes)
-        self.persons = [
-            index for index, record in enumerate(dataset.records) if record.annotations[-1:] and
-            record.annotations[-1].category == CUTOUT
-        ]
+        self.persons = dataset.cutouts()
         if config.augment.scenes + config.augment.empty > 0 and backgrounds is None:
             raise UsageError("There are no backgrounds for scenes and empty photos.", "Set data.backgrounds.")
         if config.augment.scenes > 0 and not self.persons:
@@ -180,9 +177,9 @@ class SampleMaker:
         """A background with one to MAX_PERSONS persons; the first is that of photo ``index``, if it has one."""
         canvas, augment = self._background(rng), self.config.augment
         for number in range(min(MAX_PERSONS, int(rng.geometric(PERSONS_END)))):
-            if number or index not in self.persons:
-                index = self.persons[int(rng.integers(len(self.persons)))]
             photo = self.photos[index]
+            if number or CUTOUT not in photo.class_ids:
+                photo = self.photos[self.persons[int(rng.integers(len(self.persons)))]]
             affine = person_affine(cutout_box(photo), self.config.canvas, augment, rng)
             person = place(photo, affine, self.config.canvas)
             person = replace(person, image=jitter_colour(person.image, augment, rng))
@@ -212,7 +209,7 @@ def repeat_factors(dataset: Dataset, balance: float) -> NDArray[np.float64]:
     """How often each photo is drawn, relative to 1: float64 [len(dataset)]; see ``SampleConfig.balance``."""
     shown = np.zeros((len(dataset), len(dataset.class_names)), bool)
     for row, record in zip(shown, dataset.records, strict=True):
-        row[[annotation.category for annotation in record.annotations]] = True
+        row[[annotation.category for annotation in record.annotations if annotation.category != CUTOUT]] = True
     share = np.maximum(shown.mean(axis=0), 1 / len(dataset))
     return np.where(shown, np.maximum(1.0, np.sqrt(balance / share)), 1.0).max(axis=1)
 

@@ -7,38 +7,34 @@ class of the tags is not found with confidence is left out whole: its object wou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from blu_export.detections import Detections
 
+Tagged = tuple[str, Sequence[str], Detections]
+"""Path of a photo, the names of all classes on it, and what a model found."""
 
-def pseudo_labels(
-    photos: Iterable[tuple[str, Detections]],
-    tags: Mapping[str, Sequence[str]],
-    class_names: Sequence[str],
-    keep: float = 0.6,
-    doubt: float = 0.2,
-) -> dict[str, Any]:
+
+def pseudo_labels(photos: Iterable[Tagged], class_names: Sequence[str], keep: float, doubt: float) -> dict[str, Any]:
     """A COCO instances file of what was found.
 
     Args:
-        photos: file name and detections of each photo.
-        tags: file name to the names of all classes on that photo.
+        photos: the tagged photos.
         class_names: of the model; index 0 is the background.
-        keep: score from which a detection is an object.
+        keep: score from which a detection is an object, 0..1.
         doubt: score from which it is a crowd region: neither right nor wrong to find. Below, background.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for name, found in photos:
-        likely = found.filter(doubt, tags[name])
+    for path, tags, found in photos:
+        likely = found.filter(doubt, tags)
         sure = likely.scores >= keep
-        if {class_names[class_id] for class_id in likely.class_ids[sure]} != set(tags[name]):
+        if {class_names[class_id] for class_id in likely.class_ids[sure]} != set(tags):
             continue
         height, width = found.image_size
         number = len(images) + 1
-        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        images.append({"id": number, "file_name": path, "height": height, "width": width})
         for row, certain in zip(likely.to_coco(number), sure.tolist(), strict=True):
             annotations.append(row | {"id": len(annotations) + 1, "iscrowd": int(not certain)})
     categories = [{"id": index, "name": name} for index, name in enumerate(class_names) if index]

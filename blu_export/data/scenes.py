@@ -35,7 +35,9 @@ def cutout_box(photo: Photo) -> tuple[int, int, int, int]:
 def without_cutouts(canvas: Canvas) -> Canvas:
     """The objects alone."""
     kept = canvas.class_ids != CUTOUT
-    return canvas if kept.all() else Canvas(canvas.image, canvas.masks[kept], canvas.class_ids[kept], canvas.iscrowd[kept])
+    return (
+        canvas if kept.all() else Canvas(canvas.image, canvas.masks[kept], canvas.class_ids[kept], canvas.iscrowd[kept])
+    )
 
 
 def person_affine(

@@ -132,6 +132,17 @@ class TestRois:
         )
         assert np.array_equal(targets.rois[0, 0], self.proposals[0, 1])
 
+    def test_negatives_can_fill_their_rows(self) -> None:
+        targets = self.sample(replace(CONFIG, fill_negatives=True, roi_positive_share=0.5))
+        # A share of a half would allow two negatives for two positives, and none for the photo without objects.
+        assert targets.valid.numpy().tolist() == [
+            [True, True, False, True, True, False],
+            [False] * 3 + [True] + [False] * 2,
+        ]
+        np.testing.assert_array_equal(targets.rois[0, 3:5], self.proposals[0, [2, 4]])
+        np.testing.assert_array_equal(targets.rois[1, 3], self.proposals[1, 0])
+        assert not targets.class_ids[1].numpy().any()
+
     def test_ground_truth_can_be_proposed(self) -> None:
         config = replace(CONFIG, propose_ground_truth=True, rois_per_image=9)
         noise = np.tile(np.linspace(0.9, 0.1, 8, dtype=np.float32), (2, 1))

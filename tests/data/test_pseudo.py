@@ -1,0 +1,57 @@
+"""Pseudo-labels: what tags make of detections, and the command that writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blu_export.cli.data_label import read_tags
+from blu_export.data.coco import parse_coco
+from blu_export.data.pseudo import pseudo_labels
+from blu_export.detections import Detections
+from blu_export.errors import DatasetError
+
+NAMES = ("BG", "hat", "shoes", "bag")
+
+
+def found(*pairs: tuple[int, float]) -> Detections:
+    """One 4x3 box per (class id, score) on a photo of 20x10."""
+    rois = np.array([[2, 1, 6, 4]] * len(pairs), np.int32).reshape(-1, 4)
+    ids, scores = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    crops = tuple(np.ones((4, 3), bool) for _ in pairs)
+    return Detections(rois, np.array(ids, np.int32), np.array(scores, np.float32), crops, (20, 10), NAMES)
+
+
+def test_tags_correct_what_was_found() -> None:
+    photos = [
+        ("/a.jpg", ["hat", "shoes"], found((1, 0.9), (3, 0.8), (2, 0.7), (2, 0.3), (1, 0.1))),
+        ("/missing.jpg", ["hat", "bag"], found((1, 0.9))),
+        ("/doubtful.jpg", ["hat"], found((1, 0.4))),
+        ("/nothing.jpg", [], found((1, 0.9))),
+    ]
+    content = pseudo_labels(photos, NAMES, keep=0.5, doubt=0.2)
+    assert [image["file_name"] for image in content["images"]] == ["/a.jpg", "/nothing.jpg"]
+    dataset = parse_coco(content, "photos", "pseudo.json")
+    assert dataset.class_names == NAMES
+    objects = [(a.category, a.iscrowd) for a in dataset.records[0].annotations]
+    assert objects == [(1, False), (2, False), (2, True)]  # no bag; the doubtful shoe neither right nor wrong
+    assert dataset.records[0].annotations[0].box == (2, 1, 6, 4)
+    assert dataset.load_masks(0)[0].sum() == 12
+    assert dataset.records[1].annotations == ()
+
+
+def test_tags_are_lists_or_objects(tmp_path: Path) -> None:
+    path = tmp_path / "tags.json"
+    path.write_text(json.dumps({"a.jpg": ["hat"], "b.jpg": {"classes": ["bag"], "tags": ["red"]}}))
+    assert read_tags(path) == {"a.jpg": ["hat"], "b.jpg": ["bag"]}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"a.jpg": "hat"}', '{"a.jpg": [3]}', '{"a.jpg": {"tags": []}}'])
+def test_other_tags_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tags.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=r"tags\.json"):
+        read_tags(path)

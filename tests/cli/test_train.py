@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from shapes import shapes, tiny_model, tiny_spec, write_coco
+from shapes import SIDE, shapes, tiny_model, tiny_spec, write_coco
 
 from blu_export.cli.main import main
-from blu_export.cli.train import make_spec, parse_canvas
+from blu_export.cli.train import make_spec, open_additions, parse_canvas
 from blu_export.cli.train_progress import TrainProgress, duration
+from blu_export.data.load import load_dataset
+from blu_export.errors import DatasetError
 from blu_export.model.weights import read_weights, save_weights
-from blu_export.train.config import MODEL_FIELDS, RunConfig
+from blu_export.rle import encode_rle
+from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
 
 
 def blu_train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -51,6 +56,23 @@ def test_refusals(
     found, said = blu_train(capsys, *arguments)
     assert (found, message in said) == (code, True), said
     assert not list(tmp_path.iterdir())
+
+
+def test_more_photos_cutouts_and_backgrounds(tmp_path: Path) -> None:
+    data = write_coco(shapes(2), tmp_path / "data")
+    more = write_coco(shapes(3, seed=1), tmp_path / "more")
+    mask = encode_rle(np.ones((SIDE, SIDE), bool), (0, 0, SIDE, SIDE), (SIDE, SIDE))
+    (tmp_path / "cutouts.json").write_text(json.dumps({"1.png": mask}))
+    additions = DataConfig(more=(str(more),), cutouts=str(tmp_path / "cutouts.json"), backgrounds=str(data))
+    photos, backgrounds = open_additions(additions, load_dataset(data, "train"))
+    assert (len(photos), photos.cutouts()) == (5, [1, 3])
+    assert backgrounds is not None and len(backgrounds) == 2
+    assert photos.load_image(4).shape == (SIDE, SIDE, 3)
+    other = load_dataset(data, "train")
+    with pytest.raises(DatasetError, match="other classes"):
+        open_additions(additions, replace(other, class_names=("BG", "x", "y", "z")))
+    photos, backgrounds = open_additions(DataConfig(), other)
+    assert (photos, backgrounds) == (other, None)
 
 
 @pytest.mark.parametrize(

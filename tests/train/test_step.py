@@ -71,6 +71,24 @@ def test_backbone_has_its_own_rate_and_fixed_normalisation() -> None:
     assert id(layers["block7_expand_conv"].kernel) in trained
 
 
+@pytest.mark.parametrize(("fill", "learns"), [(False, False), (True, True)])
+def test_heads_learn_from_photos_without_objects_where_asked(fill: bool, learns: bool) -> None:
+    canvas, rules = (SIDE, SIDE), replace(CONFIG.targets, fill_negatives=fill, propose_ground_truth=False)
+    dataset = shapes(2)
+    bare = replace(dataset, records=tuple(replace(record, annotations=()) for record in dataset.records))
+    make = SampleMaker(
+        bare, tiny_spec(), SampleConfig(canvas, max_gt_instances=8), AnchorTargets(tiny_spec(), canvas, rules)
+    )
+    samples = [make(number) for number in range(2)]
+    batch = {name: tf.constant(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+    step = TrainStep(tiny_model(), canvas, replace(CONFIG, targets=rules), "heads")
+    values = step(batch, rate=0.1)
+    assert all(np.isfinite(list(values.values())))
+    assert values["rpn_class"] > 0
+    assert (values["mrcnn_class"] > 0) is learns
+    assert values["rpn_bbox"] == values["mrcnn_bbox"] == values["mrcnn_mask"] == 0
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_update_by_hand(optimizer: str) -> None:
     model = tiny_model()

@@ -109,7 +109,7 @@ def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
 
     Parity is not checked: with random weights it says nothing. Ranges of int8 come from ``photo`` alone.
     """
-    from blu_export.runtime.choice import precision_path
+    from blu_export.runtime.tuning import precision_path
 
     path = exports_folder(folder) / f"{weights.stem}.onnx"
     for precision in ("float32", "int8"):
@@ -139,7 +139,7 @@ def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Pat
     import shutil
 
     from blu_export.export.onnx import export_onnx
-    from blu_export.runtime.choice import precision_path
+    from blu_export.runtime.tuning import precision_path
 
     path = exports_folder(folder) / onnx.name
     shutil.copyfile(onnx, path)

@@ -20,7 +20,7 @@ from blu_export.detections import Detections
 from blu_export.embedded import embedded
 from blu_export.errors import BluError, UsageError
 from blu_export.image import Molded, decode, mold, unmold
-from blu_export.runtime import Runner, load_runner
+from blu_export.runtime import Runner, RunnerOptions, load_runner
 from blu_export.spec import ModelSpec
 
 Source = Any
@@ -42,9 +42,10 @@ def load(
 ) -> Detector:
     """Load a model; without a path the one that comes with the package.
 
-    The arguments and errors are those of runtime.load_runner.
+    The arguments and errors are those of ``runtime.RunnerOptions`` and ``runtime.load_runner``.
     """
-    return Detector(load_runner(path or embedded(), runtime, precision, device, threads, throughput))
+    options = RunnerOptions(runtime, precision, device, threads, throughput)
+    return Detector(load_runner(path or embedded(), options))
 
 
 @dataclass(repr=False)

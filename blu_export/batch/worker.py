@@ -33,6 +33,7 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector, Photo, Source
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
+from blu_export.runtime.options import RunnerOptions
 from blu_export.workers.channel import Channel, error_as_json
 from blu_export.workers.entry import load_function
 
@@ -50,7 +51,7 @@ class Work:
     def __init__(self, job: dict[str, Any], say: Any) -> None:
         self.job, self.say = job, say
         self.sink = Sink(job["sink"])
-        runner = load_function(job["loader"])(job["model"], **job["options"])
+        runner = load_function(job["loader"])(job["model"], RunnerOptions(**job["options"]))
         if sha256_of(job["model"]) != job["model_sha256"]:
             raise ModelFileError(f"{job['model']} has changed since the job began.", "Start it again.")
         self.detector = Detector(runner, job["min_score"])

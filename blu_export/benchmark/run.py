@@ -25,11 +25,11 @@ from blu_export.contract import Metadata
 from blu_export.detector import STAGES, Detector
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.extras import import_extra, missing_extra
-from blu_export.runtime import RUNTIMES_BY_SUFFIX, load_runner
-from blu_export.runtime.choice import REDUCED, precision_path, remember
+from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions, load_runner
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnx_file import OnnxFile
 from blu_export.runtime.onnxruntime import takes_gpu
+from blu_export.runtime.tuning import REDUCED, precision_path, remember
 
 RESULT_VERSION = 2
 LARGE_INSTANCES = 100
@@ -170,7 +170,9 @@ def _of_file(
     where = device or ("cpu" if path.suffix.lower() == ".onnx" else None)  # ONNX Runtime would take a GPU by itself
 
     def open_it(threads: int) -> Detector:
-        return Detector(load_runner(path, runtime, "bf16" if precision == "bf16" else "file", where, threads))
+        return Detector(
+            load_runner(path, RunnerOptions(runtime, "bf16" if precision == "bf16" else "file", where, threads))
+        )
 
     shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
     return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})

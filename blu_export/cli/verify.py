@@ -82,7 +82,7 @@ def _load_pair(
 ) -> tuple[Runner, Runner]:
     """Both models; Keras weights under the settings and class names of the other one."""
     from blu_export.parity.verify import require_same_model, settings_of
-    from blu_export.runtime import load_runner
+    from blu_export.runtime import RunnerOptions, load_runner
     from blu_export.runtime.keras import KerasRunner
 
     def of_keras(path: Path) -> bool:
@@ -94,7 +94,7 @@ def _load_pair(
         first = load_runner(reference)
         second = KerasRunner(candidate, device, first.spec.class_names, settings_of(first.spec))
     else:
-        second = load_runner(candidate, runtime, device=device, threads=threads)
+        second = load_runner(candidate, RunnerOptions(runtime, device=device, threads=threads))
         if of_keras(reference):
             first = KerasRunner(reference, None, second.spec.class_names, settings_of(second.spec))
         else:

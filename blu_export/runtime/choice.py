@@ -4,36 +4,28 @@ Precisions of one model lie beside each other, as ``blu export onnx`` names them
 ``coco.int8.onnx``, ``coco.fp16.onnx``. A reduced one may stand in for the exact one when it was made from
 the same weights with the same settings and the parity that was measured at its export passed.
 
-What is fastest was either measured on this machine by ``blu benchmark``, which remembers it here, or
-follows from a rule. Nothing is measured while a model is being loaded.
+What is fastest was either measured on this machine by ``blu benchmark`` (``runtime.tuning``), or follows from
+a rule. Nothing is measured while a model is being loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from blu_export.cache import cache_folder
 from blu_export.contract import Metadata
 from blu_export.embedded import embedded
 from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
-from blu_export.files import atomic_write
-from blu_export.runtime.cpu import processor, usable_cores
+from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import takes_gpu
+from blu_export.runtime.tuning import RUNTIMES, Known, label, precision_path, recall
 from blu_export.spec import ModelSpec
 
-RUNTIMES = ("onnxruntime", "openvino")
-"""What runs .onnx files."""
-REDUCED = ("int8", "fp16")
 MAX_LANES = 8
 """Each lane holds a network's worth of activations."""
 ALIKE = 1.05
@@ -50,14 +42,6 @@ class Choice:
     lanes: int
     """Photos in the network at the same time, each on its share of the threads, where there are many to do."""
     why: str
-
-
-def precision_path(path: Path, precision: str) -> Path:
-    """Where another precision of ``path`` lies: ``coco.onnx`` and int8 give ``coco.int8.onnx``."""
-    stem = path.name.removesuffix(".onnx")
-    for known in REDUCED:
-        stem = stem.removesuffix(f".{known}")
-    return path.with_name(f"{stem}.onnx" if precision == "float32" else f"{stem}.{precision}.onnx")
 
 
 def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choice:
@@ -92,11 +76,11 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
     known = Known() if on_gpu else recall(path)
     if len(candidates) == 1:
         chosen, why = candidates[0], "asked for" if runtime != "auto" else "the only one that fits here"
-    elif all(_label(*candidate) in known.seconds for candidate in candidates):
-        fastest = min(candidates, key=lambda candidate: known.seconds[_label(*candidate)])
-        limit = ALIKE * known.seconds[_label(*fastest)]
+    elif all(label(*candidate) in known.seconds for candidate in candidates):
+        fastest = min(candidates, key=lambda candidate: known.seconds[label(*candidate)])
+        limit = ALIKE * known.seconds[label(*fastest)]
         # Candidates of a file are in the rule's order: of runtimes that are alike, the one that starts first.
-        chosen = next(c for c in candidates if c[0] == fastest[0] and known.seconds[_label(*c)] <= limit)
+        chosen = next(c for c in candidates if c[0] == fastest[0] and known.seconds[label(*c)] <= limit)
         how_fast = "the fastest" if chosen == fastest else f"as fast as {fastest[1]}, and quicker to start,"
         why = f"{how_fast} here, as blu benchmark measured on {known.day}"
     else:
@@ -106,7 +90,7 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
     if chosen[0] != path:
         why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"
     # One photo a core was the faster way wherever it was measured (docs/performance.md).
-    lanes = 1 if on_gpu else known.lanes.get(_label(*chosen), min(usable_cores(), MAX_LANES))
+    lanes = 1 if on_gpu else known.lanes.get(label(*chosen), min(usable_cores(), MAX_LANES))
     return Choice(chosen[0], files[chosen[0]], chosen[1], lanes, why)
 
 
@@ -139,46 +123,6 @@ def can_replace(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
 def _same_model(a: ModelSpec, b: ModelSpec) -> bool:
     weights = [spec.provenance.get("weights_sha256") for spec in (a, b)]
     return weights[0] == weights[1] and a.replace(provenance={}) == b.replace(provenance={})
-
-
-@dataclass(frozen=True)
-class Known:
-    """What was measured here of one model, by "file runtime"."""
-
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of the network, one photo at a time."""
-    lanes: Mapping[str, int] = field(default_factory=dict)
-    """The better number of lanes for many photos."""
-    day: str = ""
-
-
-def remember(
-    path: Path, seconds: Mapping[tuple[Path, str], float], lanes: Mapping[tuple[Path, str], int] | None = None
-) -> None:
-    """Keep what was measured here for ``choose``, by (file, runtime); see Known."""
-    if (record := _record(path)) is None:
-        return
-    values = {
-        "state": _state(path),
-        "day": date.today().isoformat(),
-        "seconds": {_label(*key): value for key, value in seconds.items()},
-        "lanes": {_label(*key): value for key, value in (lanes or {}).items()},
-    }
-    with atomic_write(record) as temporary:
-        temporary.write_text(json.dumps(values))
-
-
-def recall(path: Path) -> Known:
-    """What was remembered for a model; nothing where a file, a runtime or the processor has changed since."""
-    record = _record(path)
-    try:
-        values = json.loads(record.read_text()) if record else {}
-        if values and values["state"] == _state(path):
-            seconds = {str(k): float(v) for k, v in values["seconds"].items()}
-            return Known(seconds, {str(k): int(v) for k, v in values["lanes"].items()}, str(values["day"]))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        pass  # absent, or not ours: the rule decides
-    return Known()
 
 
 def _of_precision(path: Path, precision: str) -> tuple[Path, OnnxFile]:
@@ -228,29 +172,3 @@ def _installed() -> tuple[str, ...]:
 def _parity(model: OnnxFile) -> str:
     parity = model.json_metadata(Metadata.PARITY)
     return f"{parity['matched']} of {parity['instances']} instances matched at its export"
-
-
-def _label(path: Path, runtime: str) -> str:
-    return f"{path.name} {runtime}"
-
-
-def _record(path: Path) -> Path | None:
-    folder = cache_folder("choices")
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:40]
-    return folder and folder / f"{name}.json"
-
-
-def _state(path: Path) -> dict[str, Any]:
-    """What a measurement depends on. Sizes and times of the files rather than hashes: it is looked up at each start."""
-    files = [path, *(precision_path(path, precision) for precision in REDUCED)]
-    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
-    return {"files": stats, "versions": {name: _version(name) for name in RUNTIMES}, "processor": repr(processor())}
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

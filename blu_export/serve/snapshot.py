@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.runtime import PRECISIONS
-from blu_export.runtime.choice import precision_path
+from blu_export.runtime.tuning import precision_path
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker_process import ModelInfo, WorkerProcess
 from blu_export.tensorrt.sidecar import sidecar_path

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
+from blu_export.runtime.options import RunnerOptions
 from blu_export.spec import ModelSpec
 from blu_export.workers.channel import Channel, error_as_json
 from blu_export.workers.entry import load_function
@@ -85,7 +86,7 @@ def main(channel: Channel, config: dict[str, Any]) -> None:
 def _load(config: dict[str, Any], channel: Channel) -> tuple[Runner, SharedArrays]:
     path = config["model"]
     sha256 = _digest(path)
-    runner: Runner = load_function(config["loader"])(path, **config["options"])
+    runner: Runner = load_function(config["loader"])(path, RunnerOptions(**config["options"]))
     if _digest(path) != sha256:
         raise ModelFileError(f"{path} changed while it was being loaded.", "Write it elsewhere, then rename it.")
     arrays = SharedArrays(config["memory"], runner.spec, config["max_batch"])

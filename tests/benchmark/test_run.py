@@ -24,8 +24,8 @@ from blu_export.benchmark.run import (
 from blu_export.benchmark.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
 from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
-from blu_export.runtime.choice import recall
 from blu_export.runtime.openvino import has_bf16
+from blu_export.runtime.tuning import recall
 
 FakeOnnx = Callable[..., Path]
 BRIEF = Settings(repeats=2, warmup=0, batches=(1, 2), rounds=1, cold=False, curves=False, threads=2)

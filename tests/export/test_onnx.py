@@ -16,7 +16,7 @@ from blu_export.errors import CheckFailedError, ModelFileError, UsageError
 from blu_export.export.onnx import Exported, export_onnx, parity_photos
 from blu_export.files import sha256_of
 from blu_export.parity.verify import TOLERANCES, Tolerance
-from blu_export.runtime import load_runner
+from blu_export.runtime import RunnerOptions, load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 
 
@@ -81,7 +81,7 @@ def test_progress_and_times(exported: tuple[Exported, list[str]]) -> None:
 
 
 def test_the_file_runs(exported: tuple[Exported, list[str]], small_model: Any) -> None:
-    with load_runner(exported[0].path, "onnxruntime") as runner:
+    with load_runner(exported[0].path, RunnerOptions("onnxruntime")) as runner:
         detections, masks = runner.run(np.full((1, 128, 128, 3), 99, np.uint8), np.float32([[0, 0, 128, 128]]))
     assert detections.shape == (1, 40, 6) and masks.shape == (1, 40, 28, 28)
 
@@ -211,7 +211,7 @@ def test_half_by_its_flag(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["-w", str(weights), "--fp16", "--no-verify", "--calibration", str(photos[0])])
     assert (result.exit_code, result.stdout) == (0, "small.fp16.onnx\n")
-    with load_runner("small.fp16.onnx", "onnxruntime", device="cpu") as runner:
+    with load_runner("small.fp16.onnx", RunnerOptions("onnxruntime", device="cpu")) as runner:
         assert runner.precision == "fp16"
     with pytest.raises(UsageError, match="one precision"):
         CliRunner().invoke(app, ["-w", str(weights), "--fp16", "--int8"], catch_exceptions=False)

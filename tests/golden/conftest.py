@@ -83,7 +83,7 @@ def runner(
     """``runner(cfg, runtime, *more settings)``: that model. The one given before is closed."""
     from blu_export.export.learned import subnetworks
     from blu_export.graph.compose import compose
-    from blu_export.runtime import load_runner
+    from blu_export.runtime import RunnerOptions, load_runner
     from blu_export.runtime.keras import KerasRunner
 
     folder = tmp_path_factory.mktemp("golden")
@@ -110,7 +110,9 @@ def runner(
             if runtime == "keras":
                 return open_now.enter_context(KerasRunner.of_model(keras_model(cfg, settings)))
             name, _, target = runtime.partition("-")
-            return open_now.enter_context(load_runner(exported(cfg, settings)[target or "portable"], name))
+            return open_now.enter_context(
+                load_runner(exported(cfg, settings)[target or "portable"], RunnerOptions(name))
+            )
 
         yield make
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.image import mold
 from blu_export.parity.stages import STAGES, compare_stages, first_drift, stage_source
-from blu_export.runtime import load_runner
+from blu_export.runtime import RunnerOptions, load_runner
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def test_lost_rows_and_values_that_are_no_numbers_are_drift(tensors: list[Any]) 
 def test_a_file_without_the_names_is_a_clear_error(fake_onnx: Any) -> None:
     path = fake_onnx()
     with pytest.raises(ModelFileError, match="no tensor named"):
-        stage_source(load_runner(path, "onnxruntime"), path)
+        stage_source(load_runner(path, RunnerOptions("onnxruntime")), path)
 
 
 def test_an_engine_shows_no_stages(fake_onnx: Any) -> None:
     with pytest.raises(UsageError, match="cannot show"):
-        stage_source(load_runner(fake_onnx(), "onnxruntime"), "model.engine")
+        stage_source(load_runner(fake_onnx(), RunnerOptions("onnxruntime")), "model.engine")

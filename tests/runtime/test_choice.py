@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from blu_export.errors import ModelFileError
-from blu_export.runtime import choice, load_runner
-from blu_export.runtime.choice import Known, choose, precision_path, recall, remember
+from blu_export.runtime import RunnerOptions, choice, load_runner
+from blu_export.runtime.choice import choose
+from blu_export.runtime.tuning import Known, precision_path, recall, remember
 
 FakeOnnx = Callable[..., Path]
 PASSED = {"passed": True, "instances": 10, "matched": 10}
@@ -89,12 +90,12 @@ def test_the_file_as_it_is_unless_asked(family: Callable[..., Path]) -> None:
     path = family()
     with load_runner(path) as runner:
         assert runner.precision == "float32"
-    with load_runner(path, precision="int8") as runner:
+    with load_runner(path, RunnerOptions(precision="int8")) as runner:
         assert runner.precision == "int8"
-    with load_runner(path.with_name("model.int8.onnx"), precision="float32") as runner:
+    with load_runner(path.with_name("model.int8.onnx"), RunnerOptions(precision="float32")) as runner:
         assert runner.precision == "float32"
     with pytest.raises(ModelFileError, match=r"there is no model\.fp16\.onnx beside it"):
-        load_runner(path, precision="fp16")
+        load_runner(path, RunnerOptions(precision="fp16"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_another_model_beside_it_is_not_taken_for_its_int8(
     family: Callable[..., Path], arguments: dict[str, object]
 ) -> None:
     with pytest.raises(ModelFileError, match="other weights or settings"):
-        load_runner(family(**arguments), precision="int8")
+        load_runner(family(**arguments), RunnerOptions(precision="int8"))
 
 
 def test_a_file_is_not_what_its_name_says(family: Callable[..., Path]) -> None:
@@ -115,7 +116,7 @@ def test_a_file_is_not_what_its_name_says(family: Callable[..., Path]) -> None:
     onnx.save(onnx_file, path.with_name("model.int8.onnx"))
     assert choose(path, "auto", "auto", None).path == path
     with pytest.raises(ModelFileError, match="is a float32 model, not int8"):
-        load_runner(path, precision="int8")
+        load_runner(path, RunnerOptions(precision="int8"))
 
 
 def test_a_measurement_beats_the_rule(family: Callable[..., Path], memory: None) -> None:
@@ -195,7 +196,7 @@ def test_a_file_that_failed_its_parity_check_says_so(
     fake_onnx: FakeOnnx, caplog: pytest.LogCaptureFixture, parity: object, warning: str | None
 ) -> None:
     path = fake_onnx({"blu_parity": json.dumps(parity)})
-    load_runner(path, "onnxruntime").close()
+    load_runner(path, RunnerOptions("onnxruntime")).close()
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == ([f"{path} failed its parity check: {warning} at its export"] if warning else [])
 
@@ -220,9 +221,9 @@ def test_a_broken_memory_is_no_memory(family: Callable[..., Path], memory: None,
 def test_many_photos_share_the_threads_of_one(family: Callable[..., Path], memory: None) -> None:
     path = family()
     remember(path, {}, {(path, "onnxruntime"): 4})
-    with load_runner(path, "onnxruntime") as runner:
+    with load_runner(path, RunnerOptions("onnxruntime")) as runner:
         assert runner.lanes == 1
-    with load_runner(path, "onnxruntime", threads=2, throughput=True) as runner:
+    with load_runner(path, RunnerOptions("onnxruntime", threads=2, throughput=True)) as runner:
         assert runner.lanes == 2
-    with load_runner(path, "onnxruntime", threads=8, throughput=True) as runner:
+    with load_runner(path, RunnerOptions("onnxruntime", threads=8, throughput=True)) as runner:
         assert runner.lanes == 4

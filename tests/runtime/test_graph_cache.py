@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from blu_export.cache import cache_folder, keep_newest
-from blu_export.runtime import load_runner
+from blu_export.runtime import RunnerOptions, load_runner
 from blu_export.runtime.graph_cache import BYTES_ALLOWED
 
 FakeOnnx = Callable[..., Path]
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _detect(path: Path) -> list[np.ndarray]:
     canvas = np.full((1, 64, 64, 3), 102, np.uint8)
-    with load_runner(path, "onnxruntime") as runner:
+    with load_runner(path, RunnerOptions("onnxruntime")) as runner:
         return list(runner.run(canvas, np.array([[0, 0, 64, 64]], np.float32)))
 
 
@@ -93,7 +93,10 @@ def test_a_cache_that_can_only_be_read_is_read(
 
 def test_processes_that_start_together_share_one_whole_entry(fake_onnx: FakeOnnx, cache: Path) -> None:
     path = fake_onnx()
-    code = f"from blu_export.runtime import load_runner; load_runner({str(path)!r}, 'onnxruntime')"
+    code = (
+        "from blu_export.runtime import RunnerOptions, load_runner\n"
+        f"load_runner({str(path)!r}, RunnerOptions('onnxruntime'))"
+    )
     started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
     (entry,) = cache.iterdir()

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
-from blu_export.runtime import Runner, load_runner
+from blu_export.runtime import Runner, RunnerOptions, load_runner
 from blu_export.runtime.openvino import OpenVinoRunner, has_bf16
 
 FakeOnnx = Callable[..., Path]
@@ -39,7 +39,7 @@ def _check(runner: Runner, *levels: int) -> None:
 
 @BOTH
 def test_batches_of_any_size(fake_onnx: FakeOnnx, runtime: str) -> None:
-    with load_runner(fake_onnx(), runtime) as runner:
+    with load_runner(fake_onnx(), RunnerOptions(runtime)) as runner:
         assert (runner.runtime, runner.device, runner.precision) == (runtime, "CPU", "float32")
         for levels in ((255,), (0, 51, 102), (51,), (10, 20, 30, 40, 50)):
             _check(runner, *levels)
@@ -47,14 +47,14 @@ def test_batches_of_any_size(fake_onnx: FakeOnnx, runtime: str) -> None:
 
 @BOTH
 def test_threads_do_not_mix_their_answers(fake_onnx: FakeOnnx, runtime: str) -> None:
-    with load_runner(fake_onnx(), runtime, threads=1) as runner, ThreadPoolExecutor(4) as pool:
+    with load_runner(fake_onnx(), RunnerOptions(runtime, threads=1)) as runner, ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(_check, runner, level, 255 - level) for level in range(0, 250, 5)]:
             future.result()
 
 
 @BOTH
 def test_answers_are_not_overwritten_by_the_next_call(fake_onnx: FakeOnnx, runtime: str) -> None:
-    with load_runner(fake_onnx(), runtime) as runner:
+    with load_runner(fake_onnx(), RunnerOptions(runtime)) as runner:
         first, _ = runner.run(_canvas(51), _window(1))
         runner.run(_canvas(204), _window(1))
         assert first[0, 0, 5] == pytest.approx(0.2, abs=1e-6)
@@ -62,7 +62,7 @@ def test_answers_are_not_overwritten_by_the_next_call(fake_onnx: FakeOnnx, runti
 
 @BOTH
 def test_a_wrong_canvas_is_an_error_not_a_crash(fake_onnx: FakeOnnx, runtime: str) -> None:
-    with load_runner(fake_onnx(), runtime) as runner, pytest.raises(BluError, match="32x64"):
+    with load_runner(fake_onnx(), RunnerOptions(runtime)) as runner, pytest.raises(BluError, match="32x64"):
         runner.run(np.zeros((1, 32, 64, 3), np.uint8), _window(1))
 
 
@@ -83,9 +83,9 @@ def test_bf16_without_its_units_is_an_error_not_a_fallback(
 ) -> None:
     monkeypatch.setattr("blu_export.runtime.openvino.has_bf16", lambda: False)
     with pytest.raises(MissingDependencyError, match="no bf16 units"):
-        load_runner(fake_onnx(), precision="bf16")
+        load_runner(fake_onnx(), RunnerOptions(precision="bf16"))
     with pytest.raises(UsageError, match="onnxruntime does not compute in bf16"):
-        load_runner(fake_onnx(), "onnxruntime", "bf16")
+        load_runner(fake_onnx(), RunnerOptions("onnxruntime", "bf16"))
     with pytest.raises(UsageError, match="is int8 and cannot run in bf16"):
         OpenVinoRunner(fake_onnx(metadata={"blu_precision": "int8"}), bf16=True)
 
@@ -96,7 +96,7 @@ def test_bf16_cuts_the_graph_behind_the_trunk(fake_onnx: FakeOnnx, monkeypatch: 
     monkeypatch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)
     path = fake_onnx()
     path.write_bytes(_trunk_in_the_middle(path))
-    with load_runner(path, precision="bf16") as runner:
+    with load_runner(path, RunnerOptions(precision="bf16")) as runner:
         assert (runner.runtime, runner.precision) == ("openvino", "bf16")
         assert isinstance(runner, OpenVinoRunner)
         trunk, rest = runner._compiled
@@ -144,14 +144,14 @@ def test_auto_says_what_it_took_and_why(fake_onnx: FakeOnnx, caplog: pytest.LogC
 )
 def test_impossible_wishes(fake_onnx: FakeOnnx, arguments: dict[str, str], error: type[BluError], message: str) -> None:
     with pytest.raises(error, match=message):
-        load_runner(fake_onnx(), **arguments)  # type: ignore[arg-type]
+        load_runner(fake_onnx(), RunnerOptions(**arguments))  # type: ignore[arg-type]
 
 
 def test_keras_files_have_a_device_too(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     (tmp_path / "model.h5").touch()
     with pytest.raises(UsageError, match="TensorFlow has no device 'npu'"):
-        load_runner(tmp_path / "model.h5", device="npu")
+        load_runner(tmp_path / "model.h5", RunnerOptions(device="npu"))
 
 
 def test_a_gpu_that_is_not_there_is_an_error_not_a_fallback(fake_onnx: FakeOnnx) -> None:
@@ -160,7 +160,7 @@ def test_a_gpu_that_is_not_there_is_an_error_not_a_fallback(fake_onnx: FakeOnnx)
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is ONNX Runtime's GPU build")
     with pytest.raises(MissingDependencyError, match="CUDAExecutionProvider"):
-        load_runner(fake_onnx(), device="cuda")
+        load_runner(fake_onnx(), RunnerOptions(device="cuda"))
 
 
 @BOTH
@@ -168,12 +168,12 @@ def test_a_graph_that_the_runtime_refuses(tmp_path: Path, fake_onnx: FakeOnnx, r
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(fake_onnx().read_bytes().replace(b"ReduceMean", b"ReduceMeen"))
     with pytest.raises(ModelFileError, match=r"refuses .*broken\.onnx"):
-        load_runner(broken, runtime)
+        load_runner(broken, RunnerOptions(runtime))
 
 
 def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no model file"):
         load_runner(tmp_path / "none.onnx")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ModelFileError, match="is no model file"):
+    with pytest.raises(ModelFileError, match="is not a model file"):
         load_runner(tmp_path / "notes.txt")

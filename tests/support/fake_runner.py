@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.runtime.base import Runner
+from blu_export.runtime.options import RunnerOptions
 from blu_export.spec import ModelSpec
 from blu_export.tensorrt.cuda import DeviceError
 
@@ -73,11 +74,11 @@ def _misbehave(colour: tuple[int, ...]) -> None:
         raise LostError("The fake has lost its GPU.")
 
 
-def load(path: str, **options: Any) -> Runner:
+def load(path: str, options: RunnerOptions) -> Runner:
     return FakeRunner(path)
 
 
-def load_without_gpu(path: str, **options: Any) -> Runner:
+def load_without_gpu(path: str, options: RunnerOptions) -> Runner:
     raise DeviceError("There is no GPU here.", "Look.")
 
 

@@ -1,0 +1,51 @@
+"""What a caller may ask of a Runner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blu_export import contract
+from blu_export.errors import UsageError
+
+RUNTIMES_BY_SUFFIX = {
+    ".onnx": ("onnxruntime", "openvino"),
+    ".h5": ("keras",),
+    ".keras": ("keras",),
+    ".engine": ("tensorrt",),
+}
+"""Which runtimes can run a file; every one of them implements Runner."""
+RUNTIMES = ("auto", "keras", "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("auto", "file", *contract.PRECISIONS)
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """How to run a model file.
+
+    Raises:
+        UsageError: no such runtime or precision, or no thread.
+    """
+
+    runtime: str = "auto"
+    """One of RUNTIMES; ``auto`` takes the fastest that works here and logs which and why."""
+    precision: str = "file"
+    """``file`` takes the file as it is; a name takes the file in that precision, or the one beside it; ``bf16`` is
+    the float32 file computed in bf16 (OpenVINO); ``auto`` takes the fastest of them whose parity passed at its
+    export, and logs which and why. See ``runtime.choice``."""
+    device: str | None = None
+    """``cpu``, ``cuda``, ``cuda:1``, … as the runtime knows it; None lets it choose."""
+    threads: int | None = None
+    """On the processor; None takes the cores that this process may use."""
+    throughput: bool = False
+    """Load for many photos rather than for the least time of one: ``Runner.lanes`` says how many calls go best at
+    the same time, and the threads are divided among them."""
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("runtime", self.runtime, RUNTIMES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"There is no {what} '{value}'.", f"Use one of {', '.join(known)}.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"{self.threads} threads cannot run anything.", "Give at least one.")

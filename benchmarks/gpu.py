@@ -27,6 +27,7 @@ from blu_export.benchmark.timing import Timing
 from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.export.engine import Request, build_engine, find_device
+from blu_export.extras import install_command
 from blu_export.files import atomic_write
 from blu_export.image import Molded, decode, mold
 from blu_export.runtime.base import Runner
@@ -159,9 +160,9 @@ def what_is_missing(device: Cuda | None) -> dict[str, str]:
         why = "" if importlib.util.find_spec("cuda") else " (or no cuda-python to find it: pip install cuda-python)"
         missing["NVIDIA GPU"] = f"none can be used here{why}"
     if not is_installed("tensorrt"):
-        missing["tensorrt"] = "engines tuned on this card: pip install 'blu-export[gpu]'"
+        missing["tensorrt"] = f"engines tuned on this card: {install_command('gpu')}"
     if not is_installed("tensorrt-rtx"):
-        missing["tensorrt-rtx"] = "engines where TensorRT is not: pip install 'blu-export[rtx]'"
+        missing["tensorrt-rtx"] = f"engines where TensorRT is not: {install_command('rtx')}"
     if "CUDAExecutionProvider" not in _providers():
         missing["onnxruntime-gpu"] = "ONNX Runtime on CUDA: pip install onnxruntime-gpu instead of onnxruntime"
     if importlib.util.find_spec("onnx") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -13,6 +14,9 @@ from typing import Any
 
 from blu_export.cache import adopt
 from blu_export.errors import MissingDependencyError
+
+PROJECT = "blu-export"
+"""Its name as pip knows it."""
 
 EXTRAS = {
     "cpu": ("onnxruntime", "openvino"),
@@ -84,9 +88,29 @@ def missing_extra(error: ModuleNotFoundError) -> MissingDependencyError | None:
         if package in packages:
             return MissingDependencyError(
                 f"This needs the package {package}, which is not installed.",
-                f"Install it with: pip install 'blu-export[{extra}]'",
+                f"Install it with: {install_command(extra)}",
             )
     return None
+
+
+def install_command(extra: str) -> str:
+    """What to type for an extra: the source that this installation came from, with the extra added to it."""
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(metadata.distribution(PROJECT).read_text("direct_url.json") or "null")
+    except (metadata.PackageNotFoundError, ValueError):  # the source tree is on the path, uninstalled
+        return f"pip install '.[{extra}]' in the clone"
+    if origin is None:  # from a package index
+        return f"pip install '{PROJECT}[{extra}]'"
+    url = str(origin["url"])
+    if "dir_info" not in origin:
+        version_control = origin.get("vcs_info", {}).get("vcs", "")
+        return f"pip install '{PROJECT}[{extra}] @ {version_control}{'+' * bool(version_control)}{url}'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    return f"pip install {editable}'{url2pathname(urlsplit(url).path)}[{extra}]'"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from blu_export import __version__
 from blu_export.cli.common import JsonOption, command_app
 from blu_export.embedded import embedded
 from blu_export.errors import ModelFileError
-from blu_export.extras import EXTRAS, PURPOSES
+from blu_export.extras import EXTRAS, PURPOSES, install_command
 from blu_export.runtime.cpu import usable_cores
 
 app = command_app()
@@ -49,7 +49,7 @@ def doctor(as_json: JsonOption = False) -> None:
             print(f"    {_versions(state['installed'])}")
         if state["missing"]:
             print(f"    missing: {', '.join(state['missing'])}")
-            print(f"    pip install 'blu-export[{extra}]'")
+            print(f"    {install_command(extra)}")
 
 
 def examine() -> dict[str, Any]:

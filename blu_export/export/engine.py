@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from blu_export import __version__
 from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.export.engine_graph import Prepared, prepare
+from blu_export.extras import install_command
 from blu_export.files import atomic_write, sha256_of
 from blu_export.tensorrt.builder import BuildOptions, Progress, build, check_target, is_rtx, make_logger, title
 from blu_export.tensorrt.cuda import Cuda, DeviceError
@@ -228,7 +229,7 @@ def _choose(target: Target, device: Cuda | None) -> tuple[str, str]:
         return "tensorrt-rtx", f"{here}; this builder needs none"
     raise MissingDependencyError(
         f"{here.capitalize()}, and TensorRT-RTX, which builds without one, is not installed.",
-        "Install it with: pip install 'blu-export[rtx]' (x86-64 Linux)",
+        f"Install it with: {install_command('rtx')} (x86-64 Linux)",
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from blu_export.contract import Metadata
 from blu_export.embedded import embedded
 from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
+from blu_export.extras import install_command
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import takes_gpu
@@ -164,7 +165,7 @@ def _installed() -> tuple[str, ...]:
     installed = tuple(name for name in RUNTIMES if find_spec(name) is not None)
     if not installed:
         raise MissingDependencyError(
-            "Neither ONNX Runtime nor OpenVINO is installed.", "Install them with: pip install 'blu-export[cpu]'"
+            "Neither ONNX Runtime nor OpenVINO is installed.", f"Install them with: {install_command('cpu')}"
         )
     return installed
 

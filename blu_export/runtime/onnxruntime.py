@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
-from blu_export.extras import import_extra
+from blu_export.extras import import_extra, install_command
 from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.graph_cache import open_session
@@ -120,7 +120,7 @@ def _open_session(
     if provider not in ort.get_available_providers():
         raise MissingDependencyError(
             f"This build of ONNX Runtime has no {provider}.",
-            "Uninstall onnxruntime, then: pip install 'blu-export[gpu]'",
+            f"Uninstall onnxruntime, then: {install_command('gpu')}",
         )
 
     def make_options() -> Any:

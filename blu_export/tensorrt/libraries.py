@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from blu_export.errors import MissingDependencyError
+from blu_export.extras import install_command
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 OLDEST_TENSORRT = (10, 12)
@@ -28,7 +29,7 @@ def tensorrt() -> ModuleType:
     Raises:
         MissingDependencyError: it is not installed, its libraries do not load, or it is too old.
     """
-    install = "Install it with: pip install 'blu-export[gpu]'"
+    install = f"Install it with: {install_command('gpu')}"
     if not _has("tensorrt"):
         raise MissingDependencyError("TensorRT is not installed.", install)
     try:
@@ -55,7 +56,7 @@ def tensorrt_rtx() -> ModuleType:
     Raises:
         MissingDependencyError: bindings or libraries are not installed, or do not load.
     """
-    install = "Install it with: pip install 'blu-export[rtx]' (x86-64 Linux)"
+    install = f"Install it with: {install_command('rtx')} (x86-64 Linux)"
     name = next((n for n in _RTX_BINDINGS if _has(n)), None)
     if name is None:
         raise MissingDependencyError("TensorRT-RTX is not installed.", install)

@@ -19,7 +19,7 @@ from blu_export.errors import DatasetError
 @pytest.fixture(scope="module")
 def s3() -> Iterator[None]:
     """An S3 server with the bucket ``photos``; boto's variables point to it."""
-    pytest.importorskip("moto", reason="needs moto: pip install 'blu-export[dev]'")
+    pytest.importorskip("moto", reason="needs moto, of the extra dev")
     pytest.importorskip("s3fs", reason="needs the extra batch")
     server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -22,6 +22,7 @@ from blu_export.cli import main as cli
 from blu_export.cli.common import printable, progress, wrote
 from blu_export.errors import CheckFailedError, MissingDependencyError, UsageError
 from blu_export.export.engine_graph import prepare
+from blu_export.extras import install_command
 
 FakeOnnx = Callable[..., Path]
 
@@ -135,7 +136,7 @@ def test_a_typing_error_gets_a_suggestion() -> None:
         (MissingDependencyError("No GPU."), 4, "error: No GPU.\n"),
         (CheckFailedError("AP fell."), 1, "error: AP fell.\n"),
         (FileNotFoundError(2, "No such file", "a\x1b[31m.jpg"), 3, "error: a�[31m.jpg: No such file.\n"),
-        (ModuleNotFoundError("no", name="ray"), 4, "pip install 'blu-export[ray]'\n"),
+        (ModuleNotFoundError("no", name="ray"), 4, f"{install_command('ray')}\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

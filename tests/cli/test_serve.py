@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from blu_export.cli import main as cli
 from blu_export.errors import MissingDependencyError, UsageError
+from blu_export.extras import install_command
 from blu_export.serve.settings import ServeSettings
 
 
@@ -93,7 +94,7 @@ def test_missing_packages_are_named(started: list[ServeSettings], monkeypatch: p
     assert serve("m.onnx").exit_code == 0
     result = serve("m.onnx", "--grpc-port", 0)
     assert isinstance(result.exception, MissingDependencyError)
-    assert "blu-export[serve]" in str(result.exception)
+    assert install_command("serve") in str(result.exception)
 
 
 def run_blu(*arguments: object) -> subprocess.Popen[bytes]:

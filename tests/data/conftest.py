@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[int]:
     """The port of moto's S3 server, a process of its own."""
-    pytest.importorskip("moto", reason="needs moto: pip install 'blu-export[dev]'")
+    pytest.importorskip("moto", reason="needs moto, of the extra dev")
     pytest.importorskip("s3fs", reason="needs s3fs: pip install 's3fs'")
     with subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],

@@ -25,9 +25,7 @@ from blu_export.tensorrt.builder import BuildOptions, build
 from blu_export.tensorrt.libraries import is_installed, tensorrt_rtx
 from blu_export.tensorrt.sidecar import UNKNOWN, Batch, read_sidecar
 
-pytestmark = pytest.mark.skipif(
-    not is_installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed: pip install 'blu-export[rtx]'"
-)
+pytestmark = pytest.mark.skipif(not is_installed("tensorrt-rtx"), reason="needs the extra rtx")
 T4, RTX3090 = (7, 5), (8, 6)
 
 

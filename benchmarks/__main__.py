@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from benchmarks.models import SPECS, exports_folder, write_default_int8, write_onnx, write_weights
 from benchmarks.naive import NaiveRunner, export_naive
 from benchmarks.predict import PredictRunner
-from blu_export.benchmark.report import markdown, read_results, summary
+from blu_export.benchmark.report import headline, markdown, read_results, summary
 from blu_export.benchmark.run import QUICK, Candidate, Settings, file_candidates, run_benchmark
 from blu_export.benchmark.save import insert_table, save_results
 from blu_export.cli.common import wrote
@@ -33,6 +33,7 @@ from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.errors import BluError
 
 ROOT = Path(__file__).resolve().parent.parent
+README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 CACHE = ROOT / "benchmarks" / "cache"
 RESULTS = ROOT / "benchmarks" / "results"
 PHOTO_SIZE = (640, 480)
@@ -53,8 +54,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.tables:
-            table = summary(read_results(arguments.out / "benchmark.json"))
-            for document in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
+            result = read_results(arguments.out / "benchmark.json")
+            for document, table in ((README, headline(result)), (PERFORMANCE, summary(result))):
                 insert_table(document, table)
                 wrote(document)
             return

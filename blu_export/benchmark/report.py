@@ -14,6 +14,15 @@ from blu_export.errors import BluError
 REGRESSION = 1.05
 """Ratio of medians, new over old, above which a row is called slower."""
 
+HEADLINE = (
+    ("keras tf.function", "float32"),
+    ("onnxruntime, naive tf2onnx", "float32"),
+    ("onnxruntime", "float32"),
+    ("openvino", "bf16"),
+    ("onnxruntime", "int8"),
+)
+"""(runtime, precision) of the rows that are shown first; the others are compared with the first of them."""
+
 
 def read_results(path: Path) -> dict[str, Any]:
     """Read a benchmark's JSON file.
@@ -33,7 +42,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The machine and one table per model: what the README shows."""
+    """The machine and one table per model."""
     blocks = ["\n".join(_machine_lines(result))]
     for model, facts in result["models"].items():
         rows = [row for row in result["rows"] if row["model"] == model]
@@ -41,6 +50,26 @@ def summary(result: dict[str, Any]) -> str:
     if result["skipped"]:
         blocks.append("\n".join(f"Not measured: {each['name']}: {each['why']}" for each in result["skipped"]))
     return "\n\n".join(blocks) + "\n"
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The machine and one small table of all models: what the README shows."""
+    medians = {_key(row): row["end_to_end"]["p50"] for row in result["rows"]}
+    baseline = HEADLINE[0]
+    cells = []
+    for runtime, precision in HEADLINE:
+        found = [medians.get((model, runtime, precision)) for model in result["models"]]
+        if not any(found):
+            continue
+        first = [medians.get((model, *baseline)) for model in result["models"]]
+        times = [
+            "–" if own is None else f"{_ms(own)} ms" + (f", {keras / own:.1f}×" if keras and own != keras else "")
+            for own, keras in zip(found, first, strict=True)
+        ]
+        cells.append([runtime, precision, *times])
+    models = [f"{name} ({'×'.join(map(str, facts['canvas']))})" for name, facts in result["models"].items()]
+    lines = "\n".join(_machine_lines(result))
+    return f"{lines}\n\n{_table(['runtime', 'precision', *models], cells)}\n"
 
 
 def markdown(result: dict[str, Any]) -> str:

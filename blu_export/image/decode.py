@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +14,30 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, Tiff
 from PIL import Image as PilImage
 
 from blu_export.errors import ImageError, ImageFormatError, ImageSizeError
+from blu_export.image import structure
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage.Image | NDArray[np.uint8]"
+
+OnSize: TypeAlias = Callable[[int, int], None]
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused unless the caller allows them."""
 MAX_STREAM_BYTES = 2**30
 """Read at most, of a path that cannot be sought (a pipe)."""
 
-_FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),
-    (b"WEBP", WebPImagePlugin.WebPImageFile),
+Check: TypeAlias = Callable[[IO[bytes], str], None]
+
+_FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile], Check | None], ...] = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile, structure.check_jpeg),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile, structure.check_png),
+    (b"BM", BmpImagePlugin.BmpImageFile, None),
+    (b"II*\0", TiffImagePlugin.TiffImageFile, structure.check_tiff),
+    (b"MM\0*", TiffImagePlugin.TiffImageFile, structure.check_tiff),
+    (b"II+\0", TiffImagePlugin.TiffImageFile, structure.check_tiff),
+    (b"WEBP", WebPImagePlugin.WebPImageFile, structure.check_webp),
 )
-"""First bytes of the formats that are read. Pillow knows many more, in decoders that few people look after."""
+"""First bytes of the formats that are read, their decoders, and what looks at their structure before. Pillow knows many
+more, in decoders that few people look after."""
 
 _ORIENTATIONS = {
     2: PilImage.Transpose.FLIP_LEFT_RIGHT,
@@ -43,11 +50,14 @@ _ORIENTATIONS = {
 }
 """What turns an image with this EXIF orientation upright."""
 _EXIF_ORIENTATION = 0x0112
+_TEXT_EXIF = "Raw profile type exif"
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
 """TIFF tags, and the value of one."""
 
 
-def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    source: Source, *, max_pixels: int = MAX_PIXELS, on_size: OnSize = lambda height, width: None
+) -> NDArray[np.uint8]:
     """Read an image as a person sees it.
 
     JPEG, PNG, WebP, BMP and TIFF are told apart by their content. EXIF orientation is applied, grey
@@ -58,6 +68,7 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
         source: a path, an encoded image, a PIL image, or uint8 [H, W], [H, W, 1], [H, W, 3] RGB or
             [H, W, 4] RGBA.
         max_pixels: limit for height times width; checked before anything is decoded.
+        on_size: called with height and width (before it is turned upright) when they are known and allowed.
 
     Returns:
         uint8 [H, W, 3] RGB; it may be read-only, and it may be the array that was given.
@@ -66,9 +77,9 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
         ImageError: it cannot be read, or is too large. No other error comes out, whatever the bytes.
     """
     if isinstance(source, np.ndarray):
-        return _decode_array(source, max_pixels)
+        return _decode_array(source, max_pixels, on_size)
     if isinstance(source, PilImage.Image):
-        return _decode_pil(source, "The image", max_pixels)
+        return _decode_pil(source, "The image", max_pixels, on_size)
     with ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
             file, name = io.BytesIO(source), "The image"
@@ -78,7 +89,7 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
             raise ImageError(
                 f"A {type(source).__name__} is not an image.", "Give a path, bytes, a PIL image or an array."
             )
-        return _decode_file(file, name, max_pixels)
+        return _decode_file(file, name, max_pixels, on_size)
 
 
 def _open(path: str | os.PathLike[str]) -> Any:
@@ -93,31 +104,38 @@ def _open(path: str | os.PathLike[str]) -> Any:
         raise ImageError(f"The image {os.fspath(path)} cannot be read: {reason}.", "Check the path.") from error
 
 
-def _decode_file(file: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _decode_file(file: Any, name: str, max_pixels: int, on_size: OnSize) -> NDArray[np.uint8]:
     try:
         head = file.read(12)
         file.seek(0)
     except OSError as error:
         raise ImageError(f"The image {name} cannot be read: {error}.") from error
     content = head[8:] if head[:4] == b"RIFF" else head  # a box whose content is named after its size
-    known = [plugin for magic, plugin in _FORMATS if content.startswith(magic)]
+    known = [(plugin, check) for magic, plugin, check in _FORMATS if content.startswith(magic)]
     if not known:
         what = "is not an image that can be read" if head else "is empty"
         raise ImageFormatError(f"{name} {what}.", "Use JPEG, PNG, WebP, BMP or TIFF.")
+    ((plugin, check),) = known
     try:
+        if check is not None:
+            check(file, name)
+            file.seek(0)
         # The plugin itself, not Image.open: that would try other formats, and warn of sizes allowed here.
-        image = known[0](file)
+        image = plugin(file)
+    except ImageError:
+        raise
     except Exception as error:  # damaged headers raise almost anything in Pillow's plugins
         raise _broken(name, error) from error
     with image:
-        return _decode_pil(image, name, max_pixels)
+        return _decode_pil(image, name, max_pixels, on_size)
 
 
-def _decode_pil(image: PilImage.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _decode_pil(image: PilImage.Image, name: str, max_pixels: int, on_size: OnSize) -> NDArray[np.uint8]:
     _check_size(image.height, image.width, name, max_pixels)
+    on_size(image.height, image.width)
     try:
         image.load()
-        turn = _ORIENTATIONS.get(_orientation(image))  # after load: that is what turns a TIFF
+        turn = _ORIENTATIONS.get(_orientation(image, name))  # after load: that is what turns a TIFF
         pixels = _to_rgb(image if turn is None else image.transpose(turn), name)
     except ImageError:
         raise
@@ -126,13 +144,14 @@ def _decode_pil(image: PilImage.Image, name: str, max_pixels: int) -> NDArray[np
     return pixels
 
 
-def _decode_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+def _decode_array(array: NDArray[Any], max_pixels: int, on_size: OnSize) -> NDArray[np.uint8]:
     shape = "×".join(map(str, array.shape))
     if array.dtype != np.uint8:
         raise ImageError(f"An array of {array.dtype} is not an image.", "Give uint8 values, 0 to 255.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"An array of {shape} is not an image.", "Give H×W, H×W×1, H×W×3 (RGB) or H×W×4 (RGBA).")
     _check_size(array.shape[0], array.shape[1], f"The array of {shape}", max_pixels)
+    on_size(array.shape[0], array.shape[1])
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1:
@@ -150,9 +169,13 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _orientation(image: PilImage.Image) -> int:
+def _orientation(image: PilImage.Image, name: str) -> int:
     try:
+        if isinstance(profile := image.info.get(_TEXT_EXIF), str):  # a PNG's, in text that may have been compressed
+            structure.check_exif(bytes.fromhex("".join(profile.split("\n")[3:])), name)
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except ImageError:
+        raise
     except Exception:  # EXIF that cannot be parsed: viewers show such a photo as it is stored
         return 1
     return value if isinstance(value, int) else 1
@@ -176,5 +199,7 @@ def _to_rgb(image: PilImage.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _broken(name: str, error: Exception) -> ImageError:
+    if isinstance(error, MemoryError):
+        return ImageSizeError(f"{name} needs more memory than there is.", "Make it smaller.")
     reason = str(error).rstrip(".") or type(error).__name__
     return ImageError(f"{name} is damaged: {reason}.", "Save it again, or get a whole copy.")

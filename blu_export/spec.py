@@ -7,9 +7,11 @@ original program's ``Config`` in lower case.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,13 +20,19 @@ from typing import Any
 from blu_export.errors import ModelFileError, UsageError
 
 SPEC_VERSION = 1
-BACKBONES = ("resnet50", "resnet101", "efficientnet_lite0")
+RESNETS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+"""Bottleneck blocks of stages 2 to 5, by name. Others are named by them: ``resnet-3-4-8-3``."""
+BACKBONES = (*RESNETS, "efficientnet_lite0")
 RESIZE_MODES = ("square", "pad64", "none")
 SIZE_MULTIPLE = 64
 """Canvas sides are multiples of this: the pyramid halves the canvas six times."""
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)
+NONE_IS_ZERO = ("image_min_dim", "image_min_scale")
+"""Fields whose rule the original switches off with None or 0."""
 MAX_CANVAS = 8192
 MAX_CLASSES = 10_000
+MAX_BLOCKS = 200
+"""Of one stage of a ResNet; ResNet-200 has 66."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,13 @@ class ModelSpec:
     class_names: tuple[str, ...]
     """Names by class id; index 0 is the background."""
     backbone: str = "resnet101"
-    """One of BACKBONES."""
+    """One of BACKBONES, or ``resnet-`` and the blocks of stages 2 to 5: ``resnet-3-4-8-3``."""
 
     # Input
     image_resize_mode: str = "square"
     """``square`` (scale, then pad to image_max_dim), ``pad64`` (pad to a multiple of 64), ``none``."""
     image_min_dim: int = 800
-    """The short side is scaled up to this, unless the long side would pass image_max_dim."""
+    """The short side is scaled up to this, unless the long side would pass image_max_dim (0: no such rule)."""
     image_max_dim: int = 1024
     """Side of the square canvas."""
     image_min_scale: float = 0.0
@@ -80,6 +88,8 @@ class ModelSpec:
     fpn_classif_fc_layers_size: int = 1024
     mask_channels: int = 256
 
+    assumed: tuple[str, ...] = ()
+    """Fields that neither the weights nor the user gave: they hold the original's defaults."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Where the weights came from: ``weights_sha256``, ``weights_file``, ``blu_version``, …"""
     version: int = SPEC_VERSION
@@ -119,7 +129,8 @@ class ModelSpec:
     def with_settings(self, settings: list[str]) -> ModelSpec:
         """A copy with ``FIELD=VALUE`` settings applied, as ``--set`` takes them.
 
-        VALUE is JSON, a bare word, or numbers separated by commas for a tuple field.
+        FIELD may be in upper case and VALUE as a ``Config`` has it: a number, a word, quoted or not, a tuple or
+        list with or without its brackets, None.
         """
         changes: dict[str, Any] = {}
         for setting in settings:
@@ -127,13 +138,16 @@ class ModelSpec:
             name = name.strip().lower()
             if not equals:
                 raise UsageError(f"'{setting}' is not FIELD=VALUE.", "Write for example image_max_dim=512.")
-            current = getattr(self, name, None)
-            try:
-                value = json.loads(f"[{text}]" if isinstance(current, tuple) and "[" not in text else text)
-            except (ValueError, RecursionError):  # not JSON, or more digits or brackets than Python reads
-                value = text.split(",") if isinstance(current, tuple) else text
-            changes[name] = value
+            changes[name] = self._setting(name, text.strip())
         return self.replace(**changes)
+
+    def _setting(self, name: str, text: str) -> Any:
+        """The value that the text of a setting stands for."""
+        value = _literal(text)
+        if isinstance(getattr(self, name, None), tuple) and not isinstance(value, tuple | list | dict):
+            items = tuple(item for item in text.split(",") if item.strip())
+            value = tuple(_literal(item.strip()) for item in items)
+        return 0 if value is None and name in NONE_IS_ZERO else value
 
     def to_json(self) -> str:
         """The spec as one line of JSON."""
@@ -161,9 +175,10 @@ class ModelSpec:
 
     def _validate(self) -> None:
         _check(2 <= self.num_classes <= MAX_CLASSES, "class_names", "needs the background and at least one class")
-        _check(self.backbone in BACKBONES, "backbone", f"must be one of {', '.join(BACKBONES)}")
+        known = self.backbone in BACKBONES or resnet_blocks(self.backbone) is not None
+        _check(known, "backbone", f"must be one of {', '.join(BACKBONES)}, or as resnet-3-4-6-3")
         _check(self.image_resize_mode in RESIZE_MODES, "image_resize_mode", f"must be one of {', '.join(RESIZE_MODES)}")
-        _check(0 < self.image_min_dim <= MAX_CANVAS, "image_min_dim", f"must be 1 to {MAX_CANVAS}")
+        _check(0 <= self.image_min_dim <= MAX_CANVAS, "image_min_dim", f"must be 0 to {MAX_CANVAS}")
         _check(0 < self.image_max_dim <= MAX_CANVAS, "image_max_dim", f"must be 1 to {MAX_CANVAS}")
         if self.image_resize_mode == "square":
             _check(
@@ -171,7 +186,6 @@ class ModelSpec:
                 "image_max_dim",
                 f"must be a multiple of {SIZE_MULTIPLE}: the pyramid halves the canvas six times",
             )
-            _check(self.image_min_dim <= self.image_max_dim, "image_min_dim", "must not exceed image_max_dim")
         _check(0 <= self.image_min_scale <= 64, "image_min_scale", "must be 0 to 64")
         _check(self.backbone_strides == PYRAMID_STRIDES, "backbone_strides", f"must be {PYRAMID_STRIDES}")
         _check(
@@ -206,6 +220,31 @@ _LIMITS = {
     "fpn_classif_fc_layers_size": 8192,
     "mask_channels": 2048,
 }
+
+
+def resnet_blocks(backbone: str) -> tuple[int, ...] | None:
+    """Blocks of stages 2 to 5 of a ResNet of that name; None where it is another backbone."""
+    if backbone in RESNETS:
+        return RESNETS[backbone]
+    match = re.fullmatch(r"resnet-(\d{1,3})-(\d{1,3})-(\d{1,3})-(\d{1,3})", backbone)
+    blocks = tuple(map(int, match.groups())) if match else ()
+    return blocks if blocks and all(1 <= count <= MAX_BLOCKS for count in blocks) else None
+
+
+def resnet_name(blocks: tuple[int, ...]) -> str:
+    """What a ResNet with these blocks in stages 2 to 5 is called."""
+    usual = next((name for name, each in RESNETS.items() if each == blocks), None)
+    return usual or "-".join(["resnet", *map(str, blocks)])
+
+
+def _literal(text: str) -> Any:
+    """A value as JSON or Python writes it; any other text stands for itself."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # also: too many digits or brackets
+            continue
+    return text
 
 
 def _check(holds: bool, name: str, rule: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blu_export.errors import ModelFileError, UsageError
-from blu_export.spec import SPEC_VERSION, ModelSpec
+from blu_export.spec import SPEC_VERSION, ModelSpec, resnet_blocks, resnet_name
 
 SPEC = ModelSpec(class_names=("BG", "top", "skirt"), backbone="resnet50", provenance={"weights_sha256": "ab"})
 
@@ -57,6 +57,31 @@ def test_settings_take_numbers_words_and_tuples() -> None:
     assert changed.class_names == ("BG", "hat")
 
 
+def test_settings_are_taken_as_a_config_has_them() -> None:
+    changed = SPEC.with_settings(
+        ["IMAGE_MIN_DIM = None", "IMAGE_MAX_DIM=256", "RPN_ANCHOR_SCALES=(8, 16, 32, 64, 128)", "IMAGE_MIN_SCALE=None",
+         "IMAGE_RESIZE_MODE='square'", "MEAN_PIXEL=[1, 2, 3.5]", "MASK_SHAPE=28, 28", 'CLASS_NAMES=("BG", "hat")']
+    )  # fmt: skip
+    assert (changed.image_min_dim, changed.image_max_dim, changed.image_min_scale) == (0, 256, 0)
+    assert changed.rpn_anchor_scales == (8, 16, 32, 64, 128)
+    assert changed.image_resize_mode == "square"
+    assert changed.mean_pixel == (1, 2, 3.5)
+    assert changed.class_names == ("BG", "hat")
+    assert SPEC.with_settings(["image_max_dim=256"]).canvas == (256, 256)
+
+
+def test_resnets_are_named_by_their_blocks() -> None:
+    assert resnet_blocks("resnet50") == (3, 4, 6, 3)
+    assert resnet_blocks("resnet-3-4-8-3") == (3, 4, 8, 3)
+    assert resnet_blocks("efficientnet_lite0") is None
+    for blocks in ((3, 4, 23, 3), (2, 2, 30, 1)):
+        assert resnet_blocks(resnet_name(blocks)) == blocks
+    assert SPEC.replace(backbone="resnet-3-4-8-3").backbone == "resnet-3-4-8-3"
+    for name in ("resnet-3-4-6", "resnet-3-4-0-3", "resnet-3-4-999-3"):
+        with pytest.raises(UsageError, match="backbone"):
+            SPEC.replace(backbone=name)
+
+
 def test_whole_numbers_are_floats_where_a_float_belongs() -> None:
     """An int among the constants of a graph would be of another type."""
     changed = SPEC.with_settings(["detection_min_confidence=1", "image_min_scale=0"])
@@ -76,7 +101,7 @@ def test_whole_numbers_are_floats_where_a_float_belongs() -> None:
         ("image_max_dim=wide", "image_max_dim"),
         ("image_max_dim=true", "image_max_dim"),
         ("image_max_dim=1e9", "image_max_dim"),
-        ("image_min_dim=2048", "image_min_dim"),
+        ("image_min_dim=-1", "image_min_dim"),
         ("backbone=vgg", "backbone"),
         ("detection_min_confidence=1.5", "detection_min_confidence"),
         ("detection_min_confidence=NaN", "detection_min_confidence"),

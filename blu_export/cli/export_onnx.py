@@ -35,6 +35,13 @@ def export_onnx(
             "--set", help="A field of the spec (see blu inspect); may be given several times.", metavar="FIELD=VALUE"
         ),
     ] = None,
+    ignore_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A layer of the file that inference does not need, or a pattern with *; may be given several times.",
+            metavar="NAME",
+        ),
+    ] = None,
     target: Annotated[str, typer.Option(help="portable (ONNX Runtime, OpenVINO) or tensorrt.")] = "portable",
     opset: Annotated[int, typer.Option(help="Version of the ONNX operator set, 17 to 22.")] = 18,
     fp16: Annotated[bool, typer.Option("--fp16", help="Learned layers in half precision. Default: float32.")] = False,
@@ -89,6 +96,7 @@ def export_onnx(
         output or Path(default_name(source, target, precision)),
         class_names=None if classes is None else read_class_names(classes),
         settings=settings or [],
+        ignore_layers=ignore_layers or [],
         target=target,
         opset=opset,
         precision=precision,
@@ -133,11 +141,11 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def tensor_lines(done: Exported) -> list[str]:
-    """Every tensor of the model and of the file. Missing and misshaped ones are errors before this."""
+    """Every tensor of the model and of the file. Others than these are errors before this."""
     report = done.weights
     return [
         *(f"  loaded: {name}" for name in report.loaded),
-        *(f"  unexpected: {name}" for name in report.unexpected),
+        *(f"  left over: {name}" for name in report.leftover),
     ]
 
 
@@ -158,6 +166,7 @@ def to_json(done: Exported) -> dict[str, Any]:
             "loaded": list(done.weights.loaded),
             "missing": list(done.weights.missing),
             "unexpected": list(done.weights.unexpected),
+            "leftover": list(done.weights.leftover),
             "wrong_shape": [list(entry) for entry in done.weights.wrong_shape],
         },
         "kept": done.kept,

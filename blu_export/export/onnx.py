@@ -65,6 +65,7 @@ def export_onnx(
     *,
     class_names: Sequence[str] | None = None,
     settings: Sequence[str] = (),
+    ignore_layers: Sequence[str] = (),
     target: str = "portable",
     opset: int = DEFAULT_OPSET,
     precision: str = "float32",
@@ -80,7 +81,7 @@ def export_onnx(
     Args:
         weights: .h5 or .keras: Matterport's layout, any Keras 2 or 3 program's, or our own training's.
         output: the .onnx file. It is written whole or not at all.
-        class_names, settings: see ``model.weights.Weights.make_spec``.
+        class_names, settings, ignore_layers: see ``model.given.Given``.
         target: ``portable`` (ONNX Runtime, OpenVINO) or ``tensorrt``.
         opset: version of the ONNX operator set, one of graph.OPSETS; int8 raises it where it must.
         precision: of the subnetworks: ``float32``, ``fp16`` or ``int8``.
@@ -118,7 +119,7 @@ def export_onnx(
         seconds[name] = time.perf_counter() - start
 
     with step("read"):
-        model, report = build_model(weights, class_names, settings)
+        model, report = build_model(weights, class_names, settings, ignore_layers)
     spec = model.spec.replace(provenance={**model.spec.provenance, "blu_version": __version__})
     tell(f"read {weights}: {spec.backbone}, {spec.num_classes} classes, {report.summary()} ({seconds['read']:.1f} s)")
     with step("convert"):

@@ -5,7 +5,8 @@ Three layouts, all as layers with tensors in order:
 - Keras 2 ``save_weights``: ``layer_names`` on the root, one group per layer, ``weight_names`` on each;
 - the same below a ``model_weights`` group, as Keras 2 ``model.save("x.h5")`` writes it;
 - Keras 3 ``.weights.h5`` (and the one inside a ``.keras`` archive): a ``vars`` group per layer whose
-  attribute ``name`` is the layer's.
+  attribute ``name`` is the layer's; that of a ``TimeDistributed`` layer is empty, and the tensors lie in
+  ``layer/vars``.
 
 HDF5 can refer to other files, run plug-ins and claim any size, so nothing is followed, decoded or
 allocated before it was looked at.
@@ -16,9 +17,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -43,7 +43,12 @@ ATTRIBUTE_CHUNK = 60_000
 
 SPEC_ATTRIBUTE = str(Metadata.SPEC)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_SAFE_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_SAFE_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE,
+    h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_FLETCHER32,
+    h5py.h5z.FILTER_LZF,  # compiled into h5py
+}
 """Any other filter may load a plug-in."""
 _LIBRARY_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError)
 """What h5py raises on damaged files; ``UnicodeDecodeError`` is a ValueError."""
@@ -53,7 +58,18 @@ Layers = dict[str, list[tuple[str, Tensor]]]
 """Layer -> (inner name, tensor) in the order of the file. Layers without weights are left out."""
 
 
-def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple[Layers, str | None]:
+class StoredWeights(NamedTuple):
+    """What a weights file holds."""
+
+    layers: Layers
+    spec: str | None
+    """JSON of the model spec that our own files carry."""
+    not_float: dict[str, str]
+    """``layer/tensor`` -> type of the tensors that were left out since they are no floats: counters, states of
+    random generators."""
+
+
+def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> StoredWeights:
     """All weights of a file, and the model spec that our own files carry.
 
     Call it for files that this program wrote; ``weight_files.read_weight_file`` is for all others,
@@ -63,9 +79,6 @@ def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple
         source: path, or the content of a file.
         name: how errors call it.
 
-    Returns:
-        the layers, and the JSON of ``blu_spec`` or None.
-
     Raises:
         ModelFileError: missing, corrupt, of another layout, or refused for safety.
     """
@@ -73,7 +86,7 @@ def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple
         size = _check_header(source, name)
         with h5py.File(source, "r", locking=False) as file:
             reader = _Reader(name, size)
-            return reader.layers(file), reader.spec(file)
+            return StoredWeights(reader.layers(file), reader.spec(file), reader.not_float)
     except _LIBRARY_ERRORS as error:
         raise ModelFileError(f"{name} cannot be read as HDF5 ({_one_line(error)}).", "Copy the file again.") from error
 
@@ -129,6 +142,7 @@ class _Reader:
         self.name = name
         self.bytes_left = min(MAX_FILE_BYTES, MAX_EXPANSION * size)
         self.groups_left = MAX_GROUPS
+        self.not_float: dict[str, str] = {}
 
     def layers(self, file: Any) -> Layers:
         root = file
@@ -137,10 +151,7 @@ class _Reader:
         if _has_attribute(root, "layer_names"):
             return self._keras2(root)
         layers: Layers = {}
-        for layer, tensors in self._keras3(file, MAX_DEPTH, skip=("optimizer",)):
-            if layer in layers:
-                self._refuse(f"it has two layers named '{layer}'")
-            layers[layer] = tensors
+        self._keras3(file, layers, MAX_DEPTH, skip="optimizer")
         if not layers:
             raise ModelFileError(
                 f"{self.name} holds no Keras layers.",
@@ -158,45 +169,62 @@ class _Reader:
         for layer in self._strings(root, "layer_names"):
             if layer in layers:
                 self._refuse(f"it names layer '{layer}' twice")
-            group = self._child(root, layer, h5py.Group)
+            group = self._below(root, layer)
             names = self._strings(group, "weight_names")
             if len(names) > MAX_TENSORS:
                 self._refuse(f"layer '{layer}' has {len(names)} tensors")
-            if names:
-                layers[layer] = [(name, self._tensor(group, name)) for name in names]
+            self._add(layers, layer, group, names)
         return layers
 
-    def _keras3(
-        self, group: Any, depth: int, skip: Sequence[str] = ()
-    ) -> Iterator[tuple[str, list[tuple[str, Tensor]]]]:
-        """Layers below a group. What is not float is no weight: counters, states of random generators."""
-        for name in group:
-            if name in skip:
-                continue
-            if depth == 0:
-                self._refuse("its groups are nested too deep")
-            child = self._child(group, name, (h5py.Group, h5py.Dataset))
-            if name == "vars" and isinstance(child, h5py.Group):
-                layer = child.attrs.get("name")
-                keys = sorted((key for key in child if key.isdecimal()), key=int)
-                weights = [key for key in keys[:MAX_TENSORS] if self._is_float(child, key)]
-                if isinstance(layer, str) and weights:
-                    yield layer, [(key, self._tensor(child, key)) for key in weights]
-            elif isinstance(child, h5py.Group):
-                yield from self._keras3(child, depth - 1)
+    def _keras3(self, group: Any, layers: Layers, depth: int, wrapper: str | None = None, skip: str = "") -> None:
+        """Add the layers below a group; ``wrapper`` is the name of a layer whose only content the group is."""
+        if depth == 0:
+            self._refuse("its groups are nested too deep")
+        members = {name: self._child(group, name, (h5py.Group, h5py.Dataset)) for name in group if name != skip}
+        folders = {name: member for name, member in members.items() if isinstance(member, h5py.Group)}
+        variables = folders.pop("vars", None)
+        name = wrapper
+        if variables is not None:
+            name = wrapper or variables.attrs.get("name")
+            keys = sorted((key for key in variables if key.isdecimal()), key=int)[:MAX_TENSORS]
+            if keys and not isinstance(name, str):
+                raise ModelFileError(
+                    f"{self.name} does not name its layers, as files of Keras 2.12 to 3.5 in this format do not.",
+                    "Load it in the program that wrote it, and write model.save_weights('NAME.h5') of tf_keras or "
+                    "model.save_weights('NAME.weights.h5') of a newer Keras.",
+                )
+            if keys and name in layers:
+                self._refuse(f"it has two layers named '{name}'")
+            if keys:
+                self._add(layers, str(name), variables, keys)
+        is_wrapper = variables is not None and not len(variables) and isinstance(name, str)
+        for folder, member in folders.items():
+            self._keras3(member, layers, depth - 1, name if is_wrapper and folder == "layer" else None)
 
-    def _is_float(self, group: Any, name: str) -> bool:
-        data = self._child(group, name, h5py.Dataset)
-        return bool(data.dtype.kind == "f")
+    def _add(self, layers: Layers, layer: str, group: Any, names: list[str]) -> None:
+        """The tensors of one layer; what is not float is noted by name."""
+        tensors = []
+        for name in names:
+            data = self._dataset(group, name)
+            if data.dtype.kind == "f" and data.dtype.itemsize <= 8:
+                tensors.append((name, self._tensor(data, name)))
+            else:
+                self.not_float[f"{layer}/{name}"] = str(data.dtype)
+        if tensors:
+            layers[layer] = tensors
 
-    def _tensor(self, group: Any, path: str) -> Tensor:
-        *folders, leaf = [part for part in path.split("/") if part]
-        for folder in folders[:MAX_DEPTH]:
+    def _below(self, group: Any, path: str) -> Any:
+        """A group by its path from another one."""
+        for folder in [part for part in path.split("/") if part][:MAX_DEPTH]:
             group = self._child(group, folder, h5py.Group)
-        data = self._child(group, leaf, h5py.Dataset)
+        return group
+
+    def _dataset(self, group: Any, path: str) -> Any:
+        folders, _, leaf = path.rpartition("/")
+        return self._child(self._below(group, folders), leaf, h5py.Dataset)
+
+    def _tensor(self, data: Any, path: str) -> Tensor:
         where = f"tensor '{path}'"
-        if data.dtype.kind != "f" or data.dtype.itemsize > 8:
-            self._refuse(f"{where} holds {data.dtype} values, not floats")
         if data.shape is None or len(data.shape) > MAX_RANK:
             self._refuse(f"{where} has no proper shape")
         if data.is_virtual or data.external:

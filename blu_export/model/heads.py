@@ -5,9 +5,8 @@ from __future__ import annotations
 import keras
 from keras import layers
 
+from blu_export.model.layers import MASK_CONVS
 from blu_export.spec import ModelSpec
-
-MASK_CONVS = 4
 
 
 def build_box_head(spec: ModelSpec) -> keras.Model:

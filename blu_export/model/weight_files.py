@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from blu_export.errors import BluError, ModelFileError
-from blu_export.model.h5 import MAX_FILE_BYTES, Layers, Tensor, read_layers
+from blu_export.model.h5 import MAX_FILE_BYTES, Layers, StoredWeights, Tensor, read_layers
 
 MAX_CONFIG_BYTES = 2**24
 BASE_SECONDS = 5
@@ -35,7 +35,7 @@ _STDIN = "-"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def read_weight_file(path: str | os.PathLike[str]) -> tuple[Layers, str | None]:
+def read_weight_file(path: str | os.PathLike[str]) -> StoredWeights:
     """All weights of a file, and the JSON of its model spec where there is one.
 
     ``.keras`` archives are read without building anything that they describe.
@@ -47,7 +47,7 @@ def read_weight_file(path: str | os.PathLike[str]) -> tuple[Layers, str | None]:
     try:
         if path.suffix.lower() == ".keras":
             content, spec = _open_archive(path)
-            return _read_apart(_STDIN, path.name, len(content), content)[0], spec
+            return _read_apart(_STDIN, path.name, len(content), content)._replace(spec=spec)
         return _read_apart(os.fspath(path), path.name, path.stat().st_size)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
@@ -75,7 +75,7 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return content
 
 
-def _read_apart(source: str, name: str, size: int, content: bytes | None = None) -> tuple[Layers, str | None]:
+def _read_apart(source: str, name: str, size: int, content: bytes | None = None) -> StoredWeights:
     """``h5.read_layers`` in a process of its own."""
     seconds = math.ceil(BASE_SECONDS + size / BYTES_PER_SECOND)
     # The child finds the modules that this process finds, and none from the current folder.
@@ -94,7 +94,7 @@ def _read_apart(source: str, name: str, size: int, content: bytes | None = None)
     return _unpack(done.stdout)
 
 
-def _unpack(message: bytes) -> tuple[Layers, str | None]:
+def _unpack(message: bytes) -> StoredWeights:
     line, _, _ = message.partition(b"\n")
     header: dict[str, Any] = json.loads(line)
     if "error" in header:
@@ -108,14 +108,15 @@ def _unpack(message: bytes) -> tuple[Layers, str | None]:
             tensor: Tensor = np.frombuffer(message, "<f4", count, position).reshape(shape)
             layers[layer].append((name, tensor))
             position += 4 * count
-    return layers, header["spec"]
+    return StoredWeights(layers, header["spec"], header["not_float"])
 
 
-def _pack(layers: Layers, spec: str | None, out: IO[bytes]) -> None:
+def _pack(stored: StoredWeights, out: IO[bytes]) -> None:
     """A line of JSON, then all tensors, little-endian, one after another."""
-    table = [[layer, [[name, tensor.shape] for name, tensor in tensors]] for layer, tensors in layers.items()]
-    out.write(json.dumps({"layers": table, "spec": spec}).encode() + b"\n")
-    for tensors in layers.values():
+    table = [[layer, [[name, tensor.shape] for name, tensor in tensors]] for layer, tensors in stored.layers.items()]
+    header = {"layers": table, "spec": stored.spec, "not_float": stored.not_float}
+    out.write(json.dumps(header).encode() + b"\n")
+    for tensors in stored.layers.values():
         for _, tensor in tensors:
             out.write(np.ascontiguousarray(tensor, "<f4").data)
 
@@ -129,11 +130,11 @@ def _main(source: str, name: str, seconds: str, memory: str) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = sys.stdout.buffer
     try:
-        layers, spec = read_layers(io.BytesIO(sys.stdin.buffer.read()) if source == _STDIN else source, name)
+        stored = read_layers(io.BytesIO(sys.stdin.buffer.read()) if source == _STDIN else source, name)
     except BluError as error:
         out.write(json.dumps({"error": [error.what, error.fix]}).encode() + b"\n")
     else:
-        _pack(layers, spec, out)
+        _pack(stored, out)
     out.flush()
 
 

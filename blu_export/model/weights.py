@@ -7,81 +7,29 @@ depend on the Keras version and on what else lived in the session that wrote the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.files import atomic_write, sha256_of
+from blu_export.model.checkpoints import resolve_weights
 from blu_export.model.coco_classes import COCO_CLASSES
+from blu_export.model.given import NOTHING, Given
 from blu_export.model.h5 import Layers, write_layers
+from blu_export.model.layers import Shape, layer_shapes, original_block_names
+from blu_export.model.nested import RPN_GROUP, RPN_LAYERS, split_nested
+from blu_export.model.report import WeightReport, compare
 from blu_export.model.weight_files import read_weight_file
-from blu_export.spec import ModelSpec
+from blu_export.spec import ModelSpec, resnet_name
 
 if TYPE_CHECKING:
     from blu_export.model.mask_rcnn import MaskRCNN
 
-RPN_GROUP = "rpn_model"
-RPN_LAYERS = ("rpn_conv_shared", "rpn_class_raw", "rpn_bbox_pred")
-"""The original keeps its RPN in a nested model, which is one group of the file: kernel and bias of each."""
-NESTED_MODELS = ("trunk", "box_head", "mask_head")
-"""Groups of our own models in files of ``model.save("x.h5")``: there the inner names are unique."""
-LISTED = 8
-"""Tensors of each kind that an error lists; the report has all."""
-
-_BACKBONE_MARKS = (
-    ("resnet101", "res4w_branch2a"),
-    ("resnet50", "res4f_branch2a"),
-    ("efficientnet_lite0", "block15_project_conv"),
-)
-"""A layer that only this backbone and deeper ones have."""
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class WeightReport:
-    """What became of each tensor; names are ``layer/tensor``."""
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    """Of the model, not in the file."""
-    unexpected: tuple[str, ...]
-    """In the file, not of the model: harmless leftovers of a training graph, or another program's."""
-    wrong_shape: tuple[tuple[str, Shape, Shape], ...]
-    """Name, shape in the model, shape in the file."""
-
-    @property
-    def complete(self) -> bool:
-        """Every tensor of the model was in the file, in its shape."""
-        return not self.missing and not self.wrong_shape
-
-    def summary(self) -> str:
-        """One line: how many tensors of each kind."""
-        counts = [f"{len(self.loaded)} tensors loaded"]
-        counts += [
-            f"{len(names)} {kind}"
-            for kind, names in (
-                ("missing", self.missing),
-                ("of a wrong shape", self.wrong_shape),
-                ("unexpected", self.unexpected),
-            )
-            if names
-        ]
-        return ", ".join(counts)
-
-    def details(self, limit: int = LISTED) -> str:
-        """The tensors that did not fit, at most ``limit`` of each kind, one a line."""
-        wrong = [f"{name} is {list(found)}, not {list(wanted)}" for name, wanted, found in self.wrong_shape]
-        kinds = (("missing", self.missing), ("wrong shape", wrong), ("unexpected", self.unexpected))
-        lines = []
-        for kind, names in kinds:
-            lines += [f"  {kind}: {name}" for name in names[:limit]]
-            if len(names) > limit:
-                lines.append(f"  {kind}: and {len(names) - limit} more")
-        return "\n".join(lines)
+_LITE0_MARK = "block15_project_conv"
+"""A layer that only EfficientNet-Lite0 has."""
 
 
 @dataclass(frozen=True)
@@ -89,30 +37,35 @@ class Weights:
     """A weights file in memory.
 
     Attributes:
-        layers: layer name -> (inner name, float32 tensor) in the order of the file.
+        path: the file.
+        layers: layer name -> (inner name, float32 tensor), under the names that the model here has.
         stored_spec: JSON of the spec that our own files carry.
+        not_float: tensors that were left out, ``layer/tensor`` -> type.
+        note: says which file of a folder this is.
+        blocks: of stages 2 to 5 of the ResNet; empty for another backbone.
     """
 
     path: Path
     layers: Layers
     stored_spec: str | None
     sha256: str
+    not_float: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    blocks: tuple[int, ...] = ()
 
     @cached_property
     def spec(self) -> ModelSpec:
         """The spec with default class names; see ``make_spec``."""
         return self.make_spec()
 
-    def make_spec(self, class_names: Sequence[str] | None = None, settings: Sequence[str] = ()) -> ModelSpec:
+    def make_spec(self, given: Given = NOTHING) -> ModelSpec:
         """The spec of the model these weights belong to.
 
         Our own files carry it. For others the backbone, the class count and the sizes of pyramid and
         heads follow from the shapes of the tensors; all else is the original's default.
 
-        Args:
-            class_names: names by class id; the background's, id 0, may be left out. Default: those in the
-                file, COCO's where there are 81, else ``class_1``, ``class_2``, …
-            settings: ``FIELD=VALUE`` changes.
+        Class names that are not given are those in the file, COCO's where there are 81, else ``class_1``,
+        ``class_2``, …
 
         Raises:
             ModelFileError: the file does not hold a whole Mask R-CNN.
@@ -128,9 +81,9 @@ class Weights:
                 )
         else:
             spec = ModelSpec(class_names=_default_names(count), **self._sizes())
-        if class_names is not None:
-            spec = spec.replace(class_names=_given_names(class_names, count))
-        spec = spec.with_settings(list(settings))
+        if given.class_names is not None:
+            spec = spec.replace(class_names=_given_names(given.class_names, count))
+        spec = spec.with_settings(list(given.settings))
         anchors = self._shape("rpn_class_raw", 1)[0] // 2
         if len(spec.rpn_anchor_ratios) != anchors:
             raise UsageError(
@@ -142,11 +95,14 @@ class Weights:
         return spec.replace(provenance={**spec.provenance, **source})
 
     def _sizes(self) -> dict[str, Any]:
-        backbone = next((name for name, mark in _BACKBONE_MARKS if mark in self.layers), None)
-        if backbone is None:
+        if self.blocks:
+            backbone = resnet_name(self.blocks)
+        elif _LITE0_MARK in self.layers:
+            backbone = "efficientnet_lite0"
+        else:
             raise ModelFileError(
                 f"{self.path} has no backbone that this program knows.",
-                f"Known are {', '.join(name for name, _ in _BACKBONE_MARKS)}, with the original's layer names.",
+                "Known are ResNets of bottleneck blocks and EfficientNet-Lite0, with the original's layer names.",
             )
         pool_size, _, _, fc_size = self._shape("mrcnn_class_conv1", 0, rank=4)
         return {
@@ -169,52 +125,77 @@ class Weights:
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read a ``.h5``, ``.weights.h5`` or ``.keras`` file, whatever it comes from.
+    """Read a ``.h5``, ``.weights.h5`` or ``.keras`` file, or the last one in a folder, whatever it comes from.
 
     Raises:
         ModelFileError: missing, corrupt, of another layout, or refused for safety.
     """
-    layers, spec = read_weight_file(path)
-    return Weights(Path(path), _split_nested(layers), spec, sha256_of(path))
+    file, note = resolve_weights(path)
+    stored = read_weight_file(file)
+    layers, blocks = split_nested(stored.layers), ()
+    if any(name.startswith("res") and "_branch" in name for name in layers):
+        blocks, names = original_block_names(list(layers), file.name)
+        layers = {names.get(name, name): tensors for name, tensors in layers.items()}
+    return Weights(file, layers, stored.spec, sha256_of(file), stored.not_float, note, blocks)
 
 
 def build_model(
-    path: str | os.PathLike[str], class_names: Sequence[str] | None = None, settings: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    settings: Sequence[str] = (),
+    ignore_layers: Sequence[str] = (),
 ) -> tuple[MaskRCNN, WeightReport]:
-    """A model with the weights of a file; see ``Weights.make_spec`` for the other arguments.
+    """A Keras model with the weights of a file; see ``Given`` for the other arguments.
 
     Raises:
-        ModelFileError: the file cannot be read, or a tensor is missing or of a wrong shape.
+        ModelFileError: the file cannot be read, a tensor is missing or of a wrong shape, or the file holds
+            layers that the model lacks.
         UsageError: the names or settings do not fit.
     """
-    weights = read_weights(path)
-    spec = weights.make_spec(class_names, settings)
+    weights, given = read_weights(path), Given.of(class_names, settings, ignore_layers)
+    spec = weights.make_spec(given)
+    report = check_weights(weights, spec, given.ignore_layers)
+    return keras_model(weights, spec), report
+
+
+def check_weights(weights: Weights, spec: ModelSpec, ignore_layers: Sequence[str] = ()) -> WeightReport:
+    """What becomes of each tensor of a file in a model of that spec.
+
+    Raises:
+        ModelFileError: a tensor is missing or of a wrong shape, or the file holds layers that the model lacks;
+            the error lists them.
+        UsageError: an ignored layer is not in the file.
+    """
+    report = compare(layer_shapes(spec), weights.layers, ignore_layers, weights.not_float)
+    report.require(str(weights.path), f"a {spec.backbone} model with {spec.num_classes} classes")
+    return report
+
+
+def keras_model(weights: Weights, spec: ModelSpec) -> MaskRCNN:
+    """The Keras model of a file that passed ``check_weights``."""
     from blu_export.model.mask_rcnn import MaskRCNN
 
     model = MaskRCNN(spec)
-    return model, load_weights(model, weights)
+    _fill(model, weights)
+    return model
 
 
 def load_weights(model: MaskRCNN, weights: Weights | str | os.PathLike[str]) -> WeightReport:
     """Set every tensor of a model; none is set when one does not fit.
 
     Raises:
-        ModelFileError: a tensor is missing or of a wrong shape; the error lists them.
+        ModelFileError: see ``check_weights``.
     """
     if not isinstance(weights, Weights):
         weights = read_weights(weights)
-    learned = model.learned_layers()
-    wanted = {name: [(weight.name, tuple(weight.shape)) for weight in layer.weights] for name, layer in learned.items()}
-    report = compare(wanted, weights.layers)
-    if not report.complete:
-        raise ModelFileError(
-            f"{weights.path} does not fit a {model.spec.backbone} model with {model.spec.num_classes} classes: "
-            f"{report.summary()}.\n{report.details()}\n",
-            "Check that the file holds the weights of a whole Mask R-CNN, and the settings it was trained with.",
-        )
-    for name, layer in learned.items():
-        layer.set_weights([tensor for _, tensor in weights.layers[name]])
+    report = check_weights(weights, model.spec)
+    _fill(model, weights)
     return report
+
+
+def _fill(model: MaskRCNN, weights: Weights) -> None:
+    for name, layer in model.learned_layers().items():
+        layer.set_weights([tensor for _, tensor in weights.layers[name]])
 
 
 def save_weights(model: MaskRCNN, path: str | os.PathLike[str], half: bool = False) -> None:
@@ -232,48 +213,6 @@ def save_weights(model: MaskRCNN, path: str | os.PathLike[str], half: bool = Fal
         raise AssertionError("the RPN's layers are not in the file's order")
     with atomic_write(path) as temporary:
         write_layers(temporary, layers, model.spec.to_json(), half)
-
-
-def compare(wanted: Mapping[str, Sequence[tuple[str, Shape]]], found: Layers) -> WeightReport:
-    """Which tensors of a model (layer -> name and shape of each) a file can fill."""
-    loaded, missing, wrong = [], [], []
-    unexpected = [f"{layer}/{name}" for layer in found if layer not in wanted for name, _ in found[layer]]
-    for layer, tensors in wanted.items():
-        stored = found.get(layer, [])
-        unexpected += [f"{layer}/{name}" for name, _ in stored[len(tensors) :]]
-        for index, (name, shape) in enumerate(tensors):
-            full = f"{layer}/{name}"
-            if index >= len(stored):
-                missing.append(full)
-            elif stored[index][1].shape != shape:
-                wrong.append((full, shape, stored[index][1].shape))
-            else:
-                loaded.append(full)
-        # More tensors than the layer has: it is another kind of layer, and their order means nothing.
-        if len(stored) > len(tensors):
-            wrong.append((layer, (len(tensors),), (len(stored),)))
-    return WeightReport(tuple(loaded), tuple(missing), tuple(unexpected), tuple(wrong))
-
-
-def _split_nested(layers: Layers) -> Layers:
-    """Layers of nested models under their own names."""
-    flat: Layers = {}
-    for group, tensors in layers.items():
-        if group == RPN_GROUP:
-            # By order; what is beyond the three layers stays under the group's name, as unexpected.
-            split = {name: tensors[2 * i : 2 * i + 2] for i, name in enumerate(RPN_LAYERS)}
-            split[group] = tensors[2 * len(RPN_LAYERS) :]
-        elif group in NESTED_MODELS:
-            split = {}
-            for name, tensor in tensors:
-                layer, _, inner = name.rpartition("/")
-                split.setdefault(layer, []).append((inner, tensor))
-        else:
-            split = {group: tensors}
-        for layer, members in split.items():
-            if members:
-                flat.setdefault(layer, []).extend(members)
-    return flat
 
 
 def _default_names(count: int) -> tuple[str, ...]:

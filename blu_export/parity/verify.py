@@ -36,7 +36,7 @@ TOLERANCES = {
 }
 """By the precision of the candidate's subnetworks."""
 
-NOT_COMPARED = ("provenance", "version")
+NOT_COMPARED = ("assumed", "provenance", "version")
 """Fields of the spec that do not change what a model finds."""
 
 

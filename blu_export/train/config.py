@@ -22,7 +22,7 @@ OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
 LOSSES = ("rpn_class", "rpn_bbox", "mrcnn_class", "mrcnn_bbox", "mrcnn_mask")
 MODEL_FIELDS = tuple(
-    f.name for f in dataclasses.fields(ModelSpec) if f.name not in ("class_names", "provenance", "version")
+    f.name for f in dataclasses.fields(ModelSpec) if f.name not in ("class_names", "assumed", "provenance", "version")
 )
 """What [model] may set: the spec, without the class names, which come from the data, and the marks of a file."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.errors import MissingDependencyError, ModelFileError
+from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.train.torch_file import read_state_dict
 
 Tensors = dict[str, list[NDArray[Any]]]
@@ -47,7 +47,15 @@ def imagenet_tensors(backbone: str) -> Tensors:
         return lite0_tensors(read_state_dict(Path(spec.origin).parent / _LITE0_FILE), LITE0_PACKAGE)
     import keras
 
-    make = {"resnet50": keras.applications.ResNet50, "resnet101": keras.applications.ResNet101}[backbone]
+    applications = keras.applications
+    makers = {
+        "resnet50": applications.ResNet50,
+        "resnet101": applications.ResNet101,
+        "resnet152": applications.ResNet152,
+    }
+    if backbone not in makers:
+        raise UsageError(f"There are no ImageNet weights of {backbone}.", "Start from a file: --weights FILE.")
+    make = makers[backbone]
     try:
         source = make(weights="imagenet", include_top=False)
     except Exception as error:  # what Keras raises when a download fails is no narrower

@@ -110,8 +110,9 @@ def weights_file(weights: str) -> Path | None:
 def _tensors(model: MaskRCNN, weights: str) -> tuple[Tensors, str]:
     path = weights_file(weights)
     if path is not None:
-        layers = read_weights(path).layers
-        return {name: [tensor for _, tensor in tensors] for name, tensors in layers.items()}, str(path)
+        weights = read_weights(path)
+        tensors = {name: [tensor for _, tensor in each] for name, each in weights.layers.items()}
+        return tensors, weights.note or str(path)
     if weights in ("", "none"):
         return {}, "nothing"
     if weights == "imagenet":

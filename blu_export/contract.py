@@ -55,6 +55,8 @@ class Metadata(StrEnum):
     """JSON: layers that stay in a higher precision, with the reason."""
     PARITY = "blu_parity"
     """JSON: the comparison with the Keras reference at the export."""
+    CANVAS = "blu_canvas"
+    """JSON: the comparison with the square canvas, of a model that has another."""
     VERSIONS = "blu_versions"
     """JSON: packages that made the file."""
 

@@ -25,6 +25,8 @@ from blu_export.spec import ModelSpec
 
 Source = Any
 """What image.decode takes: a path, encoded bytes, a PIL image, or uint8 [H, W, 3] RGB."""
+OVERTAKEN = 4
+"""Batches of later photos that may be run before one that waits for others of its canvas."""
 STAGES = ("decode", "mold", "run", "unmold")
 
 T = TypeVar("T")
@@ -140,8 +142,8 @@ class Detector:
 
         Args:
             sources: what ``__call__`` takes, one after another.
-            batch: canvases per call of the network. Canvases of different sizes (resize modes
-                ``pad64`` and ``none``) do not share a batch.
+            batch: canvases per call of the network. Where canvases follow the photo, those of one size share a
+                batch, and up to OVERTAKEN batches of later photos may go before one that waits for its like.
             workers: threads for decoding and un-molding.
         """
         if batch < 1 or workers < 1:
@@ -154,16 +156,20 @@ class Detector:
         lanes = self.runner.lanes
         network = ThreadPoolExecutor(lanes, "blu-network")
 
-        def run_then_finish(photos: list[Photo]) -> list[Future[Photo]]:
-            self._run(photos)
-            return [pool.submit(self._finish, photo) for photo in photos]
+        def run_then_finish(photos: dict[int, Photo]) -> dict[int, Future[Photo]]:
+            self._run(list(photos.values()))
+            return {number: pool.submit(self._finish, photo) for number, photo in photos.items()}
 
         try:
             prepared = map_ahead(pool, self._prepare, sources, batch + workers)
             # One batch in each lane and one waiting, so that none ever pauses.
-            for finishing in map_ahead(network, run_then_finish, _group(prepared, batch), lanes + 1):
-                for photo in finishing:
-                    yield photo.result()
+            early: dict[int, Future[Photo]] = {}
+            due = 0
+            for finishing in map_ahead(network, run_then_finish, group_by_canvas(prepared, batch), lanes + 1):
+                early |= finishing
+                while due in early:
+                    yield early.pop(due).result()
+                    due += 1
         finally:
             network.shutdown(cancel_futures=True)
             pool.shutdown(cancel_futures=True)
@@ -229,16 +235,21 @@ def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Itera
         waiting.extend(pool.submit(function, item) for item in islice(items, ahead - len(waiting)))
 
 
-def _group(photos: Iterable[Photo], size: int) -> Iterator[list[Photo]]:
-    """Consecutive photos whose canvases stack, at most ``size`` of them; failed ones ride along."""
-    group: list[Photo] = []
-    shape: tuple[int, ...] | None = None
-    for photo in photos:
-        own = None if photo.molded is None else photo.molded.canvas.shape
-        if group and (len(group) == size or (own is not None and shape is not None and own != shape)):
-            yield group
-            group, shape = [], None
-        group.append(photo)
-        shape = shape or own
-    if group:
-        yield group
+def group_by_canvas(photos: Iterable[Photo], size: int) -> Iterator[dict[int, Photo]]:
+    """Photos whose canvases stack, by their place in ``photos``; at most ``size`` of them.
+
+    A group goes when it is full, or when its first photo has seen OVERTAKEN × size others come. A photo that failed
+    has no canvas and goes by itself.
+    """
+    waiting: dict[tuple[int, ...], dict[int, Photo]] = {}  # the group that was begun first comes first
+    for number, photo in enumerate(photos):
+        if photo.molded is None:
+            yield {number: photo}
+        else:
+            shape = photo.molded.canvas.shape
+            waiting.setdefault(shape, {})[number] = photo
+            if len(waiting[shape]) == size:
+                yield waiting.pop(shape)
+        while waiting and number - next(iter(next(iter(waiting.values())))) >= OVERTAKEN * size:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()

@@ -23,7 +23,7 @@ SPEC_VERSION = 1
 RESNETS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 """Bottleneck blocks of stages 2 to 5, by name. Others are named by them: ``resnet-3-4-8-3``."""
 BACKBONES = (*RESNETS, "efficientnet_lite0")
-RESIZE_MODES = ("square", "pad64", "none")
+RESIZE_MODES = ("square", "fit", "rectangle", "pad64", "none")
 SIZE_MULTIPLE = 64
 """Canvas sides are multiples of this: the pyramid halves the canvas six times."""
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)
@@ -50,11 +50,15 @@ class ModelSpec:
 
     # Input
     image_resize_mode: str = "square"
-    """``square`` (scale, then pad to image_max_dim), ``pad64`` (pad to a multiple of 64), ``none``."""
+    """``square``: scale, then pad to image_max_dim on both sides. ``fit``: scale as ``square``, then pad each side
+    to the next multiple of 64 only. ``rectangle``: scale into image_canvas. ``pad64``: pad to multiples of 64,
+    with no largest side. ``none``: photos as they are."""
     image_min_dim: int = 800
     """The short side is scaled up to this, unless the long side would pass image_max_dim (0: no such rule)."""
     image_max_dim: int = 1024
-    """Side of the square canvas."""
+    """Side of the square canvas; the largest side in the mode ``fit``."""
+    image_canvas: tuple[int, int] = (0, 0)
+    """(height, width) of the canvas in the mode ``rectangle``; unused in the others."""
     image_min_scale: float = 0.0
     """Scale by at least this factor (0: no such rule)."""
     mean_pixel: tuple[float, float, float] = (123.7, 116.8, 103.9)
@@ -112,10 +116,15 @@ class ModelSpec:
 
     @property
     def canvas(self) -> tuple[int, int] | None:
-        """(height, width) of the canvas, or None where it follows the image (``pad64``, ``none``)."""
+        """(height, width) of the canvas, or None where it follows the photo (``fit``, ``pad64``, ``none``)."""
         if self.image_resize_mode == "square":
             return self.image_max_dim, self.image_max_dim
-        return None
+        return self.image_canvas if self.image_resize_mode == "rectangle" else None
+
+    @property
+    def largest_canvas(self) -> tuple[int, int] | None:
+        """(height, width) that every canvas fits in, or None where there is no such limit (``pad64``, ``none``)."""
+        return (self.image_max_dim, self.image_max_dim) if self.image_resize_mode == "fit" else self.canvas
 
     def replace(self, **changes: Any) -> ModelSpec:
         """A copy with some fields changed; raises UsageError for a field that does not exist."""
@@ -180,7 +189,13 @@ class ModelSpec:
         _check(self.image_resize_mode in RESIZE_MODES, "image_resize_mode", f"must be one of {', '.join(RESIZE_MODES)}")
         _check(0 <= self.image_min_dim <= MAX_CANVAS, "image_min_dim", f"must be 0 to {MAX_CANVAS}")
         _check(0 < self.image_max_dim <= MAX_CANVAS, "image_max_dim", f"must be 1 to {MAX_CANVAS}")
-        if self.image_resize_mode == "square":
+        if self.image_resize_mode == "rectangle":
+            _check(
+                all(0 < side <= MAX_CANVAS and side % SIZE_MULTIPLE == 0 for side in self.image_canvas),
+                "image_canvas",
+                f"must be height and width, multiples of {SIZE_MULTIPLE} up to {MAX_CANVAS}",
+            )
+        if self.image_resize_mode in ("square", "fit"):
             _check(
                 self.image_max_dim % SIZE_MULTIPLE == 0,
                 "image_max_dim",

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 import blu_export
-from blu_export.detector import Detector, Photo
+from blu_export.detector import OVERTAKEN, Detector, Photo, group_by_canvas
 from blu_export.errors import BluError, ImageError, ModelFileError, UsageError
+from blu_export.image import Molded
 from blu_export.runtime import Runner
 
 FakeOnnx = Callable[..., Path]
@@ -88,8 +91,39 @@ def test_canvases_that_follow_the_photo_share_a_batch_only_when_equal(fake_onnx:
     photos = [grey(51, *size) for size in [(64, 64), (64, 64), (64, 128), (64, 128), (64, 64)]]
     shapes = _record_batches(detector)
     found = detector(photos, batch=4)
-    assert shapes == [(2, 64, 64, 3), (2, 64, 128, 3), (1, 64, 64, 3)]
+    assert shapes == [(3, 64, 64, 3), (2, 64, 128, 3)]
     assert [len(each) for each in found] == [2] * 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([(64, 64), (64, 128), (128, 64), None])), st.integers(1, 4))
+def test_grouping_is_bounded_and_loses_nothing(sizes: list[tuple[int, int] | None], batch: int) -> None:
+    window = np.zeros(4, np.float32)
+    read = 0
+
+    def photos() -> Iterator[Photo]:
+        nonlocal read
+        for size in sizes:
+            read += 1
+            canvas = None if size is None else Molded(np.zeros((*size, 3), np.uint8), window, 1.0, size)
+            yield Photo(None, molded=canvas)
+
+    seen: list[int] = []
+    for group in group_by_canvas(photos(), batch):
+        assert 1 <= len(group) <= batch
+        assert len({sizes[number] for number in group}) == 1
+        assert read - min(group) <= OVERTAKEN * batch + 1
+        seen += group
+    assert sorted(seen) == list(range(len(sizes)))
+
+
+def test_mixed_canvases_come_back_in_order(fake_onnx: FakeOnnx) -> None:
+    detector = blu_export.load(fake_onnx(image_resize_mode="fit", image_max_dim=256), threads=1)
+    shapes = _record_batches(detector)
+    photos = [grey(10 + number, 64, 64 if number % 3 else 128) for number in range(24)]
+    found = list(detector.stream(photos, batch=4))
+    assert scores(found) == list(range(10, 34))
+    assert shapes.count((4, 64, 64, 3)) == 4 and shapes.count((4, 64, 128, 3)) == 2
 
 
 def _record_batches(detector: Detector) -> list[tuple[int, ...]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from blu_export.errors import ImageError, ModelFileError, UsageError
-from blu_export.image import Molded, decode, mold, resize_scale, stack, unmold
+from blu_export.image import Molded, canvas_of, decode, mold, resize_scale, stack, unmold
 from blu_export.spec import ModelSpec
 
 CLASSES = ("BG", "coat", "shoe", "hat")
@@ -331,6 +331,35 @@ def test_pad64() -> None:
         mold(np.zeros((1, 4000, 3), np.uint8), spec)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 256), st.sampled_from([0, 1.5]))
+def test_fit_is_square_without_the_bars(height: int, width: int, min_dim: int, min_scale: float) -> None:
+    """The same pixels; each side is the photo's, rounded up to 64."""
+    square = SPEC.replace(image_max_dim=256, image_min_dim=min_dim, image_min_scale=min_scale)
+    whole, fit = (mold(picture(height, width), spec) for spec in (square, square.replace(image_resize_mode="fit")))
+    assert fit.scale == whole.scale
+    assert fit.canvas.shape[:2] == canvas_of(height, width, square.replace(image_resize_mode="fit"))
+    for side, (near, far) in zip(fit.canvas.shape, fit.window.astype(int).reshape(2, 2).T, strict=False):
+        assert side % 64 == 0 and 0 <= side - (far - near) < 64 and side <= 256
+        assert near == (side - (far - near)) // 2
+    photos = [m.canvas[y1:y2, x1:x2] for m in (whole, fit) for y1, x1, y2, x2 in [m.window.astype(int)]]
+    np.testing.assert_array_equal(*photos)
+    assert fit.canvas.sum(dtype=int) == photos[1].sum(dtype=int), "all else is zero"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
+def test_a_rectangle_takes_every_photo(height: int, width: int, min_dim: int) -> None:
+    spec = SPEC.replace(image_resize_mode="rectangle", image_canvas=(128, 192), image_min_dim=min_dim)
+    molded = mold(picture(height, width), spec)
+    assert molded.canvas.shape == (128, 192, 3)
+    y1, x1, y2, x2 = molded.window.astype(int)
+    assert (y1, x1) == ((128 - (y2 - y1)) // 2, (192 - (x2 - x1)) // 2)
+    if y2 - y1 < 128 and x2 - x1 < 192:  # there was room: all wishes are fulfilled
+        assert molded.scale == max(1, min_dim / min(height, width))
+    assert [y2 - y1, x2 - x1] == [max(1, round(side * molded.scale)) for side in (height, width)]
+
+
 def test_no_resizing_at_all() -> None:
     spec = SPEC.replace(image_resize_mode="none")
     image = picture(64, 192)
@@ -432,7 +461,7 @@ def rows_of(boxes: NDArray[np.float32], size: int = 8) -> NDArray[np.float32]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(3, 4000), st.integers(3, 4000), st.sampled_from(["square", "pad64"]), st.data())
+@given(st.integers(3, 4000), st.integers(3, 4000), st.sampled_from(["square", "fit", "pad64"]), st.data())
 def test_unmold_is_the_inverse_of_mold(height: int, width: int, mode: str, data: st.DataObject) -> None:
     spec = SPEC.replace(image_resize_mode=mode, image_min_dim=64)
     scale = resize_scale(height, width, spec)

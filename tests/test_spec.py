@@ -29,6 +29,19 @@ def test_defaults_are_the_originals() -> None:
     assert SPEC.replace(image_resize_mode="pad64").canvas is None
 
 
+def test_canvases() -> None:
+    fit = SPEC.replace(image_resize_mode="fit")
+    assert (fit.canvas, fit.largest_canvas) == (None, (1024, 1024))
+    camera = SPEC.with_settings(["image_resize_mode=rectangle", "image_canvas=576,1024"])
+    assert camera.canvas == camera.largest_canvas == (576, 1024)
+    assert SPEC.replace(image_resize_mode="pad64").largest_canvas is None
+    for wrong in ("0,0", "576,1000", "-64,64", "64,16384"):
+        with pytest.raises(UsageError, match="image_canvas"):
+            SPEC.with_settings(["image_resize_mode=rectangle", f"image_canvas={wrong}"])
+    with pytest.raises(UsageError, match="image_max_dim"):
+        fit.replace(image_max_dim=1000)
+
+
 def test_a_spec_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SPEC.backbone = "resnet101"  # type: ignore[misc]

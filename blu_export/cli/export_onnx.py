@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from blu_export.cli.common import JsonOption, command_app, printable, say, wrote
 from blu_export.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
+    from blu_export.data.dataset import Dataset
     from blu_export.export.onnx import Exported
 
 app = command_app()
@@ -42,6 +44,17 @@ def export_onnx(
             metavar="NAME",
         ),
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="A canvas that fits each photo, padded to multiples of 64: short for --set image_resize_mode=fit.",
+        ),
+    ] = False,
+    canvas: Annotated[
+        str | None,
+        typer.Option(help="One canvas for all photos, such as 576x1024 for a camera's.", metavar="HEIGHTxWIDTH"),
+    ] = None,
     target: Annotated[str, typer.Option(help="portable (ONNX Runtime, OpenVINO) or tensorrt.")] = "portable",
     opset: Annotated[int, typer.Option(help="Version of the ONNX operator set, 17 to 22.")] = 18,
     fp16: Annotated[bool, typer.Option("--fp16", help="Learned layers in half precision. Default: float32.")] = False,
@@ -65,7 +78,8 @@ def export_onnx(
         list[str] | None,
         typer.Option(
             "--images",
-            help="Photos, a folder or a glob to compare on. Default: 8 of those for calibration, or the demo photo.",
+            help="Photos, a folder or a glob to compare on, or one annotated data set. Default: 8 of those for "
+            "calibration, or the demo photo.",
         ),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what became of it.")] = False,
@@ -82,6 +96,7 @@ def export_onnx(
     blu export onnx --int8 --calibration photos/
     blu export onnx --weights mask_rcnn_coco.h5
     blu export onnx --weights shapes.h5 --classes names.txt --set image_min_dim=512 --set image_max_dim=512
+    blu export onnx --weights mask_rcnn_coco.h5 --fit --images coco/
     blu export onnx --weights runs/garments/best.h5 --int8 --calibration photos/ -o garments.int8.onnx
     """
     from blu_export.embedded import embedded
@@ -91,11 +106,13 @@ def export_onnx(
         raise UsageError("A file has one precision.", "Give --fp16 or --int8.")
     precision = "fp16" if fp16 else "int8" if int8 else "float32"
     source = weights or embedded(DEFAULT_WEIGHTS)
+    settings = [*(settings or []), *canvas_settings(fit, canvas)]
+    photos, annotated = compared_on(images)
     done = export(
         source,
         output or Path(default_name(source, target, precision)),
         class_names=None if classes is None else read_class_names(classes),
-        settings=settings or [],
+        settings=settings,
         ignore_layers=ignore_layers or [],
         target=target,
         opset=opset,
@@ -104,7 +121,8 @@ def export_onnx(
         method=calibration_method,
         compress_to_fp16=compress_to_fp16,
         verify=verify,
-        images=_photos(images),
+        images=photos,
+        annotated=annotated,
         tell=say,
     )
     if tensors:
@@ -121,6 +139,34 @@ def default_name(weights: Path, target: str, precision: str) -> str:
     stem = weights.name.removesuffix(weights.suffix).removesuffix(".weights")
     parts = [stem, precision if precision != "float32" else "", target if target != "portable" else "", "onnx"]
     return ".".join(filter(None, parts))
+
+
+def canvas_settings(fit: bool, canvas: str | None) -> list[str]:
+    """The settings that ``--fit`` and ``--canvas HEIGHTxWIDTH`` are short for.
+
+    Raises:
+        UsageError: both are given, or that is no size.
+    """
+    if canvas is None:
+        return ["image_resize_mode=fit"] if fit else []
+    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", canvas.strip().lower())
+    if fit or size is None:
+        raise UsageError(
+            "A model has one canvas." if fit else f"'{canvas}' is no canvas.",
+            "Give --fit, or --canvas HEIGHTxWIDTH such as 576x1024.",
+        )
+    return ["image_resize_mode=rectangle", f"image_canvas={size[1]},{size[2]}"]
+
+
+def compared_on(images: list[str] | None) -> tuple[list[Any] | None, Dataset | None]:
+    """The photos that ``--images`` names; of an annotated data set some of them, and the data set."""
+    from blu_export.data.load import has_split, load_dataset
+    from blu_export.quantize.precision import spread
+
+    if images is None or len(images) != 1 or not (images[0].endswith(".json") or has_split(images[0], "val")):
+        return _photos(images), None
+    dataset = load_dataset(images[0], "val")
+    return [dataset.load_image(index) for index in spread(range(len(dataset)))], dataset
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -58,6 +58,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _describe_onnx(path: Path) -> dict[str, Any]:
     model = read_onnx(path)
+    canvas = model.json_metadata(Metadata.CANVAS)
     return {
         "kind": "onnx",
         "target": model.metadata.get(Metadata.TARGET),
@@ -69,6 +70,7 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         "op_counts": dict(model.op_counts.most_common()),
         "spec": _spec_values(model, path),
         "parity": model.json_metadata(Metadata.PARITY),
+        **({} if canvas is None else {"canvas": canvas}),
         "versions": model.json_metadata(Metadata.VERSIONS),
     }
 
@@ -127,7 +129,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if "spec" in found:
         lines += ["", "spec" if found["spec"] else "no blu_spec: not exported by blu"]
         lines += [f"  {name:<28} {_short(value)}" for name, value in (found["spec"] or {}).items()]
-    for name in ("parity", "versions", "sidecar"):
+    for name in ("parity", "canvas", "versions", "sidecar"):
         if name in found:
             lines += ["", f"{name}" if found[name] else f"no {name} noted"]
             lines += _tree(found[name] or {}, "  ")

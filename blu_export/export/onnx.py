@@ -23,10 +23,13 @@ from blu_export.spec import ModelSpec
 if TYPE_CHECKING:
     import onnx
 
+    from blu_export.data.dataset import Dataset
+    from blu_export.evaluate.canvases import CanvasComparison
     from blu_export.model.mask_rcnn import MaskRCNN
     from blu_export.model.weights import WeightReport
     from blu_export.parity.verify import ParityReport
     from blu_export.quantize.precision import TypedSubnetworks
+    from blu_export.runtime.base import Runner
 
 DEFAULT_OPSET = 18
 PACKAGES = ("onnx", "tf2onnx", "tensorflow", "keras", "numpy", "onnxruntime")
@@ -74,6 +77,7 @@ def export_onnx(
     compress_to_fp16: bool = False,
     verify: bool = True,
     images: Iterable[Any] | None = None,
+    annotated: Dataset | None = None,
     tell: Tell = lambda line: None,
 ) -> Exported:
     """Convert Keras weights, check the graph and its results, and write it.
@@ -90,6 +94,7 @@ def export_onnx(
         compress_to_fp16: store the kernels in half and compute in float32, see ``storage.compress``.
         verify: compare the file with the Keras model, instance by instance.
         images: photos to compare on. Default: PARITY_PHOTOS of ``calibration``, or the demo photo.
+        annotated: photos on which the average precision of a canvas other than the square one is compared with it.
         tell: takes a line about each step.
 
     Raises:
@@ -101,6 +106,7 @@ def export_onnx(
     """
     for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
         import_extra(package)
+    from blu_export.evaluate.canvases import has_own_canvas
     from blu_export.export.learned import subnetworks
     from blu_export.model.weights import build_model
     from blu_export.quantize.precision import MOST_PHOTOS, apply_precision, canvases
@@ -147,6 +153,12 @@ def export_onnx(
             tell(line)
         tell(f"verified ({seconds['verify']:.1f} s)")
         _add_metadata(graph, {Metadata.PARITY: json.dumps(parity.to_json())})
+    if verify and has_own_canvas(spec):
+        with step("compare canvases"):
+            compared = measure_canvas(typed, spec, photos, annotated)
+        for line in compared.lines():
+            tell(line)
+        _add_metadata(graph, {Metadata.CANVAS: json.dumps(compared.to_json())})
     passed = parity is None or parity.passed
     path = output if passed else output.with_name(output.name.removesuffix(".onnx") + FAILED_SUFFIX)
     with atomic_write(path) as temporary:
@@ -221,15 +233,33 @@ def measure_parity(
     """
     from blu_export.parity.verify import verify
     from blu_export.runtime.keras import KerasRunner
+
+    with _on_processor(typed, spec, graph) as candidate:
+        return verify(KerasRunner.of_model(model), candidate, photos)
+
+
+def measure_canvas(
+    typed: TypedSubnetworks, spec: ModelSpec, photos: Sequence[Any], annotated: Dataset | None = None
+) -> CanvasComparison:
+    """The network on its own canvas against itself on the square one, both in ONNX Runtime."""
+    from blu_export.detector import Detector
+    from blu_export.evaluate.canvases import compare_canvases, on_square
+
+    with _on_processor(typed, spec) as own, _on_processor(typed, on_square(spec)) as square:
+        return compare_canvases(Detector(own), Detector(square), photos, annotated)
+
+
+def _on_processor(typed: TypedSubnetworks, spec: ModelSpec, graph: onnx.ModelProto | None = None) -> Runner:
+    """Typed parts, or the graph already made of them, in ONNX Runtime; half-precision TensorRT ones as emulation."""
     from blu_export.runtime.onnx_file import parse_onnx
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
     emulate = typed.target == "tensorrt" and typed.precision != "float32"
-    judged = checked_graph(typed, spec, emulation=True) if emulate else graph
-    with OnnxRuntimeRunner(parse_onnx(judged.SerializeToString(), "the exported graph"), "cpu") as candidate:
-        if emulate:
-            candidate.runtime = "emulation"
-        return verify(KerasRunner.of_model(model), candidate, photos)
+    judged = graph if graph is not None and not emulate else checked_graph(typed, spec, emulation=emulate)
+    runner = OnnxRuntimeRunner(parse_onnx(judged.SerializeToString(), "the exported graph"), "cpu")
+    if emulate:
+        runner.runtime = "emulation"
+    return runner
 
 
 def _check_request(output: Path, target: str, opset: int, precision: str) -> None:

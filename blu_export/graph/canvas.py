@@ -1,6 +1,6 @@
 """What follows from the canvas: its image tensor, its size, the shapes of its feature maps, its anchors.
 
-With a square canvas all of it is constant; otherwise it is computed from the input's shape.
+With a canvas of one size all of it is constant; otherwise it is computed from the input's shape.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Canvas:
         self.widths = _ceil_div(width, strides)
         stride = graph.const(np.array(spec.rpn_anchor_stride, np.int64), "anchor_stride")
         anchors = _ceil_div(self.heights, stride) * _ceil_div(self.widths, stride) * len(spec.rpn_anchor_ratios)
-        self.anchor_starts = graph.op("CumSum", anchors, np.array(0, np.int64), exclusive=1)
+        self.anchor_starts = _starts(anchors, len(spec.backbone_strides))
         sizes = (self.heights * self.widths).slice(0, ROI_LEVELS, axis=0)
-        self.pyramid_starts = graph.op("CumSum", sizes, np.array(0, np.int64), exclusive=1)
+        self.pyramid_starts = _starts(sizes, ROI_LEVELS)
         self.cells = graph.reduce("Sum", sizes, 0)
 
     def _computed_anchors(self, index: Value) -> Value:
@@ -118,3 +118,9 @@ class Canvas:
 
 def _ceil_div(value: Value, divisor: Value) -> Value:
     return (value + divisor - 1) // divisor
+
+
+def _starts(sizes: Value, count: int) -> Value:
+    """Sums of the sizes int64 [count] before each; of plain operations, which every builder of engines has."""
+    before = np.tril(np.ones((count, count), np.int64), k=-1)
+    return sizes.graph.reduce("Sum", sizes * before, 1, keepdims=False)

@@ -35,15 +35,10 @@ def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str =
         float32 [B, N, 6], ``masks`` float32 [B, N, h, w] and ``num_detections`` int32 [B].
 
     Raises:
-        UsageError: the target cannot hold this spec.
+        UsageError: there is no such target.
     """
     if target not in TARGETS:
         raise UsageError(f"There is no target '{target}'.", f"Targets are: {', '.join(TARGETS)}.")
-    if target == "tensorrt" and spec.canvas is None:
-        raise UsageError(
-            f"A TensorRT graph needs a canvas of one size, and image_resize_mode is '{spec.image_resize_mode}'.",
-            "Add --set image_resize_mode=square.",
-        )
     graph = Graph(parts["trunk"].opset_import[0].version)
     canvas, window = Canvas(graph, spec), graph.value("window")
     *pyramid, rpn_logits, rpn_deltas = _run(graph, parts["trunk"], canvas.image())

@@ -11,6 +11,9 @@ from blu_export.graph.nms import gather_kept, keep_by_operator, keep_by_tensors
 from blu_export.graph.topk import TENSORRT_TOPK_LIMIT, top_k
 from blu_export.spec import ModelSpec
 
+NO_ANCHOR = -1.0
+"""Score of an anchor that this canvas lacks; real ones are 0 to 1."""
+
 
 def propose(
     graph: Graph,
@@ -35,9 +38,13 @@ def propose(
         scores = graph.op("Sigmoid", foreground - background).reshape(0, -1, name="scores")
         limit = TENSORRT_TOPK_LIMIT if target == "tensorrt" else None
         count: int | Value
+        real = None
         if canvas.anchor_count is not None:
             count = min(spec.pre_nms_limit, canvas.anchor_count)
             _, index = top_k(graph, scores, count, limit)
+        elif target == "tensorrt":
+            count = spec.pre_nms_limit
+            index, real = _top_of_any(graph, scores, count, max(0, count - canvas.fewest_anchors))
         else:
             anchors = graph.op("Shape", scores, start=1, end=2)
             wanted = graph.op("Min", anchors, np.array([spec.pre_nms_limit], np.int64))
@@ -54,8 +61,24 @@ def propose(
         if target == "tensorrt":
             assert isinstance(count, int)
             keep = keep_by_tensors(graph, boxes, count, spec.rpn_nms_threshold)
+            keep = keep if real is None else keep * real
         else:
             keep = keep_by_operator(graph, boxes, count, wanted_rows, spec.rpn_nms_threshold)
-        enough = min(spec.pre_nms_limit, canvas.fewest_anchors) >= wanted_rows
-        rois, _ = gather_kept(graph, keep, boxes, count, wanted_rows, enough, limit)
+        fewest = count if isinstance(count, int) else min(spec.pre_nms_limit, canvas.fewest_anchors)
+        rois, _ = gather_kept(graph, keep, boxes, count, wanted_rows, fewest >= wanted_rows, limit)
         return graph.op("Identity", rois, name="rois")
+
+
+def _top_of_any(graph: Graph, scores: Value, count: int, lacking: int) -> tuple[Value, Value | None]:
+    """The ``count`` best anchors of a canvas that may have up to ``lacking`` fewer: TopK's k must be a constant.
+
+    Returns:
+        Their numbers int64 [B, count], and float32 [B, count] that is 1 for those that exist: the rest come last,
+        so that they suppress no other. None where all do.
+    """
+    if not lacking:
+        return top_k(graph, scores, count, TENSORRT_TOPK_LIMIT)[1], None
+    padded = graph.op("Pad", scores, np.array([0, 0, 0, lacking], np.int64), NO_ANCHOR)
+    best, index = top_k(graph, padded, count, TENSORRT_TOPK_LIMIT)
+    last = graph.op("Shape", scores, start=1, end=2) - 1
+    return graph.op("Min", index, last), (best > NO_ANCHOR).cast(np.float32)

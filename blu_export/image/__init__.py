@@ -7,8 +7,8 @@
 Pixels and masks are the original program's (Matterport Mask_RCNN, commit 3deaec5, with scikit-image 0.26).
 """
 
-from blu_export.image.canvas import Molded, mold, resize_scale, stack
+from blu_export.image.canvas import Molded, canvas_of, mold, resize_scale, stack
 from blu_export.image.decode import MAX_PIXELS, Source, decode
 from blu_export.image.results import unmold
 
-__all__ = ["MAX_PIXELS", "Molded", "Source", "decode", "mold", "resize_scale", "stack", "unmold"]
+__all__ = ["MAX_PIXELS", "Molded", "Source", "canvas_of", "decode", "mold", "resize_scale", "stack", "unmold"]

@@ -46,10 +46,8 @@ def mold(image: NDArray[np.uint8], spec: ModelSpec) -> Molded:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ImageError(f"A {image.dtype} array of shape {image.shape} is not uint8 [H, W, 3].", "Use image.decode.")
     photo_size = image.shape[0], image.shape[1]
-    scale = resize_scale(*photo_size, spec)
-    # A photo so long that nothing is left of its short side keeps a pixel of it.
-    height, width = (max(1, round(side * scale)) for side in photo_size)
-    canvas_height, canvas_width = spec.canvas or _following_canvas(height, width, spec)
+    scale, (height, width) = resize_scale(*photo_size, spec), _scaled_size(*photo_size, spec)
+    canvas_height, canvas_width = canvas_of(*photo_size, spec)
     top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
     resized = image if scale == 1 else _resize(image, height, width)
     if (height, width) == (canvas_height, canvas_width):
@@ -74,15 +72,32 @@ def stack(molded: Sequence[Molded]) -> tuple[NDArray[np.uint8], NDArray[np.float
     return np.stack([each.canvas for each in molded]), np.stack([each.window for each in molded])
 
 
+def canvas_of(height: int, width: int, spec: ModelSpec) -> tuple[int, int]:
+    """(height, width) of the canvas on which ``mold`` puts a photo of this size.
+
+    Raises:
+        ImageError: a canvas that follows the photo cannot follow this one.
+    """
+    return spec.canvas or _following_canvas(*_scaled_size(height, width, spec), spec)
+
+
 def resize_scale(height: int, width: int, spec: ModelSpec) -> float:
     """The factor by which ``mold`` scales a photo of this size."""
     if spec.image_resize_mode == "none":
         return 1.0
     scale = max(1.0, spec.image_min_dim / min(height, width), spec.image_min_scale)
-    longest = max(height, width)
-    if spec.image_resize_mode == "square" and round(longest * scale) > spec.image_max_dim:
-        scale = spec.image_max_dim / longest
+    if spec.largest_canvas is None:
+        return scale
+    rooms = list(zip(spec.largest_canvas, (height, width), strict=True))
+    if any(round(side * scale) > room for room, side in rooms):
+        scale = min(room / side for room, side in rooms)
     return scale
+
+
+def _scaled_size(height: int, width: int, spec: ModelSpec) -> tuple[int, int]:
+    scale = resize_scale(height, width, spec)
+    # A photo so long that nothing is left of its short side keeps a pixel of it.
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _following_canvas(height: int, width: int, spec: ModelSpec) -> tuple[int, int]:
@@ -96,7 +111,7 @@ def _following_canvas(height: int, width: int, spec: ModelSpec) -> tuple[int, in
     if max(height, width) > MAX_CANVAS:
         raise ImageError(
             f"The photo would need a canvas of {width}×{height} pixels; the largest side is {MAX_CANVAS}.",
-            "Make it smaller or less elongated, or use a model with the resize mode square.",
+            "Make it smaller or less elongated, or use a model with the resize mode square or fit.",
         )
     return height, width
 

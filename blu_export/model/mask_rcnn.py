@@ -35,7 +35,7 @@ class MaskRCNN(keras.Model):
         self.box_head = build_box_head(spec)
         self.mask_head = build_mask_head(spec)
         self.built = True
-        self._anchors = lru_cache(maxsize=8)(lambda height, width: pyramid_anchors(spec, (height, width)))
+        self._anchors = lru_cache(maxsize=32)(lambda height, width: pyramid_anchors(spec, (height, width)))
         self._detect = tf.function(
             self.forward,
             input_signature=[

@@ -49,7 +49,9 @@ class SharedArrays:
 
     def __init__(self, handle: int, spec: ModelSpec, max_batch: int) -> None:
         rows = spec.detection_max_instances
-        self.canvas_bytes = VARIABLE_CANVAS_BYTES if spec.canvas is None else 3 * prod(spec.canvas) * max_batch
+        self.canvas_bytes = VARIABLE_CANVAS_BYTES
+        if spec.largest_canvas is not None:
+            self.canvas_bytes = 3 * prod(spec.largest_canvas) * max_batch
         shapes = ((max_batch, 4), (max_batch, rows, 6), (max_batch, rows, *spec.mask_shape))
         ends = np.cumsum([4 * prod(shape) for shape in shapes])
         size = int(ends[-1]) + self.canvas_bytes
@@ -113,7 +115,7 @@ def _digest(path: str) -> str:
 
 def _warm_up(runner: Runner, arrays: SharedArrays) -> float:
     """Run what comes first and slowest: the first call, and on a GPU the largest batch. Seconds per canvas after it."""
-    height, width = runner.spec.canvas or (64, 64)
+    height, width = runner.spec.largest_canvas or (64, 64)
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     counts = [1, 1] if runner.device == "CPU" else [arrays.fit(height, width), 1]
     seconds = 0.0

@@ -285,9 +285,9 @@ def training_canvas(spec: ModelSpec, config: TrainConfig) -> tuple[int, int]:
     """
     if config.canvas:
         return config.canvas[0], config.canvas[1]
-    if spec.canvas is None:
+    if spec.largest_canvas is None:
         raise UsageError(
             f"A model with image_resize_mode={spec.image_resize_mode} has no canvas of its own to train on.",
             "Set train.canvas, for example --canvas 512.",
         )
-    return spec.canvas
+    return spec.largest_canvas

@@ -229,6 +229,37 @@ def test_class_names_of_a_file(tmp_path: Path) -> None:
         read_class_names(tmp_path / "absent.txt")
 
 
+def test_another_canvas_is_compared_with_the_square_one(
+    weights: Path, parts_once: Any, photos: list[Path], tmp_path: Path
+) -> None:
+    wide = tmp_path / "wide.png"
+    with Image.open(photos[0]) as photo:
+        photo.crop((0, 0, 128, 60)).save(wide)
+    tall = str(wide)
+    for arguments, shape, name in (
+        (["--fit"], ("height", "width"), "fit"),
+        (["--canvas", "64x128"], (64, 128), "64x128"),
+    ):
+        path = tmp_path / "own.onnx"
+        command = ["--weights", str(weights), "-o", str(path), "--images", tall, *arguments]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        model = read_onnx(path)
+        assert next(t.shape for t in model.inputs if t.name == "canvas")[1:3] == shape
+        found = model.json_metadata(Metadata.CANVAS)
+        assert found["approximation"] is True and (found["canvas"], found["reference"]) == (name, "square 128x128")
+        assert 0 < found["matched"] <= found["instances"] and "average_precision" not in found
+        assert model.json_metadata("blu_parity")["passed"] is True
+        assert "an approximation" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--fit", "--canvas", "64x64"], ["--canvas", "64"], ["--canvas", "100x64"]])
+def test_impossible_canvases(arguments: list[str], weights: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--weights", str(weights), "-o", str(tmp_path / "x.onnx"), *arguments])
+    assert isinstance(result.exception, UsageError)
+    assert not list(tmp_path.iterdir())
+
+
 def test_default_names() -> None:
     assert default_name(Path("runs/best.h5"), "portable", "float32") == "best.onnx"
     assert default_name(Path("a.weights.h5"), "tensorrt", "int8") == "a.int8.tensorrt.onnx"

@@ -96,7 +96,7 @@ def runner(
         model = keras_model(cfg, settings)
         parts = subnetworks(model, 18)
         paths = {}
-        for target in ("portable", "tensorrt") if model.spec.canvas else ("portable",):
+        for target in ("portable", "tensorrt"):
             graph = compose(parts, model.spec, target)
             onnx.helper.set_model_props(graph, {"blu_spec": model.spec.to_json(), "blu_target": target})
             paths[target] = folder / f"{cfg}-{'-'.join(settings)}-{target}.onnx"

@@ -46,7 +46,6 @@ EDGE_CASES = {
     "black": ("black.0", []),
     "none_detected": ("none_detected.0", ["detection_min_confidence=0.9999999"]),
 }
-FIXED_CANVAS_ONLY = "a TensorRT graph has a canvas of one size"
 
 
 def canvases(case: Golden, spec: Any) -> dict[str, Molded]:
@@ -201,8 +200,6 @@ def test_instances_are_the_originals(
 @pytest.mark.parametrize("name", EDGE_CASES)
 def test_edge_cases(name: str, runtime: str, golden: Any, runner: Callable[..., Runner], from_proposals: Any) -> None:
     image, settings = EDGE_CASES[name]
-    if name == "pad64" and runtime == "onnxruntime-tensorrt":
-        pytest.skip(FIXED_CANVAS_ONLY)
     model = runner("resnet50_small", runtime, *settings)
     case = golden("edge_cases", image)
     for pixels, molded in canvases(case, model.spec).items():

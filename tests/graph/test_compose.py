@@ -83,14 +83,33 @@ def test_nothing_found_is_all_zeros(subnetworks: dict[str, onnx.ModelProto], sma
         assert not any(values.any() for values in found)
 
 
-def test_a_canvas_that_follows_the_photo(make_spec: Any, make_model: Any, load: Any, canvases: Any) -> None:
-    model = make_model(make_spec(image_resize_mode="pad64"))
-    session = load(compose(subnetworks(model, 18), model.spec))
-    for canvas in (canvases[:1], np.concatenate([canvases[:1], canvases[1:2, :, :64]], axis=2)):
+@pytest.mark.parametrize("target", ["portable", "tensorrt"])
+@pytest.mark.parametrize(("mode", "limit"), [("fit", 6000), ("pad64", 500)])
+def test_a_canvas_that_follows_the_photo(
+    mode: str, limit: int, target: str, make_spec: Any, make_model: Any, load: Any, canvases: Any
+) -> None:
+    """With more proposals than some of the canvases have anchors, and with fewer."""
+    model = make_model(make_spec(image_resize_mode=mode, pre_nms_limit=limit))
+    graph = compose(subnetworks(model, 18), model.spec, target)
+    onnx.checker.check_model(graph, full_check=True)
+    check_graph(graph, target)
+    session = load(graph)
+    wide = np.concatenate([canvases[:1], canvases[1:2, :, :64]], axis=2)
+    for canvas in (canvases[:2], wide, canvases[:1, :, :64], canvases[:1, :64, :64]):
         detections, masks, _ = model.detect(canvas, windows(canvas))
         found = run(session, canvas)
-        assert found[2].min() > 5
+        assert found[2].min() > 2
         assert_same(found, (detections, masks), found[2])
+
+
+def test_fit_on_the_square_canvas_is_square(
+    subnetworks: dict[str, onnx.ModelProto], small_model: Any, portable: Any, load: Any, canvases: Any
+) -> None:
+    for target in ("portable", "tensorrt"):
+        fit = load(compose(subnetworks, small_model.spec.replace(image_resize_mode="fit"), target))
+        found, expected = run(fit, canvases[:2]), run(portable, canvases[:2])
+        np.testing.assert_array_equal(found[2], expected[2])
+        assert_same(found, expected, expected[2])
 
 
 def test_parts_taken_out_compose_to_the_same_graph(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
@@ -105,5 +124,3 @@ def test_parts_taken_out_compose_to_the_same_graph(subnetworks: dict[str, onnx.M
 def test_impossible_targets_are_refused(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
     with pytest.raises(UsageError, match="no target 'coreml'"):
         compose(subnetworks, small_model.spec, "coreml")
-    with pytest.raises(UsageError, match="canvas of one size"):
-        compose(subnetworks, small_model.spec.replace(image_resize_mode="pad64"), "tensorrt")

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blu_export.cli.export_onnx import app, default_name, read_class_names
+from blu_export.contract import Metadata
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
 from blu_export.export.onnx import Exported, export_onnx, parity_photos
 from blu_export.files import sha256_of

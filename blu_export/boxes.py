@@ -41,11 +41,12 @@ def iou(a: ArrayLike, b: ArrayLike) -> NDArray[Any]:
 
     float32 where both are, else float64.
     """
-    first, second = (np.asarray(boxes) for boxes in (a, b))
-    kind = np.float32 if first.dtype == second.dtype == np.float32 else np.float64
-    first, second = first.astype(kind)[:, None], second.astype(kind)[None]
+    given = [np.asarray(boxes) for boxes in (a, b)]
+    kind: Any = np.float32 if all(boxes.dtype == np.float32 for boxes in given) else np.float64
+    first, second = given[0].astype(kind)[:, None], given[1].astype(kind)[None]
     size = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     shared = np.prod(np.maximum(size, 0), axis=-1)
     areas = [np.prod(np.maximum(box[..., 2:] - box[..., :2], 0), axis=-1) for box in (first, second)]
     union = areas[0] + areas[1] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    ratio: NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio

@@ -1,0 +1,115 @@
+"""Imports run one way: a folder or module of the package imports only what stands below it in ORDER."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "blu_export"
+ORDER = [
+    "__main__",
+    "cli",
+    "serve",
+    "batch",
+    "client",
+    "cluster",
+    "export",
+    "train",
+    "benchmark",
+    "evaluate",
+    "quantize",
+    "parity",
+    "detector",
+    "runtime",
+    "data",
+    "model",
+    "graph",
+    "tensorrt",
+    "workers",
+    "results",
+    "tiles",
+    "tracks",
+    "video",
+    "draw",
+    "image",
+    "detections",
+    "sources",
+    "embedded",
+    "contract",
+    "anchors",
+    "spec",
+    "boxes",
+    "rle",
+    "files",
+    "extras",
+    "cache",
+    "errors",
+    "telemetry",
+]
+"""From top to bottom; CONTRIBUTING says what each is. The package itself (``__version__``) is open to all."""
+STANDS_ALONE = PACKAGE / "export" / "triton_backend"
+"""Runs inside Triton, beside a copy of the modules that it imports."""
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if STANDS_ALONE not in path.parents]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Folders and modules of the package that a file imports, inside functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "blu_export":
+            names = [f"blu_export.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names = [node.module or ""]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("blu_export.") and "__" not in name)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_down(path: Path) -> None:
+    place = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if place == "__init__":
+        return
+    up = {name for name in imported(path) if ORDER.index(name) < ORDER.index(place)}
+    assert not up, f"{path.relative_to(PACKAGE)} imports {up}, which stands above {place}"
+
+
+def _edges() -> dict[str, set[str]]:
+    """Module -> modules that it imports, by their dotted names."""
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") for path in modules()}
+    found: dict[str, set[str]] = {}
+    for path in modules():
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blu_export."):
+                module = (node.module or "").removeprefix("blu_export.")
+                for alias in node.names:
+                    target = f"{module}.{alias.name}" if f"{module}.{alias.name}" in names else module
+                    found.setdefault(name, set()).add(target)
+    return found
+
+
+def test_no_module_is_in_a_circle() -> None:
+    edges, done, path = _edges(), set(), []
+
+    def visit(name: str) -> None:
+        assert name not in path, " → ".join([*path[path.index(name) :], name])
+        if name in done:
+            return
+        path.append(name)
+        for target in sorted(edges.get(name, ())):
+            if not name.startswith(f"{target}."):  # a module may import names from the folder that holds it
+                visit(target)
+        path.pop()
+        done.add(name)
+
+    for name in sorted(edges):
+        visit(name)

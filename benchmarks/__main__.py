@@ -1,181 +1,36 @@
-"""``make benchmark``: every runtime side by side, beside what users would otherwise have.
+"""``python -m benchmarks NAME [OPTIONS]``: what this project measures. Without a name: speed.
 
-    python -m benchmarks                        # three models, all peers, curves
-    python -m benchmarks --quick                # the default model alone, under a minute
-    python -m benchmarks --dataset data/photos  # average precision of the default model in the same table
-    python -m benchmarks --tables               # the newest table into README.md and docs/performance.md
+    speed       every runtime side by side, beside what users would otherwise have
+    serve       the server: throughput, overload, crashes, hangs, reloads, a soak
+    precision   fp16 and int8: matched instances, mask IoU and average precision
+    memory      10,000 photos through one detector
+    pipeline    photos per second that training is fed with
+    unmold      masks in pixels of the photo, the original's way and ours
+    gpu         a GPU: engines and ONNX Runtime, parity and share of the card's peak
 
-Weights of the big models are made in place, no download. Results go to benchmarks/results/: benchmark.json,
-benchmark.md, benchmark.png and curves-MODEL.png; ``blu benchmark --compare`` takes two of the JSON files.
+``python -m benchmarks NAME --help`` lists the options of each.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from importlib import import_module
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-from benchmarks.models import SPECS, exports_folder, write_default_int8, write_onnx, write_weights
-from benchmarks.naive import NaiveRunner, export_naive
-from benchmarks.predict import PredictRunner
-from blu_export.benchmark.report import headline, markdown, read_results, summary
-from blu_export.benchmark.run import QUICK, Candidate, Settings, file_candidates, run_benchmark
-from blu_export.benchmark.save import insert_table, save_results
-from blu_export.cli.common import wrote
-from blu_export.detector import Detector
-from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
-from blu_export.errors import BluError
-
-ROOT = Path(__file__).resolve().parent.parent
-README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
-CACHE = ROOT / "benchmarks" / "cache"
-RESULTS = ROOT / "benchmarks" / "results"
-PHOTO_SIZE = (640, 480)
-DEFAULT = "default"
+NAMES = ("speed", "serve", "precision", "memory", "pipeline", "unmold", "gpu")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="the default model alone, few repeats, no slow peers")
-    parser.add_argument("--models", default="", help=f"separated by commas; of {', '.join((DEFAULT, *SPECS))}")
-    parser.add_argument("--repeats", type=int, help="timed calls of each candidate")
-    parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model, average precision")
-    parser.add_argument("--limit", type=int, help="the first so many photos of --dataset")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--tables", action="store_true", help="only write the newest table into the documents")
-    arguments = parser.parse_args()
-    try:
-        if arguments.tables:
-            result = read_results(arguments.out / "benchmark.json")
-            for document, table in ((README, headline(result)), (PERFORMANCE, summary(result))):
-                insert_table(document, table)
-                wrote(document)
-            return
-        run(arguments)
-    except BluError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    settings = QUICK if arguments.quick else Settings()
-    if arguments.repeats:
-        settings = replace(settings, repeats=arguments.repeats)
-    models = [name for name in arguments.models.split(",") if name]
-    models = models or ([DEFAULT] if arguments.quick else [DEFAULT, *SPECS])
-    if unknown := [name for name in models if name not in (DEFAULT, *SPECS)]:
-        raise SystemExit(f"There is no model '{unknown[0]}'; there are {', '.join((DEFAULT, *SPECS))}.")
-    photo = photo_640()
-    candidates: list[Candidate] = []
-    skipped: list[dict[str, str]] = []
-    for model in models:
-        try:
-            candidates += candidates_of(model, photo, arguments.quick, arguments.dataset)
-        except BluError as error:  # TensorFlow is not here to make it, or the default model is not
-            say(f"skipped {model}: {error}")
-            skipped.append({"name": model, "why": str(error)})
-
-    def keep(result: dict[str, Any]) -> None:
-        """After each model, so that nothing is lost when a later one fails."""
-        save_results(result | {"skipped": result["skipped"] + skipped}, arguments.out, say)
-
-    result = run_benchmark(candidates, photo, settings, say, keep)
-    result["skipped"] += skipped
-    if arguments.dataset:
-        measure_accuracy(result, candidates, arguments.dataset, arguments.limit, settings.threads)
-    print(markdown(result))
-    for path in save_results(result, arguments.out, say):
-        wrote(path)
-
-
-def say(message: str) -> None:
-    """One line of progress on stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def photo_640() -> Path:
-    """The demo photo at 640×480, as a JPEG file in the cache."""
-    from PIL import Image
-
-    path = CACHE / "photo-640x480.jpg"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with Image.open(embedded(DEMO_PHOTO)) as image:
-            width = image.width
-            cropped = image.convert("RGB").crop((0, 0, width, width * PHOTO_SIZE[1] // PHOTO_SIZE[0]))
-            cropped.resize(PHOTO_SIZE).save(path, quality=92)
-    return path
-
-
-def candidates_of(model: str, photo: Path, quick: bool, dataset: Path | None) -> list[Candidate]:
-    """Keras first (the baseline), then other peers, then ours in every runtime and precision here."""
-    weights, onnx = model_files(model, photo, dataset)
-    baseline = [replace(each, model=model) for each in file_candidates(weights)] if weights.is_file() else []
-    peers = [] if quick or not weights.is_file() else peers_of(model, weights)
-    return [*baseline, *peers, *(replace(each, model=model) for each in file_candidates(onnx))]
-
-
-def model_files(model: str, photo: Path, dataset: Path | None) -> tuple[Path, Path]:
-    """(weights, portable ONNX file) of a model; made on first use, with an int8 file beside the ONNX file.
-
-    The default model has an int8 file only where there are annotated photos, to calibrate and to judge it.
-    """
-    if model == DEFAULT:
-        onnx = embedded(DEFAULT_MODEL)
-        return onnx.with_suffix(".h5"), write_default_int8(onnx, dataset, CACHE, say) if dataset else onnx
-    weights = write_weights(model, photo, CACHE, say)
-    return weights, write_onnx(weights, photo, CACHE, say)
-
-
-def peers_of(model: str, weights: Path) -> list[Candidate]:
-    """``keras.Model.predict``, and tf2onnx's own conversion of the same graph in ONNX Runtime."""
-    naive = exports_folder(CACHE) / f"{model}.naive.onnx"
-
-    def peer(runtime: str, open_it: Callable[[int], Detector]) -> Candidate:
-        return Candidate(model, runtime, "float32", open_it, ours=False)
-
-    def open_naive(threads: int) -> Detector:
-        from blu_export.runtime.keras import KerasRunner
-
-        reference = KerasRunner(weights)
-        if not naive.exists():
-            say(f"converting {model} with tf2onnx's own handlers (minutes)")
-            export_naive(reference.model, naive)
-        return Detector(NaiveRunner(naive, reference.spec, threads))
-
-    return [
-        peer("keras predict", lambda threads: Detector(PredictRunner(weights))),
-        peer("onnxruntime, naive tf2onnx", open_naive),
-    ]
-
-
-def measure_accuracy(
-    result: dict[str, Any], candidates: list[Candidate], folder: Path, limit: int | None, threads: int
-) -> None:
-    """Average precision of each candidate of the default model, into the notes of its row."""
-    from blu_export.data.load import load_dataset
-    from blu_export.evaluate.coco import Evaluator, detect
-
-    dataset = load_dataset(folder, "val", limit=limit)
-    evaluator = Evaluator(dataset)
-    rows = {(row["model"], row["runtime"], row["precision"]): row for row in result["rows"]}
-    for candidate in candidates:
-        row = rows.get((candidate.model, candidate.runtime, candidate.precision))
-        if candidate.model != DEFAULT or row is None or not (candidate.ours or candidate.file):
-            continue  # a peer runs the same weights as the reference
-        say(f"average precision on {len(dataset)} photos: {candidate.name}")
-        detector = candidate.open(threads)
-        with detector.runner:
-            values = evaluator([found for photo in detect(detector, dataset) for found in photo]).values
-        row["notes"] |= {name: values[name] for name in ("box_ap", "mask_ap")}
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    name = "speed"
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments.pop(0)
+    if name not in NAMES:
+        sys.exit(f"error: There is no benchmark '{name}'. Use one of {', '.join(NAMES)}.")
+    sys.argv = [f"python -m benchmarks {name}", *arguments]
+    import_module(f"benchmarks.{name}").main()
 
 
 if __name__ == "__main__":

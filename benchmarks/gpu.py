@@ -76,9 +76,7 @@ class Session:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, help="float32 .onnx files of blu export onnx")
     parser.add_argument("--calibration", action="append", help="photos for int8 ranges; default: the demo photo")
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -339,7 +337,3 @@ def _flops(path: Path, runner: Runner, molded: Molded) -> float | None:
     engine = runner.runtime.startswith("tensorrt")
     seen = runner.spec.detection_max_instances if engine else int(np.count_nonzero(rows[0, :, 4]))
     return count_flops(onnx.load(path), runner.spec.canvas, seen).total
-
-
-if __name__ == "__main__":
-    main()

@@ -31,4 +31,4 @@ if [ -n "$wheels" ]; then
     # Every wheel of the folder, exactly: nothing is asked of an index.
     "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps "$wheels"/*.whl
 fi
-"$python" -m benchmarks.gpu ${arguments[@]+"${arguments[@]}"}
+"$python" -m benchmarks gpu ${arguments[@]+"${arguments[@]}"}

@@ -1,7 +1,7 @@
 """Memory over many photos: a stream must not grow with them.
 
-    python -m benchmarks.memory                          # 10,000 photos on the default model at 128×128: two minutes
-    python -m benchmarks.memory --canvas 0 --count 2000  # on its own canvas
+    python -m benchmarks memory                          # 10,000 photos on the default model at 128×128: two minutes
+    python -m benchmarks memory --canvas 0 --count 2000  # on its own canvas
 
 The memory of the process is read every hundred photos, after the first five hundred have filled the
 buffers. Exit code 1 when it grew by more than 5 %. Results go to benchmarks/results/memory.json and .png.
@@ -122,7 +122,3 @@ def plot(photos: list[int], memory: list[float], path: Path) -> None:
     figure.tight_layout()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
-
-
-if __name__ == "__main__":
-    main()

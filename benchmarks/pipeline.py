@@ -1,6 +1,6 @@
 """How many training samples the input pipeline makes a second, without a model.
 
-    python benchmarks/pipeline.py --dataset FOLDER [--config models/garments.toml] [--photos N] [--workers N]
+    python -m benchmarks pipeline --dataset FOLDER [--config models/garments.toml] [--photos N] [--workers N]
 
 The first pass decodes the photos, later ones find them in memory. Results also go to
 benchmarks/results/pipeline.json.
@@ -69,7 +69,3 @@ def main() -> None:
         "cores": os.cpu_count(),
     }
     RESULT.write_text(json.dumps({"setting": setting, "results": results}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """What half and int8 cost a trained model: parity and average precision, by calibration method.
 
-    python -m benchmarks.precision DATASET              # models/garments.onnx, every photo of DATASET's val part
-    python -m benchmarks.precision DATASET --limit 40 --model coco.onnx
+    python -m benchmarks precision DATASET              # models/garments.onnx, every photo of DATASET's val part
+    python -m benchmarks precision DATASET --limit 40 --model coco.onnx
 
 Ranges and layer costs come from photos of the train part, never from those that are judged. The rows of target
 ``tensorrt`` are emulations: the builder's graph, run on the processor with each rounding to half explicit.
@@ -133,7 +133,6 @@ def table(rows: list[dict[str, Any]], ap: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precision",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -159,7 +158,3 @@ def main() -> None:
         with atomic_write(arguments.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     print(text, end="")
-
-
-if __name__ == "__main__":
-    main()

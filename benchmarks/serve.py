@@ -1,7 +1,7 @@
 """``blu serve`` under load, overload, faults and abuse, on loopback; one command, results as JSON and Markdown.
 
-    python benchmarks/serve.py [--model garments.onnx] [--quick] [--only overload,kill]
-    python benchmarks/serve.py --docs     # write the newest table into docs/serve.md
+    python -m benchmarks serve [--model garments.onnx] [--quick] [--only overload,kill]
+    python -m benchmarks serve --docs     # write the newest table into docs/serve.md
 
 Every answer is compared with what the same photo gets from a quiet server. Results go to
 benchmarks/results/serve.json; ``--only`` replaces these scenarios in it. The load generator runs on the
@@ -578,7 +578,3 @@ def main() -> None:
     with atomic_write(arguments.out) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What a photo costs before and after the network: ours against the original's way, instance by instance.
 
-    python -m benchmarks.unmold [--repeats N] [--instances N]
+    python -m benchmarks unmold [--repeats N] [--instances N]
 
 One thread. The original's way is scikit-image's resize where that is installed, else the same
 arithmetic in NumPy; the table says which. Results also go to benchmarks/results/unmold.json.
@@ -125,7 +125,3 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     machine = {"processor": platform.processor() or platform.machine(), "original": how}
     RESULT.write_text(json.dumps({"machine": machine, "results": results}, indent=1, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    main()

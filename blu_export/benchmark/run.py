@@ -1,35 +1,32 @@
 """Benchmark: candidates side by side on the same photo, each beside the limit of the machine.
 
-A candidate is one model on one runtime. All are loaded, then take turns (``timing.take_turns``); the
-result is plain JSON, which ``report`` and ``plots`` turn into tables and pictures.
+All candidates (``candidates``) of a model are loaded, then take turns (``timing.take_turns``); the result is plain
+JSON, which ``report`` and ``plots`` turn into tables and pictures.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blu_export.benchmark.candidates import Candidate
 from blu_export.benchmark.cold import measure_cold
 from blu_export.benchmark.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.benchmark.machine import describe, matrix_peaks
+from blu_export.benchmark.row import Row
 from blu_export.benchmark.timing import NOISY_SPREAD, Timing, enough_of, median_seconds, take_turns
-from blu_export.contract import Metadata
 from blu_export.detector import STAGES, Detector
-from blu_export.errors import BluError, ModelFileError, UsageError
+from blu_export.errors import BluError, UsageError
 from blu_export.extras import import_extra, missing_extra
-from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions, load_runner
 from blu_export.runtime.cpu import usable_cores
-from blu_export.runtime.onnx_file import OnnxFile
-from blu_export.runtime.onnxruntime import takes_gpu
-from blu_export.runtime.tuning import REDUCED, precision_path, remember
+from blu_export.runtime.tuning import precision_path, remember
 
 RESULT_VERSION = 2
 LARGE_INSTANCES = 100
@@ -39,38 +36,6 @@ SLOW_S = 3
 """A network that takes longer for a photo gets no curves, and is not tried with one photo a core."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One model on one runtime."""
-
-    model: str
-    """Name of the model: candidates of the same model are compared with each other."""
-    runtime: str
-    """As shown in the table."""
-    precision: str
-    open: Callable[[int], Detector]
-    """Loads it, for so many threads."""
-    file: Path | None = None
-    """The file, where it is one of ours. Of an .onnx file FLOPs are counted and stages profiled."""
-    device: str | None = None
-    ours: bool = True
-    """False for a peer: what a user would have without this project."""
-    notes: dict[str, Any] = field(default_factory=dict, compare=False)
-    """More figures for its row."""
-
-    @property
-    def name(self) -> str:
-        """Unique in a run."""
-        return f"{self.model} · {self.runtime} · {self.precision}"
-
-    @property
-    def key(self) -> tuple[Path, str] | None:
-        """(file, runtime) as ``runtime.choice`` knows it; None for what it does not choose among."""
-        if self.file is None or self.file.suffix != ".onnx" or self.device is not None or self.precision == "bf16":
-            return None
-        return self.file, self.runtime
 
 
 @dataclass(frozen=True)
@@ -94,105 +59,6 @@ class Settings:
 
 
 QUICK = Settings(repeats=5, warmup=1, batches=(1,), rounds=1, curves=False, remember=False)
-
-
-def candidates_of(paths: Sequence[Path], runtimes: Sequence[str] = ()) -> list[Candidate]:
-    """What can run these model files here, each once: ``*.onnx`` names the precisions beside a file, too.
-
-    Raises:
-        ModelFileError, UsageError: see ``file_candidates``.
-    """
-    names = model_names(paths)
-    found = [replace(each, model=names[path]) for path in paths for each in file_candidates(path, runtimes)]
-    return list({(os.path.abspath(each.file or ""), each.name): each for each in found}.values())
-
-
-def model_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name for each model file: its stem, with as many folders before it as tell files of one name apart.
-
-    ``coat.h5`` and ``coat.onnx`` are one model on two runtimes, and ``coat.int8.onnx`` is one precision of it.
-    """
-    files = {path: Path(os.path.abspath(path)) for path in paths}
-    files |= {path: precision_path(file, "float32") for path, file in files.items() if file.suffix == ".onnx"}
-    names = {}
-    for path, file in files.items():
-        alike = {other for other in files.values() if other.stem == file.stem}
-        parts = 1
-        while len({other.parts[-parts:] for other in alike}) < len(alike):
-            parts += 1
-        names[path] = "/".join(file.with_suffix("").parts[-parts:])
-    return names
-
-
-def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]:
-    """What can run a model file here: each runtime, and the other precisions beside an .onnx file.
-
-    Args:
-        path: .onnx, .engine, .h5 or .keras.
-        runtimes: only these; default all.
-
-    Raises:
-        ModelFileError: no such file, or it is no model.
-        UsageError: none of ``runtimes`` can run it.
-    """
-    known = RUNTIMES_BY_SUFFIX.get(path.suffix.lower())
-    if known is None:
-        raise ModelFileError(f"{path} is no model file.", f"Model files are {', '.join(RUNTIMES_BY_SUFFIX)}.")
-    chosen = [name for name in known if not runtimes or name in runtimes]
-    if not chosen:
-        raise UsageError(f"{' or '.join(runtimes)} cannot run {path}.", f"It runs in {' or '.join(known)}.")
-    if known != RUNTIMES_BY_SUFFIX[".onnx"]:
-        precision = "float32" if known == ("keras",) else "engine"
-        return [_of_file(path, path.stem, name, precision) for name in chosen]
-    from blu_export.runtime.onnx_file import read_onnx
-
-    named = read_onnx(path)
-    models = {path: named}
-    if named.precision == "float32":
-        models |= {beside: read_onnx(beside) for p in REDUCED if (beside := precision_path(path, p)).is_file()}
-    devices = [None, "cuda"] if "onnxruntime" in chosen and takes_gpu() else [None]
-    found = []
-    for device in devices:
-        for file, model in models.items():
-            if model.precision == "fp16" and device is None and file != path:
-                continue  # a processor computes it in float32, slower than the exact file
-            for name in chosen if device is None else ["onnxruntime"]:
-                stem = precision_path(path, "float32").stem
-                found.append(_of_file(file, stem, name, model.precision, device, _parity(model)))
-    if "openvino" in chosen and named.precision == "float32" and _has_bf16():
-        found.append(_of_file(path, path.stem, "openvino", "bf16"))
-    return found
-
-
-def _of_file(
-    path: Path, model: str, runtime: str, precision: str, device: str | None = None, notes: dict[str, Any] | None = None
-) -> Candidate:
-    where = device or ("cpu" if path.suffix.lower() == ".onnx" else None)  # ONNX Runtime would take a GPU by itself
-
-    def open_it(threads: int) -> Detector:
-        return Detector(
-            load_runner(path, RunnerOptions(runtime, "bf16" if precision == "bf16" else "file", where, threads))
-        )
-
-    shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
-    return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})
-
-
-def _parity(model: OnnxFile) -> dict[str, Any]:
-    """What was measured at the export, for people."""
-    parity = model.json_metadata(Metadata.PARITY)
-    if not isinstance(parity, dict) or "matched" not in parity or "instances" not in parity:
-        return {}
-    return {"parity": f"{parity['matched']} of {parity['instances']}"}
-
-
-def _has_bf16() -> bool:
-    try:
-        from blu_export.runtime.openvino import has_bf16
-
-        return has_bf16()
-    except BluError:  # openvino is not installed
-        return False
 
 
 def run_benchmark(
@@ -269,7 +135,7 @@ class _ModelRun:
         if not detectors:
             return
         rows = self._turns(detectors)
-        slow = any(c.ours and row["stages"]["run"] > SLOW_S for c, row in rows.items())
+        slow = any(c.ours and row.stages["run"] > SLOW_S for c, row in rows.items())
         if not slow:
             self._curves(detectors)
         for detector in detectors.values():
@@ -278,15 +144,17 @@ class _ModelRun:
         # From here on one at a time: large batches of all of them at once do not fit into memory.
         lanes: dict[tuple[Path, str], int] = {}
         for candidate, row in rows.items():
-            row["photos_per_second"] = self._rates(candidate) if candidate.ours or candidate.file else {}
+            rates = self._rates(candidate) if candidate.ours or candidate.file else {}
+            row.photos_per_second = rates
             if candidate.key is not None:
                 if not slow:
-                    lanes[candidate.key] = self._lanes(candidate, row)
+                    lanes[candidate.key] = self._lanes(candidate, rates)
                 if self.settings.profile and candidate.runtime == "onnxruntime":
-                    row["onnx_stages"] = self._profile(candidate.key[0])
+                    row.onnx_stages = self._profile(candidate.key[0])
             own = candidate.file is not None and candidate.device is None and candidate.precision != "bf16"
             if self.settings.cold and own:
-                row["fresh_process"] = self._cold(candidate)
+                row.fresh_process = self._cold(candidate)
+        self.result["rows"] += [row.to_json() for row in rows.values()]
         self._remember(rows, lanes)
 
     def _open(self, candidate: Candidate) -> Detector | None:
@@ -302,7 +170,7 @@ class _ModelRun:
         self.result["skipped"].append({"name": candidate.name, "why": why})
         return None
 
-    def _turns(self, detectors: dict[Candidate, Detector]) -> dict[Candidate, dict[str, Any]]:
+    def _turns(self, detectors: dict[Candidate, Detector]) -> dict[Candidate, Row]:
         """A row for each candidate, from interleaved calls on one photo."""
         settings = self.settings
         times: dict[Candidate, list[dict[str, float]]] = {candidate: [] for candidate in detectors}
@@ -324,30 +192,29 @@ class _ModelRun:
         )
         self.result["spread"] = max(self.result["spread"], rounds.spread)
         flops = self._facts(detectors)
-        rows: dict[Candidate, dict[str, Any]] = {}
+        rows: dict[Candidate, Row] = {}
         for candidate, detector in detectors.items():
             stages = times[candidate][settings.warmup :]
             medians = {stage: float(np.median([s[stage] for s in stages])) for stage in STAGES}
-            row: dict[str, Any] = {
-                "model": self.model,
-                "runtime": candidate.runtime,
-                "precision": detector.runner.precision,
-                "device": detector.runner.device,
-                "ours": candidate.ours,
-                "detections": len(detector(self.encoded)),
-                "end_to_end": Timing.of(rounds.seconds[candidate.name]).to_json(),
-                "stages": medians,
-                "around_large": _share(self.large, medians["run"]),
-                "notes": dict(candidate.notes),
-            }
+            row = Row(
+                model=self.model,
+                runtime=candidate.runtime,
+                precision=detector.runner.precision,
+                device=detector.runner.device,
+                ours=candidate.ours,
+                detections=len(detector(self.encoded)),
+                end_to_end=Timing.of(rounds.seconds[candidate.name]),
+                stages=medians,
+                around_large=_share(self.large, medians["run"]),
+                notes=dict(candidate.notes),
+            )
             if flops:
-                row["flops_per_second"] = flops / medians["run"]
-                peak = self.result["peaks"].get(row["precision"])
-                if peak and detector.runner.device == "CPU":
-                    row["share_of_peak"] = flops / medians["run"] / peak
-            self.result["rows"].append(row)
+                row.flops_per_second = flops / medians["run"]
+                peak = self.result["peaks"].get(row.precision)
+                if peak and row.device == "CPU":
+                    row.share_of_peak = row.flops_per_second / peak
             rows[candidate] = row
-            self.say(f"{candidate.name}: {1000 * row['end_to_end']['p50']:.1f} ms a photo")
+            self.say(f"{candidate.name}: {1000 * row.end_to_end.p50:.1f} ms a photo")
         return rows
 
     def _facts(self, detectors: dict[Candidate, Detector]) -> float | None:
@@ -406,7 +273,7 @@ class _ModelRun:
                     break
         return rates
 
-    def _lanes(self, candidate: Candidate, row: dict[str, Any]) -> int:
+    def _lanes(self, candidate: Candidate, rates: dict[str, float]) -> int:
         """Photos per second with one photo a core; returns the better number of lanes."""
         threads = self.settings.threads
         if threads < 2:
@@ -417,8 +284,8 @@ class _ModelRun:
             detector.runner.lanes = threads
             photos = [self.encoded] * (2 * threads)
             rate = len(photos) / median_seconds(lambda: detector(photos), self.settings.rounds)
-        row["photos_per_second"]["one a core"] = rate
-        return threads if rate > row["photos_per_second"]["1"] else 1
+        rates["one a core"] = rate
+        return threads if rate > rates["1"] else 1
 
     def _curves(self, detectors: dict[Candidate, Detector]) -> None:
         if not self.settings.curves:
@@ -461,8 +328,8 @@ class _ModelRun:
             return None
         return {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
 
-    def _remember(self, rows: dict[Candidate, dict[str, Any]], lanes: dict[tuple[Path, str], int]) -> None:
-        seconds = {c.key: row["stages"]["run"] for c, row in rows.items() if c.key is not None}
+    def _remember(self, rows: dict[Candidate, Row], lanes: dict[tuple[Path, str], int]) -> None:
+        seconds = {c.key: row.stages["run"] for c, row in rows.items() if c.key is not None}
         if not seconds or not self.settings.remember:
             return
         if self.result["spread"] > NOISY_SPREAD:

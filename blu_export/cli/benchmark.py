@@ -60,8 +60,9 @@ def benchmark(
     if compare is not None:
         _compare(*compare, as_json)
         return
+    from blu_export.benchmark.candidates import candidates_of
     from blu_export.benchmark.report import markdown
-    from blu_export.benchmark.run import candidates_of, run_benchmark
+    from blu_export.benchmark.run import run_benchmark
     from blu_export.embedded import DEMO_PHOTO, embedded
 
     known = ("keras", "onnxruntime", "openvino", "tensorrt")

@@ -11,16 +11,9 @@ from typing import Any
 import pytest
 
 from blu_export.benchmark import machine
+from blu_export.benchmark.candidates import Candidate, candidates_of, file_candidates, model_names
 from blu_export.benchmark.report import compare, markdown, read_results, summary
-from blu_export.benchmark.run import (
-    QUICK,
-    Candidate,
-    Settings,
-    candidates_of,
-    file_candidates,
-    model_names,
-    run_benchmark,
-)
+from blu_export.benchmark.run import QUICK, Settings, run_benchmark
 from blu_export.benchmark.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
 from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
@@ -79,7 +72,7 @@ def test_candidates_are_the_runtimes_and_the_precisions_beside_the_file(model: P
 def test_files_and_runtimes_that_do_not_fit(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tensorrt cannot run"):
         file_candidates(model, ["tensorrt"])
-    with pytest.raises(ModelFileError, match="no model file"):
+    with pytest.raises(ModelFileError, match="not a model file"):
         file_candidates(tmp_path / "notes.txt")
     with pytest.raises(ModelFileError, match="cannot be read"):
         file_candidates(tmp_path / "none.onnx")

@@ -1,7 +1,7 @@
 """Half and int8 of the trained default model, on the validation photos that it was judged by.
 
 Bounds are DESIGN's for trained weights: instances and masks (measure.verify.TOLERANCES), and average precision.
-``python -m benchmarks.precision`` measures all photos and calibration methods.
+``python -m benchmarks precision`` measures all photos and calibration methods.
 """
 
 from __future__ import annotations

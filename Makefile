@@ -12,7 +12,7 @@ endef
 
 DEMO    = $(VENV)/.demo-ready
 
-.PHONY: setup demo test lint format types benchmark serve train-default clean
+.PHONY: setup demo test test-all test-long lint format types benchmark serve train-default clean
 
 setup: $(READY)
 
@@ -33,8 +33,17 @@ demo: $(DEMO)
 
 # One process per core; TensorFlow and ONNX Runtime tests are heavy enough to fill it. Groups stay in one process.
 # A process that dies ends the run: pytest-xdist may wait for ever for the work that it hands out again.
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --max-worker-restart=0 $(PYTEST_OPTIONS)
+
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --max-worker-restart=0 $(PYTEST_OPTIONS)
+	$(PYTEST) -m "not long"
+
+# The rest too: full-size models on every runtime, engines of them, int8 of the golden models.
+test-all: setup
+	$(PYTEST)
+
+test-long: setup
+	$(PYTEST) -m long
 
 lint: setup
 	$(BIN)/ruff check .

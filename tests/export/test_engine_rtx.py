@@ -148,8 +148,9 @@ def test_a_file_that_half_does_not_fit_is_no_fp16_engine(small_onnx: Path, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["loud.onnx"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["garments", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "name", ["garments", *(pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "resnet101"))]
+)
 def test_full_sized_engines(make_onnx: Callable[[str], Path], demo_photo: Path, name: str, trt: ModuleType) -> None:
     prepared = prepare(make_onnx(name), "fp16", [demo_photo])
     assert prepared.layers.share == 1.0, prepared.kept

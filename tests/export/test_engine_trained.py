@@ -1,6 +1,6 @@
 """Half and int8 of the trained default model, on the validation photos that it was judged by.
 
-Bounds are DESIGN's for trained weights: instances and masks (measure.verify.TOLERANCES), and average precision.
+Bounds are those for trained weights: instances and masks (parity.verify.TOLERANCES), and average precision.
 ``python -m benchmarks precision`` measures all photos and calibration methods.
 """
 
@@ -31,7 +31,7 @@ def study(shared: Path) -> Study:
     return Study(model, os.fspath(dataset), PHOTOS, say=print)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_within_the_bounds(study: Study, precision: str, target: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_cases import CONFIGURATIONS, RUNTIMES
+from golden_cases import RUNTIMES
 
 from blu_export.detections import Detections
 from blu_export.image import decode, mold, unmold
@@ -27,7 +27,11 @@ def detect(runner: Runner, photos: Sequence[Any]) -> list[Detections]:
 
 @pytest.mark.parametrize(
     ("cfg", "settings"),
-    [*(pytest.param(cfg, FIT, marks=pytest.mark.slow) for cfg in CONFIGURATIONS), ("resnet50_small", CAMERA)],
+    [
+        ("resnet50_small", FIT),
+        ("resnet50_small", CAMERA),
+        *(pytest.param(cfg, FIT, marks=pytest.mark.long) for cfg in ("resnet50_df2", "resnet101_coco")),
+    ],
 )
 def test_every_runtime_finds_what_keras_finds(
     cfg: str, settings: list[str], golden: Any, images_of: Any, runner: Callable[..., Runner]

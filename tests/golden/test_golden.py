@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_cases import CONFIGURATIONS, RUNTIMES, Golden
+from golden_cases import RUNTIMES, Golden, long_but
 from numpy.typing import NDArray
 
 from blu_export.detections import Detections
@@ -183,7 +183,7 @@ def check_order(case: Golden, pairs: NDArray[np.int64], label: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("cfg", [pytest.param(cfg, marks=pytest.mark.slow) for cfg in CONFIGURATIONS])
+@pytest.mark.parametrize("cfg", long_but("resnet50_small"))
 def test_instances_are_the_originals(
     cfg: str, runtime: str, golden: Any, images_of: Any, runner: Callable[..., Runner], from_proposals: Any
 ) -> None:

@@ -26,7 +26,7 @@ threshold that the order of a sum decides: 95.6 % were found on a processor with
 Kernels rounded to the nearest, which the file does not have any more, find 92 %.
 """
 PHOTOS = 4
-R50 = [pytest.param(cfg, marks=pytest.mark.slow) for cfg in CONFIGURATIONS if cfg.startswith("resnet50")]
+R50 = ["resnet50_small", pytest.param("resnet50_df2", marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def test_half_finds_what_float32_finds(
     compare(float32(cfg), prepared, photos(cfg), REHEARSED).require()
 
 
-@pytest.mark.parametrize("cfg", R50)
+@pytest.mark.long
+@pytest.mark.parametrize("cfg", ["resnet50_small", "resnet50_df2"])
 def test_int8_is_reported(cfg: str, float32: Callable[[str], Path], photos: Callable[[str], list[Path]]) -> None:
     prepared = prepare(float32(cfg), "int8", photos(cfg))
     report = compare(float32(cfg), prepared, photos(cfg)[:1], Tolerance(0, 0))

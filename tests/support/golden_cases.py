@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 CONFIGURATIONS = {
@@ -14,6 +15,12 @@ CONFIGURATIONS = {
     "resnet101_coco": ["image_min_dim=800", "image_max_dim=1024"],
 }
 """Configuration -> its settings."""
+
+
+def long_but(*quick: str) -> list[Any]:
+    """The configurations as test parameters: all but ``quick`` take minutes."""
+    return [pytest.param(cfg, marks=[] if cfg in quick else pytest.mark.long) for cfg in CONFIGURATIONS]
+
 
 RUNTIMES = ("keras", "onnxruntime", "openvino", "onnxruntime-tensorrt")
 """The last is the graph for TensorRT, run by ONNX Runtime."""

@@ -113,7 +113,7 @@ def test_tensorrt_11_has_lost_what_10_had() -> None:
     assert found == dict(zip(VERSIONS, (True, False), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_calls_fit_tensorrts_type_stubs(tmp_path: Path) -> None:
     """mypy, with the published stubs of TensorRT instead of none: attributes, arguments and their types."""
     pytest.importorskip("mypy")

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from blu_export.errors import ModelFileError, UsageError
+from blu_export.fields import coerce, field_types
 
 SPEC_VERSION = 1
 RESNETS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
@@ -99,13 +100,11 @@ class ModelSpec:
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, list):
-                object.__setattr__(self, f.name, tuple(value))
-            elif str(f.type) == "float" and type(value) is int and abs(value) < 2**53:  # JSON's 1 is a float here
-                object.__setattr__(self, f.name, float(value))
-        _check_types(self)
+        for name, kind in field_types(ModelSpec).items():
+            try:
+                object.__setattr__(self, name, coerce(getattr(self, name), kind))
+            except ValueError as error:
+                raise UsageError(f"The spec field {name} {error}.") from None
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
         self._validate()
 
@@ -265,23 +264,3 @@ def _literal(text: str) -> Any:
 def _check(holds: bool, name: str, rule: str) -> None:
     if not holds:
         raise UsageError(f"The spec field {name} {rule}.")
-
-
-def _check_types(spec: ModelSpec) -> None:
-    """Every field has the type and length of its annotation; bool never passes for a number."""
-    number = (int, float)
-    for f in dataclasses.fields(spec):
-        value, kind = getattr(spec, f.name), str(f.type)
-        if kind == "str":
-            good = isinstance(value, str)
-        elif kind == "int":
-            good = isinstance(value, int) and not isinstance(value, bool)
-        elif kind == "float":
-            good = isinstance(value, number) and not isinstance(value, bool)
-        elif kind.startswith("tuple"):
-            element: Any = str if "str" in kind else number
-            good = isinstance(value, tuple) and all(isinstance(v, element) and not isinstance(v, bool) for v in value)
-            good = good and ("..." in kind or len(value) == kind.count(",") + 1)
-        else:
-            good = isinstance(value, Mapping) and all(isinstance(v, str) for pair in value.items() for v in pair)
-        _check(good, f.name, f"must be {kind}, not {value!r}")

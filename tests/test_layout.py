@@ -14,7 +14,7 @@ ORDER = [
     *("export", "train", "benchmark", "evaluate", "quantize", "parity", "detector"),
     *("runtime", "data", "model", "graph", "tensorrt", "workers"),
     *("results", "tiles", "tracks", "video", "draw", "image", "detections", "sources", "embedded"),
-    *("contract", "anchors", "spec", "boxes", "rle", "files", "extras", "cache", "errors", "telemetry"),
+    *("contract", "anchors", "spec", "fields", "boxes", "rle", "files", "extras", "cache", "errors", "telemetry"),
 ]
 """From top to bottom; CONTRIBUTING says what each is. The package itself (``__version__``) is open to all."""
 STANDS_ALONE = PACKAGE / "export" / "triton_backend"

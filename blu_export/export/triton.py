@@ -41,6 +41,7 @@ from blu_export.tensorrt.sidecar import read_sidecar
 HELD_MODULES = (
     "__init__",
     "errors",
+    "fields",
     "files",
     "rle",
     "detections",

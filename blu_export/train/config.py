@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from blu_export.data.augment import AugmentConfig
 from blu_export.errors import UsageError
+from blu_export.fields import coerce, field_types
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
 LAYER_SETS = ("heads", "5+", "4+", "3+", "all")
@@ -277,7 +278,7 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
     Raises:
         UsageError: a field that does not exist, or a value of another type.
     """
-    hints = typing.get_type_hints(cls)
+    hints = field_types(cls)
     arguments = {}
     for name, value in values.items():
         path = f"{where}.{name}".lstrip(".")
@@ -287,22 +288,11 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
             _check(isinstance(value, Mapping), path, "must be a table")
             arguments[name] = from_mapping(typing.cast(type[Any], kind), value, path)
             continue
-        arguments[name] = _coerce(value, kind, path)
+        try:
+            arguments[name] = coerce(value, kind)
+        except ValueError as error:
+            raise UsageError(f"The setting {path} {error}.") from None
     return cls(**arguments)
-
-
-def _coerce(value: Any, kind: Any, path: str) -> Any:
-    origin = typing.get_origin(kind) or kind
-    if origin is tuple:
-        _check(isinstance(value, list | tuple), path, f"must be a list, not {value!r}")
-        inner, *rest = typing.get_args(kind)
-        _check(rest == [...] or len(value) == 1 + len(rest), path, f"must have {1 + len(rest)} values")
-        return tuple(_coerce(v, inner, path) for v in value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    good = isinstance(value, origin) and (origin is bool or not isinstance(value, bool))
-    _check(good, path, f"must be of type {origin.__name__}, not {value!r}")
-    return value
 
 
 def _set(tables: dict[str, Any], path: str, value: Any) -> None:

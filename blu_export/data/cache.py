@@ -9,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from blu_export.errors import UsageError
+from blu_export.cache import cache_folder
 from blu_export.files import atomic_write
 
-FOLDER_VARIABLE = "BLU_CACHE_DIR"
-LIMIT_VARIABLE = "BLU_CACHE_GB"
-DEFAULT_LIMIT_GB = 20.0
+PHOTO_BYTES = 20 * 10**9
 KEPT_SHARE = 0.9
 """A full cache is emptied down to this share of its limit, so that not every write has to look for old files."""
 
@@ -25,28 +23,10 @@ _LOCK = "lock"
 log = logging.getLogger(__name__)
 
 
-def cache_folder() -> Path:
-    """Where this program may keep files that can be had again: ``$BLU_CACHE_DIR``, else below the user's cache."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blu-export"
-
-
-def cache_limit() -> int:
-    """Most bytes of cached files: ``$BLU_CACHE_GB``, else 20 GB.
-
-    Raises:
-        UsageError: the variable is not a number of gigabytes.
-    """
-    text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GB)
-    try:
-        limit = int(float(text) * 1e9)
-    except (ValueError, OverflowError):
-        limit = -1
-    if limit < 0:
-        raise UsageError(f"{LIMIT_VARIABLE}={text} is no size.", "Set it to gigabytes, for example 50.")
-    return limit
+def photo_cache() -> DiskCache:
+    """Of photos that came over a network: ``files`` in the user's cache, PHOTO_BYTES at most; see ``cache``."""
+    folder = cache_folder("files")
+    return DiskCache(folder or Path(os.devnull), PHOTO_BYTES if folder else 0)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from blu_export.data.cache import cache_folder
+from blu_export.cache import cache_folder
 from blu_export.data.dataset import Annotation, Dataset, Record, decode_photo
 from blu_export.data.storage import File, Storage, join, open_storage
 from blu_export.errors import BluError, DatasetError
@@ -106,7 +106,7 @@ def load_deepfashion2(
     source = os.fspath(folder)
     storage = storage or open_storage(source)
     index = index_path(source)
-    arrays = _load_index(index) if cached is not False else None
+    arrays = _load_index(index) if index and cached is not False else None
     if arrays is None or not cached:
         files = [file for file in storage.files(join(source, ANNOTATIONS)) if file.name.endswith(".json")]
         if not files:
@@ -115,17 +115,18 @@ def load_deepfashion2(
         if arrays is None or str(arrays["key"]) != key:
             wanted = files if cached is False else files[:limit]
             arrays = read_annotations(source, [file.name for file in wanted], storage, progress)
-            if len(wanted) == len(files):
+            if index and len(wanted) == len(files):
                 arrays["key"] = np.array(key)
                 _save_index(index, arrays)
     records = _records(arrays, join(source, IMAGES))
     return Dataset(CLASS_NAMES, records, name=source, read=storage.fetch).limited(limit)
 
 
-def index_path(source: str) -> Path:
-    """Where the index of a folder is kept."""
+def index_path(source: str) -> Path | None:
+    """Where the index of a folder is kept; None where nothing is cached."""
     place = source.rstrip("/") if "://" in source else os.path.realpath(source)
-    return cache_folder() / "annotations" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
+    folder = cache_folder("annotations")
+    return folder and folder / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
 
 
 def read_annotations(source: str, names: Sequence[str], storage: Storage, progress: Progress = no_progress) -> Arrays:

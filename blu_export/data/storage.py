@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from blu_export.data.cache import DiskCache, cache_folder, cache_limit
+from blu_export.data.cache import DiskCache, photo_cache
 from blu_export.errors import DatasetError, MissingDependencyError, UsageError
 from blu_export.extras import import_extra
 
@@ -73,7 +73,7 @@ def open_storage(source: str) -> Storage:
     """The storage that a path or URL lies in."""
     if "://" not in source:
         return LocalStorage()
-    return RemoteStorage(source, DiskCache(cache_folder() / "files", cache_limit()))
+    return RemoteStorage(source, photo_cache())
 
 
 def join(folder: str, name: str) -> str:

@@ -22,7 +22,7 @@ BUCKET = "photos"
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder for the test alone."""
     folder = tmp_path / "cache"
-    monkeypatch.setenv("BLU_CACHE_DIR", str(folder))
+    monkeypatch.setenv("BLU_CACHE", str(folder))
     return folder
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blu_export.data.cache import DiskCache, cache_folder, cache_limit
-from blu_export.errors import UsageError
+from blu_export.data.cache import PHOTO_BYTES, DiskCache, photo_cache
 
 STORED = 100
 CONTENT = STORED - 32
@@ -121,15 +120,9 @@ def test_a_folder_that_cannot_be_written_to_costs_only_speed(tmp_path: Path, cap
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("BLU_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "blu-export"
-    monkeypatch.setenv("BLU_CACHE_DIR", str(tmp_path / "x"))
-    assert cache_folder() == tmp_path / "x"
-    assert cache_limit() == 20 * 10**9
-    monkeypatch.setenv("BLU_CACHE_GB", "0.5")
-    assert cache_limit() == 5 * 10**8
-    for wrong in ("much", "-1", "nan", "inf"):
-        monkeypatch.setenv("BLU_CACHE_GB", wrong)
-        with pytest.raises(UsageError, match="BLU_CACHE_GB"):
-            cache_limit()
+    monkeypatch.setenv("BLU_CACHE", str(tmp_path / "x"))
+    assert photo_cache() == DiskCache(tmp_path / "x" / "files", PHOTO_BYTES)
+    monkeypatch.setenv("BLU_CACHE", "off")
+    cache = photo_cache()
+    fill(cache, "a")
+    assert size_of(cache) == 0

@@ -3,102 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import signal
-import sys
-import termios
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blu_export.serve.app import create_app
+from blu_export.serve.protocol import guarded_protocol
 from blu_export.serve.service import KEEP_ALIVE, Service, State
 from blu_export.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-MAX_HEAD = 32 * 1024
-"""Bytes of a request's head."""
 POLL = 0.05
 GRPC_GRACE = 1.0
 """Seconds for answers to leave, after all work is done."""
-
-
-def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
-    """Uvicorn's HTTP protocol, with limits where it has none: the head's time, a stalled reader, connections."""
-
-    class GuardedProtocol(H11Protocol):
-        _head_timer: asyncio.TimerHandle | None = None
-        _send_timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > settings.max_connections:
-                log.warning("too many connections", extra={"limit": settings.max_connections})
-                transport.abort()
-                return
-            # Whatever waits counts as waiting: send() returns when all is with the system, and the timer sees the rest.
-            transport.set_write_buffer_limits(high=0)
-            self._watch_head()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            for timer in (self._head_timer, self._send_timer):
-                if timer is not None:
-                    timer.cancel()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._watch_reader()
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._send_timer is not None:
-                self._send_timer.cancel()
-                self._send_timer = None
-
-        def _watch_reader(self) -> None:
-            """Cut the client off if it has read nothing after ``send_timeout`` seconds; else look again."""
-            before = _unread(self.transport)
-
-            def look() -> None:
-                if _unread(self.transport) < before:
-                    self._watch_reader()
-                else:
-                    self.transport.abort()
-
-            self._send_timer = self.loop.call_later(settings.send_timeout, look)
-
-        def _watch_head(self) -> None:
-            """Between requests a started head, or the rest of an answered body, has ``head_timeout`` seconds."""
-            answering = self.cycle is not None and not self.cycle.response_complete
-            if answering and self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-            elif not answering and self._head_timer is None:
-                self._head_timer = self.loop.call_later(settings.head_timeout, self.transport.abort)
-
-    return GuardedProtocol
-
-
-def _unread(transport: Any) -> int:
-    """Bytes that the client has not taken: ours, and on Linux the system's.
-
-    The system may hold megabytes, and takes more of ours only when a third of them is gone: without its share a slow
-    reader looks like one that does not read.
-    """
-    waiting: int = transport.get_write_buffer_size()
-    if sys.platform == "linux":
-        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        waiting += int.from_bytes(answer, sys.byteorder)
-    return waiting
 
 
 class Server(uvicorn.Server):
@@ -152,7 +73,6 @@ async def _serve_on(sockets: list[Any], service: Service) -> bool:
         log_config=None,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=KEEP_ALIVE,
         backlog=1024,
     )

@@ -1,16 +1,31 @@
-"""Structured logs: a line of JSON per event on stderr; on a terminal a line for people."""
+"""Structured logs: a line of JSON per event on stderr; on a terminal a line for people.
+
+Nobody waits for whoever reads stderr: a thread writes the lines, and what it cannot get rid of is dropped and counted.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import sys
+import threading
 import time
+import warnings
+from collections import deque
+from contextlib import suppress
 from contextvars import ContextVar
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that is being answered."""
 
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 2**20
+"""Bytes of lines that wait to be written; what finds no room is dropped."""
+MAX_KINDS = 1000
+"""Of warnings that OncePerSecond keeps apart."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -37,15 +52,137 @@ class PlainFormatter(logging.Formatter):
         return f"{head}  {tail}" if tail else head
 
 
+class Writer:
+    """Lines on their way to a file descriptor, by a thread of its own; MAX_WAITING bytes of them may wait."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.dropped = 0
+        """Lines that found no room."""
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque()
+        self._waiting = 0
+        """Bytes, those that are being written included."""
+        self._changed = threading.Condition()
+        threading.Thread(target=self._write, name="blu-log", daemon=True).start()
+
+    def put(self, line: str) -> None:
+        """Have a line written, some time."""
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._changed:
+            if self._waiting + len(data) > MAX_WAITING:
+                self.dropped += 1
+                return
+            self._lines.append(data)
+            self._waiting += len(data)
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything is written, but no longer than that; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, seconds)
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                data = self._lines.popleft()
+            size = len(data)
+            with suppress(OSError):  # closed: nobody reads it any more
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            with self._changed:
+                self._waiting -= size
+                self._changed.notify_all()
+
+
+class LineHandler(logging.Handler):
+    """Formats a record where it happens, with the request's id, and gives it to the writer."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler.emit."""
+        self.writer.put(self.format(record))
+
+
+class OncePerSecond(logging.Filter):
+    """Warnings and errors that say the same, at most once a second; ``repeated`` says how many were left out before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[object, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter.filter."""
+        if record.levelno < logging.WARNING:
+            return True
+        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD]
+        kind = (record.name, record.msg, record.exc_info and record.exc_info[0], *fields)
+        last, left_out = self._seen.get(kind, (float("-inf"), 0))
+        if record.created - last < 1:
+            self._seen[kind] = last, left_out + 1
+            return False
+        if len(self._seen) >= MAX_KINDS:
+            self._seen.clear()
+        self._seen[kind] = record.created, 0
+        if left_out:
+            record.repeated = left_out
+        return True
+
+
 def set_up() -> None:
-    """Send the logs of this package and of uvicorn to stderr."""
-    handler = logging.StreamHandler()
+    """Send all logs, and Python's warnings once a kind, to stderr."""
+    handler = LineHandler(_writer())
     handler.setFormatter(PlainFormatter() if sys.stderr.isatty() else JsonFormatter())
-    for name, level in (("blu_export", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+    handler.addFilter(OncePerSecond())
+    for name, level in (("", logging.WARNING), ("blu_export", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    warn_once()
+
+
+def warn_once() -> None:
+    """Log Python's warnings, each place in the code that gives one for its first time only.
+
+    Python itself keeps every text that it has shown: those of Pillow hold numbers out of the file.
+    """
+    told: set[tuple[str, int]] = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: object) -> None:
+        if (filename, lineno) not in told:
+            told.add((filename, lineno))
+            fields = {"kind": category.__name__, "text": str(message)[:500], "place": f"{filename}:{lineno}"}
+            log.warning("warning", extra=fields)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    for category in (UserWarning, RuntimeWarning):
+        warnings.simplefilter("always", category)
+
+
+def flush() -> None:
+    """Before the process ends: a second for what waits to be written."""
+    if _writers:
+        _writer().flush(1.0)
+
+
+def dropped() -> int:
+    """Lines of this process that were not written since nobody read those before."""
+    return sum(each.dropped for each in _writers)
+
+
+_writers: list[Writer] = []
+"""The one of this process, once there is one."""
+
+
+def _writer() -> Writer:
+    if not _writers:
+        _writers.append(Writer(sys.stderr.fileno()))
+        atexit.register(flush)
+    return _writers[0]
 
 
 def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from blu_export.serve import logs
 from blu_export.serve.worker_process import ModelInfo
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,12 +25,21 @@ class Timer:
     seconds: float = 0.0
 
 
+class LogLines(Collector):
+    """Lines of the log that were dropped, as the log counts them."""
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """See prometheus_client."""
+        yield CounterMetricFamily("blu_log_lines_dropped", "Log lines that nobody read.", value=logs.dropped())
+
+
 class Metrics:
     """Counters of one server; each server has a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.registry.register(LogLines())
         self.requests = Counter(
             "blu_requests", "Requests answered.", ("protocol", "route", "status"), registry=self.registry
         )

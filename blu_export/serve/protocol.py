@@ -127,6 +127,8 @@ class GuardedProtocol(H11Protocol):
 
     settings: ServeSettings
     turns: Turns
+    idle: dict[GuardedProtocol, None]
+    """Connections of the server without a request, who waits for longest first."""
     flow: Flow
     conn: Parser
     _head_timer: asyncio.TimerHandle | None = None
@@ -141,13 +143,16 @@ class GuardedProtocol(H11Protocol):
         """For its turn."""
 
     def connection_made(self, transport: Any) -> None:
-        """Close it at once where there are too many."""
+        """Where there are too many, close the one that has been idle for longest; if none is, this one."""
         super().connection_made(transport)
         self.flow = Flow(transport)
         if len(self.connections) > self.settings.max_connections:
             log.warning("too many connections", extra={"limit": self.settings.max_connections})
-            transport.abort()
-            return
+            oldest = next(iter(self.idle), self)
+            self.idle.pop(oldest, None)
+            oldest.transport.abort()
+            if oldest is self:
+                return
         # Whatever waits counts as waiting: send() returns when all is with the system, and the timer sees the rest.
         transport.set_write_buffer_limits(high=0)
         self._watch_head()
@@ -208,6 +213,7 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget its timers."""
         super().connection_lost(exc)
+        self.idle.pop(self, None)
         for timer in (self._head_timer, self._send_timer):
             if timer is not None:
                 timer.cancel()
@@ -236,9 +242,23 @@ class GuardedProtocol(H11Protocol):
 
         self._send_timer = self.loop.call_later(self.settings.send_timeout, look)
 
+    def on_response_complete(self) -> None:
+        """The connection is idle, unless its next request is here already."""
+        super().on_response_complete()
+        if not self._answering and not self.transport.is_closing():
+            self.idle[self] = None
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _watch_head(self) -> None:
         """Between requests a started head, or the rest of an answered body, has ``head_timeout`` seconds."""
-        answering = self.cycle is not None and not self.cycle.response_complete
+        answering = self._answering
+        if answering:
+            self.idle.pop(self, None)
+        elif not self.transport.is_closing():
+            self.idle.setdefault(self)
         if answering and self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -248,7 +268,7 @@ class GuardedProtocol(H11Protocol):
 
 def guarded_protocol(settings: ServeSettings) -> type[GuardedProtocol]:
     """The protocol class of one server."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"settings": settings, "turns": Turns()})
+    return type("GuardedProtocol", (GuardedProtocol,), {"settings": settings, "turns": Turns(), "idle": {}})
 
 
 def _unread(transport: Any) -> int:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from typing import Any
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines go to stderr, and wait for whoever reads that
 
 import grpc
 import numpy as np

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
 import signal
+import socket
 from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
 
+from blu_export.errors import UsageError
 from blu_export.serve.app import create_app
+from blu_export.serve.logs import flush
 from blu_export.serve.protocol import guarded_protocol
 from blu_export.serve.service import KEEP_ALIVE, Service, State
 from blu_export.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
+ACCEPTED = 16
+"""Connections taken in a round of the event loop: those beyond the limit are closed in the next ones, before the spare
+files are used up."""
+BACKLOG = 1024
+"""Connections that wait in the system."""
+SPARE_FILES = 64
+"""Kept in hand for everything that is not a connection."""
 POLL = 0.05
 GRPC_GRACE = 1.0
 """Seconds for answers to leave, after all work is done."""
@@ -37,6 +50,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listen, and only then say so: who waits for the line may connect at once."""
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(BACKLOG)
         log.info("listening", extra=self.address)
 
 
@@ -47,8 +62,8 @@ def run(settings: ServeSettings) -> None:
         BluError: the model cannot be loaded, or the address cannot be listened on.
         KeyboardInterrupt: it was SIGINT.
     """
-    _allow_sockets(settings.max_connections * (1 if settings.grpc_port is None else 2))
-    interrupted = asyncio.run(_serve(settings))
+    interrupted = asyncio.run(_serve(_within_open_files(settings)))
+    flush()
     if interrupted:
         raise KeyboardInterrupt
 
@@ -74,7 +89,7 @@ async def _serve_on(sockets: list[Any], service: Service) -> bool:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        backlog=1024,
+        backlog=ACCEPTED,
     )
     async with AsyncExitStack() as stack:
         address = _address(settings.host, sockets[0].getsockname()[1])
@@ -141,10 +156,6 @@ class Ending:
 
 
 def _listen(settings: ServeSettings) -> Any:
-    import socket
-
-    from blu_export.errors import UsageError
-
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         listener = socket.socket(*found[0][:3])
@@ -161,13 +172,25 @@ def _address(host: str, port: int) -> dict[str, Any]:
     return {"url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", "port": port}
 
 
-def _allow_sockets(count: int) -> None:
-    """Raise the limit of open files, 1,024 on many systems, to what the connections need."""
-    import resource
+def _within_open_files(settings: ServeSettings) -> ServeSettings:
+    """Raise the limit of open files, 1,024 on many systems, to what the connections need; or have fewer of them.
 
+    Raises:
+        UsageError: there is no room for connections at all.
+    """
+    protocols = 1 if settings.grpc_port is None else 2
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
+    spare = SPARE_FILES + len(os.listdir("/dev/fd"))
+    limit = settings.max_connections * protocols + spare
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        limit = min(limit, hard)
+    if soft == resource.RLIM_INFINITY or limit <= soft:
+        limit = soft if soft != resource.RLIM_INFINITY else limit
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    connections = min(settings.max_connections, (limit - spare) // protocols)
+    if connections < 1:
+        raise UsageError(f"The limit of open files, {limit}, leaves none for connections.", "Raise it: ulimit -n 4096")
+    if connections < settings.max_connections:
+        log.warning("fewer connections", extra={"open_files": limit, "connections": connections})
+    return replace(settings, max_connections=connections)

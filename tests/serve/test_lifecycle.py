@@ -84,6 +84,8 @@ def test_a_photo_that_kills_the_worker_fails_and_the_next_ones_work(launch: Star
     server = launch()
     deadly = server.post(png(CRASH))
     assert (deadly.status_code, deadly.json()["error"]["code"]) == (500, "worker_failed")
+    for _ in "12":
+        server.wait_for("worker restarted")
     assert score(server.post(grey(51))) == pytest.approx(0.2, abs=1e-6)
     with server.client() as client:
         assert 'blu_worker_restarts_total{reason="crash"} 2.0' in client.get("/metrics").text  # tried twice

@@ -150,18 +150,51 @@ def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
         until(whole)  # what the others did not read is given back
 
 
-def test_connections_beyond_the_limit_are_closed_at_once(launch: Start) -> None:
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: blu\r\nConnection: close\r\n\r\n"
+
+
+def test_a_connection_beyond_the_limit_takes_the_place_of_the_longest_idle(launch: Start) -> None:
     server = launch(max_connections=3)
-    with connection(server) as one, connection(server), connection(server):
+    with connection(server) as oldest, connection(server) as second, connection(server) as third:
+        with connection(server, LIVE) as fourth:
+            assert rest(fourth).startswith(b"HTTP/1.1 200")
+        assert rest(oldest) == b""
+        third.sendall(LIVE)
+        assert rest(third).startswith(b"HTTP/1.1 200")
+        second.sendall(LIVE)
+        assert rest(second).startswith(b"HTTP/1.1 200")
+
+
+def test_where_all_are_at_work_a_connection_beyond_the_limit_is_closed(launch: Start) -> None:
+    server = launch(max_connections=2)
+    sends = head(1000, more="Expect: 100-continue\r\n")
+    with connection(server, sends) as one, connection(server, sends) as two:
+        for sock in (one, two):
+            assert sock.recv(2**10).startswith(b"HTTP/1.1 100")
         with connection(server) as too_many:
             assert rest(too_many) == b""
-        one.close()
+        one.sendall(bytes(1000))
+        assert one.recv(12) == b"HTTP/1.1 415"
+        with connection(server, LIVE) as another:  # in the place of the first, which is idle now
+            assert rest(another).startswith(b"HTTP/1.1 200")
 
-        def served() -> bool:
-            with connection(server, b"GET /v2/health/live HTTP/1.1\r\nHost: blu\r\nConnection: close\r\n\r\n") as sock:
-                return rest(sock).startswith(b"HTTP/1.1 200")
 
-        until(served)
+@pytest.mark.parametrize("grpc_port", [None, 0])
+def test_connections_keep_within_the_open_files(launch: Start, grpc_port: int | None) -> None:
+    files = 200
+    server = launch(limit_files=files, grpc_port=grpc_port)
+    told = next(line for line in server.lines if line["event"] == "fewer connections")
+    assert told["open_files"] == files
+    assert told["connections"] <= (files - 64) // (1 if grpc_port is None else 2)
+    with ExitStack() as stack:
+        for _ in range(2 * files):
+            stack.enter_context(connection(server))
+        with server.client() as client:
+            assert client.get("/v2/health/live").status_code == 200
+            assert metric(client, "process_open_fds") <= files
+            assert client.post("/v1/predict", content=grey(51)).status_code == 200
+    assert len([line for line in server.lines if line["event"] == "too many connections"]) < 60
+    assert not any("accept" in line["event"] for line in server.lines)
 
 
 def test_memory_for_uploads_is_shared_and_given_back(launch: Start) -> None:

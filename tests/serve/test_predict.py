@@ -187,7 +187,7 @@ def test_every_request_is_logged_and_counted(shared_server: Running, client: htt
     before = count()
     client.post("/v1/predict", content=PHOTO, headers={"x-request-id": "logged-1"})
     assert count() == before + 1
-    line = next(line for line in shared_server.lines if line.get("request_id") == "logged-1")
+    line = shared_server.wait_for("request", request_id="logged-1")
     assert (line["path"], line["status"], line["level"]) == ("/v1/predict", 200, "info")
 
 

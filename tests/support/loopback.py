@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +64,12 @@ class Running:
         with self.client() as client:
             return client.post(path, content=body, headers=headers)
 
-    def wait_for(self, event: str) -> dict[str, Any]:
-        """The next line of the log with that event."""
+    def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
+        """The next line of the log with that event, and these fields."""
         while True:
             line = self._new.get(timeout=PATIENCE)
             assert line is not None, f"the server ended without '{event}': {self.lines}"
-            if line["event"] == event:
+            if line["event"] == event and fields.items() <= line.items():
                 return line
 
     def read_log(self) -> None:
@@ -107,7 +109,13 @@ def launching(folder: Path) -> Iterator[Start]:
     servers: list[Running] = []
     readers: list[threading.Thread] = []
 
-    def start(seconds: float = 0.0, shift: float = 0.0, spec: dict[str, Any] | None = None, **settings: Any) -> Running:
+    def start(
+        seconds: float = 0.0,
+        shift: float = 0.0,
+        spec: dict[str, Any] | None = None,
+        limit_files: int | None = None,
+        **settings: Any,
+    ) -> Running:
         model = settings.pop("model", None)
         if model is None:
             parent = folder / str(len(servers))
@@ -119,6 +127,7 @@ def launching(folder: Path) -> Iterator[Start]:
             [sys.executable, HERE / "serve_fake.py", json.dumps(given)],
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
+            preexec_fn=limit_files and partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit_files, limit_files)),
         )
         server = Running(process, model)
         servers.append(server)

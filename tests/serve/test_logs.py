@@ -1,0 +1,105 @@
+"""Logs: nobody waits for whoever reads stderr, and what repeats is told once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_runner import write_model
+from loopback import HERE, PATIENCE, Running, grey, metric
+
+from blu_export.serve.logs import MAX_WAITING, JsonFormatter, OncePerSecond, Writer, warn_once
+
+
+def test_a_full_pipe_costs_lines_and_no_time() -> None:
+    read_end, write_end = os.pipe()
+    writer = Writer(write_end)
+    lines = [f"{index} " + "x" * 1000 for index in range(2 * MAX_WAITING // 1000)]
+    for line in lines:
+        writer.put(line)
+    assert not writer.flush(0.01)
+    assert len(lines) / 3 < writer.dropped < len(lines) * 2 / 3
+    with open(read_end, encoding="utf-8") as reader:
+        kept = [reader.readline().rstrip("\n") for _ in range(len(lines) - writer.dropped)]
+        assert kept == lines[: len(kept)]
+        assert writer.flush(PATIENCE)
+        writer.put("later")
+        assert reader.readline() == "later\n"
+    os.close(write_end)
+
+
+def test_a_pipe_that_was_closed_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    writer = Writer(write_end)
+    writer.put("nobody is there")
+    assert writer.flush(PATIENCE)
+    os.close(write_end)
+
+
+def test_a_server_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    given = {"model": str(write_model(tmp_path / "fake.onnx")), "port": 0, "notice": 0.0}
+    process = subprocess.Popen(
+        [sys.executable, HERE / "serve_fake.py", json.dumps(given)],
+        stderr=write_end,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as log:
+        while (line := json.loads(log.readline()))["event"] != "listening":
+            pass
+        server = Running(process, tmp_path, line["port"])
+        with server.client() as client:
+            while not metric(client, "blu_log_lines_dropped_total"):
+                for _ in range(100):
+                    assert client.get(f"/{'nothing' * 2000}").status_code == 404
+            assert client.post("/v1/predict", content=grey(51)).status_code == 200
+        assert server.stop() == 0
+
+
+def records(count: int, event: str, created: float) -> Iterator[logging.LogRecord]:
+    for _ in range(count):
+        record = logging.makeLogRecord({"name": "n", "msg": event, "levelno": logging.WARNING})
+        record.created = created
+        yield record
+
+
+def test_warnings_of_one_kind_are_told_once_a_second() -> None:
+    once = OncePerSecond()
+    told = [
+        record
+        for created, event in ((0.0, "a"), (0.5, "a"), (0.5, "b"), (1.5, "a"), (3.0, "a"))
+        for record in records(10, event, created)
+        if once.filter(record)
+    ]
+    assert [(each.created, each.msg, getattr(each, "repeated", 0)) for each in told] == [
+        (0.0, "a", 0),
+        (0.5, "b", 0),
+        (1.5, "a", 19),
+        (3.0, "a", 9),
+    ]
+    info = [logging.makeLogRecord({"msg": "request", "levelno": logging.INFO}) for _ in range(3)]
+    assert all(once.filter(record) for record in info)
+
+
+def test_warnings_of_a_library_are_told_once_a_place(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warn_once()
+        for number in range(5):
+            warnings.warn(f"Corrupt EXIF data. Expecting to read {number} bytes", stacklevel=1)
+        warnings.warn("another place", RuntimeWarning, stacklevel=1)
+    assert [record.text for record in caplog.records] == [  # type: ignore[attr-defined]
+        "Corrupt EXIF data. Expecting to read 0 bytes",
+        "another place",
+    ]
+    line = json.loads(JsonFormatter().format(caplog.records[1]))
+    assert (line["event"], line["kind"]) == ("warning", "RuntimeWarning")

@@ -71,13 +71,13 @@ def read_tags(path: Path) -> dict[str, list[str]]:
         content: Any = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"The tags {path} cannot be read: {error}.", "Give a JSON file.") from error
-    classes = {
-        name: tags["classes"] if isinstance(tags, dict) and "classes" in tags else tags
-        for name, tags in (content.items() if isinstance(content, dict) else [("", None)])
-    }
-    for name, tags in classes.items():
-        if not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
-            raise DatasetError(
-                f"{path} does not name the classes of {name or 'photos'}.", 'Write {"photo.jpg": ["hat", "shoes"], …}.'
-            )
+    fix = 'Write {"photo.jpg": ["hat", "shoes"], …}.'
+    if not isinstance(content, dict):
+        raise DatasetError(f"The tags {path} are not a JSON object.", fix)
+    classes: dict[str, list[str]] = {}
+    for name, tags in content.items():
+        named = tags["classes"] if isinstance(tags, dict) and "classes" in tags else tags
+        if not (isinstance(named, list) and all(isinstance(tag, str) for tag in named)):
+            raise DatasetError(f"{path} does not name the classes of {name}.", fix)
+        classes[name] = named
     return classes

@@ -128,9 +128,9 @@ class SampleMaker:
     ) -> None:
         self.dataset, self.spec, self.config, self.encode = dataset, spec, config, encode
         self.photos = PhotoStore(dataset, 2 * spec.image_max_dim, config.cache_bytes)
-        self.backgrounds = backgrounds and PhotoStore(backgrounds, 2 * spec.image_max_dim, config.cache_bytes)
+        self.backgrounds = PhotoStore(backgrounds, 2 * spec.image_max_dim, config.cache_bytes) if backgrounds else None
         self.persons = dataset.cutouts()
-        if config.augment.scenes + config.augment.empty > 0 and backgrounds is None:
+        if config.augment.scenes + config.augment.empty > 0 and not backgrounds:
             raise UsageError("There are no backgrounds for scenes and empty photos.", "Set data.backgrounds.")
         if config.augment.scenes > 0 and not self.persons:
             raise UsageError("There are no cut-outs of persons to make scenes of.", "Set data.cutouts.")

@@ -34,6 +34,8 @@ class AugmentConfig:
     """Each colour channel is multiplied by 1 ± this, as a wrong white balance does."""
     copy_paste: float = 0.3
     """Probability that objects of another photo are pasted in (Ghiasi et al. 2021)."""
+    smallest: int = 0
+    """Objects that show fewer pixels on the canvas are neither right nor wrong to find, like crowds."""
     scenes: float = 0.0
     """Share of the samples that are a background photo with persons pasted on it."""
     empty: float = 0.0

@@ -191,7 +191,8 @@ class SampleMaker:
         chosen = np.sort(rng.permutation(len(canvas.masks))[: config.max_gt_instances])
         masks = canvas.masks[chosen]
         boxes = np.array([mask_box(mask) for mask in masks], np.int32).reshape(-1, 4)
-        class_ids = np.where(canvas.iscrowd, -canvas.class_ids, canvas.class_ids)[chosen].astype(np.int32)
+        ignored = canvas.iscrowd | (canvas.masks.sum(axis=(1, 2)) < config.augment.smallest)
+        class_ids = np.where(ignored, -canvas.class_ids, canvas.class_ids)[chosen].astype(np.int32)
         used, rows = len(chosen), config.max_gt_instances
         sample: Sample = {
             "image": image,

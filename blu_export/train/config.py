@@ -321,6 +321,7 @@ def _check_augment(config: AugmentConfig) -> None:
     for name in ("scale", "person"):
         low, high = getattr(config, name)
         _check(0 < low <= high < math.inf, f"{where}.{name}", "must be a smallest and a largest factor, both positive")
+    _check(config.smallest >= 0, f"{where}.smallest", "must not be negative")
     _check(0 <= config.rotation <= 180, f"{where}.rotation", "must be 0 to 180")
 
 

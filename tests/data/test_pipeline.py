@@ -92,6 +92,12 @@ def test_crowds_have_negative_ids() -> None:
     assert maker(drawn(1, crowd=True), augment=off)(0)["gt_class_ids"].tolist() == [-1, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("smallest", "class_id"), [(38 * 51, 1), (39 * 52 + 1, -1)])
+def test_objects_too_small_to_tell_are_ignored(smallest: int, class_id: int) -> None:
+    augment = AugmentConfig(0, (1, 1), 0, 0, 0, 0, smallest=smallest)  # 30x40 pixels, drawn 1.28 times as large
+    assert maker(drawn(1), augment=augment)(0)["gt_class_ids"].tolist() == [class_id, 0, 0, 0]
+
+
 def test_each_pass_shows_every_photo_once() -> None:
     make = maker(drawn(7))
     orders = [make._shuffled(passes).tolist() for passes in range(3)]

@@ -99,6 +99,7 @@ def test_set_reads_values(setting: str, value: object) -> None:
         ("train.augment.scale=1,Infinity", "train.augment.scale must be a smallest"),
         ("train.augment.flip=1.5", "train.augment.flip must be 0 to 1"),
         ("train.augment.empty=-0.1", "train.augment.empty must be 0 to 1"),
+        ("train.augment.smallest=-1", "train.augment.smallest must not be negative"),
         ("train.augment.person=0,1", "train.augment.person must be a smallest and a largest factor"),
         (
             'train.augment={"scenes": 0.6, "empty": 0.6}',

@@ -123,28 +123,30 @@ def layer_errors(
         added.append(helper.make_node("Sub", [f"{node.name}/rounded", node.output[0]], [f"{node.name}/difference"]))
         measure("ReduceSumSquare", f"{node.name}/difference", f"{node.name}/error")
         measure("ReduceSumSquare", node.output[0], f"{node.name}/power")
-        for place, name in enumerate((next(n for n in node.input if n not in known), node.output[0])):
-            added.append(helper.make_node("Abs", [name], [f"{node.name}/abs{place}"]))
-            measure("ReduceMax", f"{node.name}/abs{place}", f"{node.name}/largest{place}")
+        for side, name in (("input", next(n for n in node.input if n not in known)), ("output", node.output[0])):
+            added.append(helper.make_node("Abs", [name], [f"{node.name}/abs_{side}"]))
+            measure("ReduceMax", f"{node.name}/abs_{side}", f"{node.name}/largest_{side}")
         measure("ReduceMean", f"{node.name}/difference", f"{node.name}/shift", [axes[node.op_type].name])
     graph.node.extend(added)
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in measured)
     session = open_session(model)
-    rows = [session.run(measured, {graph.input[0].name: sample}) for sample in samples]
-    table = np.array([[value for i, value in enumerate(row) if i % 5 != 4] for row in rows], np.float64)
-    error, power, largest_in, largest_out = (table[:, i::4] for i in range(4))
-    shifts = [
-        np.stack(values).mean(axis=0, dtype=np.float64) for values in zip(*(row[4::5] for row in rows), strict=True)
+    runs = [
+        dict(zip(measured, session.run(measured, {graph.input[0].name: sample}), strict=True)) for sample in samples
     ]
+    return [_layer_error(node.name, runs) for node in layers]
+
+
+def _layer_error(layer: str, runs: Sequence[Mapping[str, NDArray[Any]]]) -> LayerError:
+    """What ``layer_errors`` measured of a layer, by name, in every run."""
+    error, power = (sum(float(run[f"{layer}/{name}"]) for run in runs) for name in ("error", "power"))
+    largest = max(float(run[f"{layer}/{name}"]) for run in runs for name in ("largest_input", "largest_output"))
+    shift = np.mean([run[f"{layer}/shift"] for run in runs], axis=0, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.sqrt(error.sum(axis=0) / power.sum(axis=0))
-    relative = np.where(np.isnan(relative), np.where(np.isfinite(error.sum(axis=0)), 0.0, np.inf), relative)
-    largest = np.maximum(largest_in, largest_out).max(axis=0)
-    return [
-        LayerError(node.name, float(most), float(loss), shift)
-        for node, most, loss, shift in zip(layers, largest, relative, shifts, strict=True)
-    ]
+        relative = float(np.sqrt(np.float64(error) / power))
+    if np.isnan(relative):
+        relative = 0.0 if np.isfinite(error) else np.inf
+    return LayerError(layer, largest, relative, shift)
 
 
 def correct_biases(part: onnx.ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:

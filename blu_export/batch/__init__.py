@@ -2,6 +2,7 @@
 
     job ── what is asked for, what is there already, what came of it
       ├─ photos, sink ── where photos come from and results go: folders and buckets
+      ├─ lock ── one driver at a time
       ├─ plan ── which photo belongs to which shard, fixed once and only added to
       ├─ local, on_ray ── who works on which shard
       │    └─ process ── one worker's side that outlives it   (worker ── inside it, the model)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blu_export.batch.local import Event, run_local
+from blu_export.batch.lock import SinkLock
 from blu_export.batch.photos import list_photos
 from blu_export.batch.plan import Shard, open_plan
 from blu_export.batch.process import Job, child_threads
@@ -99,7 +100,7 @@ class BatchJob:
         finished: those that were finished before this run.
 
     Raises:
-        BluError: source, sink, model and settings do not make a job.
+        BluError: source, sink, model and settings do not make a job, or another one uses the sink.
     """
 
     def __init__(self, settings: BatchSettings) -> None:
@@ -109,13 +110,22 @@ class BatchJob:
             raise DatasetError(f"There is no model file {settings.model}.", "Check the path.")
         sha256 = sha256_of(settings.model)
         photos = list_photos(settings.source)
-        self.plan, self.new = open_plan(self.sink, sha256, settings.min_score, photos, settings.shard_size)
-        self._done = self._finished()
+        self._lock = SinkLock(self.sink)
+        try:
+            self.plan, self.new = open_plan(self.sink, sha256, settings.min_score, photos, settings.shard_size)
+            self._done = self._finished()
+        except BaseException:
+            self.close()
+            raise
         self._todo = [shard for shard in self.plan.shards if shard.index not in self._done]
         self.total = len(self.plan.photos)
         self.finished = sum(summary.photos for summary in self._done.values())
         self.workers = settings.workers or 1
         self.report: Report | None = None
+
+    def close(self) -> None:
+        """Let other jobs use the sink; ``run`` does so at its end."""
+        self._lock.close()
 
     def run(self) -> Iterator[str]:
         """Work off what is left; yields once per photo that is done.
@@ -123,6 +133,12 @@ class BatchJob:
         Raises:
             BluError: the job cannot go on. What is finished stays; the same call goes on from there.
         """
+        try:
+            yield from self._run()
+        finally:
+            self.close()
+
+    def _run(self) -> Iterator[str]:
         self.sink.tidy()
         current: Counter[int] = Counter()
         reported, ran = 0, []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
+import posixpath
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +20,8 @@ from blu_export.sources import IMAGE_SUFFIXES, find_images
 if TYPE_CHECKING:
     from blu_export.data.storage import Storage
 
+log = logging.getLogger(__name__)
+
 LIST_SUFFIXES = frozenset({".txt", ".lst"})
 READERS = 8
 """Files that a worker reads at a time, ahead of the network."""
@@ -29,7 +34,7 @@ def list_photos(source: str) -> list[str]:
 
     Args:
         source: a folder or bucket prefix, with what is below it; a glob; a list (.txt, one path or URL per line,
-            relative to the list); or one photo.
+            relative to the list); or one photo. Pipes, sockets and devices are passed over.
 
     Raises:
         DatasetError: there is no such source, or a folder in it cannot be listed.
@@ -47,7 +52,7 @@ def list_photos(source: str) -> list[str]:
             found = [os.path.abspath(path) for path in find_images([source])]
         except OSError as error:
             raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}.", "Check your rights.") from error
-    found = list(dict.fromkeys(found))
+    found = _passing_over_special_files(list(dict.fromkeys(found)))
     if not found:
         raise UsageError(f"There are no photos in {source}.", f"Photos end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return found
@@ -61,7 +66,37 @@ def _read_list(source: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{source} is no list of photos: it is not UTF-8.", "Write one name per line.") from error
     folder = parent(source) if "://" in source else os.path.abspath(parent(source))
-    return [join(folder, line.strip()) for line in text.splitlines() if line.strip()]
+    return [_normal(join(folder, line.strip())) for line in text.splitlines() if line.strip()]
+
+
+def _normal(photo: str) -> str:
+    """A path or URL without ``.`` and ``..``, so that a photo has one name."""
+    if "://" in photo:
+        protocol, _, path = photo.partition("://")
+        return f"{protocol}://{posixpath.normpath(path)}" if ".." in path.split("/") else photo
+    normal = os.path.normpath(photo)
+    if ".." not in photo.split("/") or "\0" in photo or os.path.realpath(normal) == os.path.realpath(photo):
+        return normal
+    return os.path.realpath(photo)  # a link stands before the dots
+
+
+def _passing_over_special_files(photos: list[str]) -> list[str]:
+    """Those that are not pipes, sockets or devices, which may keep a reader waiting for ever."""
+    special = [photo for photo in photos if _is_special(photo)]
+    if special:
+        log.warning("%d pipes, sockets or devices are passed over, %s first", len(special), special[0])
+    known = set(special)
+    return [photo for photo in photos if photo not in known]
+
+
+def _is_special(photo: str) -> bool:
+    if "://" in photo:
+        return False
+    try:
+        mode = os.stat(photo).st_mode
+    except (OSError, ValueError):  # reading it is what reports that
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _list_remote(source: str) -> list[str]:
@@ -87,6 +122,8 @@ def _storage(source: str) -> Storage:
 
 def read_photo(photo: str) -> Path | bytes | BluError:
     """What image.decode takes, for a path or URL; the error where a URL cannot be read."""
+    if _is_special(photo):  # it has become one since it was listed
+        return ImageError(f"{photo} is a pipe, socket or device.", "Copy its content to a file.")
     if "://" not in photo:
         return Path(photo)
     try:

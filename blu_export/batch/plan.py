@@ -74,15 +74,32 @@ class Plan:
         path = sink.path(PLAN_NAME)
         try:
             with sink.open(PLAN_NAME) as file:
-                values: dict[str, Any] = json.loads(file.read())
-            if values["version"] > PLAN_VERSION:
-                raise DatasetError(f"{path} was written by a newer blu.", "Upgrade blu-export.")
-            photos, ends = tuple(map(str, values["photos"])), tuple(map(int, values["ends"]))
-            if sorted(set(ends)) != list(ends) or (ends[-1] if ends else 0) != len(photos):
-                raise ValueError("its shards do not add up")
-            return cls(str(values["model_sha256"]), float(values["min_score"]), photos, ends)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                values = json.loads(file.read())
+            return cls._from_json(values, path)
+        except (OSError, ValueError, RecursionError) as error:
             raise DatasetError(f"{path} cannot be read: {error}.", "Choose another sink.") from error
+
+    @classmethod
+    def _from_json(cls, values: Any, path: str) -> Plan:
+        """The plan in a file's values; raises ValueError where they are none."""
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        fields: list[Any] = [values.get(key) for key in ("version", "model_sha256", "min_score", "photos", "ends")]
+        version, model_sha256, min_score, photos, ends = fields
+        if type(version) is int and version > PLAN_VERSION:
+            raise DatasetError(f"{path} was written by a newer blu.", "Upgrade blu-export.")
+        if type(version) is not int or version < 1:
+            raise ValueError("its version is not a number from 1 on")
+        if not _all_are(photos, str) or not _all_are(ends, int):
+            raise ValueError("its photos are not a list of names, or its ends not one of numbers")
+        if not isinstance(model_sha256, str) or type(min_score) not in (int, float) or not 0 <= min_score <= 1:
+            raise ValueError("its model or its score is missing")
+        starts = [0, *ends[:-1]]
+        if any(start >= end for start, end in zip(starts, ends, strict=False)) or sum(ends[-1:]) != len(photos):
+            raise ValueError("its shards do not add up")
+        if len(set(photos)) < len(photos):
+            raise ValueError("a photo is in it twice")
+        return cls(model_sha256, float(min_score), tuple(photos), tuple(ends))
 
     def check_same(self, model_sha256: str, min_score: float, sink: Sink) -> None:
         """Raise UsageError when a job with other settings would be mixed into this one."""
@@ -91,6 +108,10 @@ class Plan:
             raise UsageError(f"{sink.url} holds results of another model, {self.model_sha256[:12]}….", fix)
         if self.min_score != min_score:
             raise UsageError(f"{sink.url} holds results from a score of {self.min_score} on, not {min_score}.", fix)
+
+
+def _all_are(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(each) is kind for each in values)
 
 
 def open_plan(sink: Sink, model_sha256: str, min_score: float, photos: list[str], shard_size: int) -> tuple[Plan, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,6 +82,16 @@ class Sink:
         except OSError as error:
             reason = error.strerror or error
             raise DatasetError(f"{self.path(name)} cannot be written: {reason}.", "Check space and rights.") from error
+
+    @property
+    def folder(self) -> str | None:
+        """It, if it is one of this machine's."""
+        return self.url if self._remote is None else None
+
+    def remove(self, name: str) -> None:
+        """Remove a file of a bucket, if it is there."""
+        with suppress(OSError):
+            self._remote.rm_file(self.path(name))
 
     def scratch(self) -> Path | None:
         """Where a file for ``upload`` should be made: on the same disk, if it is one; None: anywhere."""

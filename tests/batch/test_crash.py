@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Callable
@@ -71,14 +72,31 @@ def test_a_killed_driver_is_gone_on_from(
     assert not list(sink.glob(".*"))
 
 
+def test_a_worker_ends_with_a_driver_that_dies_with_a_word_unread(
+    photos: Callable[..., Path], slow_model: Path, tmp_path: Path
+) -> None:
+    folder, sink = photos(*LEVELS), tmp_path / "found"
+    process = start(source=folder, sink=sink, model=slow_model, shard_size=12)
+    wait_for_lines(process, 2)
+    (worker,) = children(process.pid)
+    handle = os.pidfd_open(worker)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        while not list(sink.glob("part-*.parquet")):  # then the worker has said much that the driver never reads
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=PATIENCE)
+        assert select.select([handle], [], [], PATIENCE)[0], "the worker outlives its driver"
+    finally:
+        os.close(handle)
+
+
 def wait_for_end(pid: int) -> None:
     """Until a process that is not ours is over; it must end by itself."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    import select
-
     try:
         assert select.select([handle], [], [], PATIENCE)[0], "the worker outlives its driver"
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from batch_jobs import write_photo
 
 from blu_export.batch.photos import list_photos, read_photo
-from blu_export.errors import DatasetError, UsageError
+from blu_export.errors import BluError, DatasetError, UsageError
 
 
 def test_a_folder_and_what_is_below_it(photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +38,48 @@ def test_a_list_is_relative_to_itself_and_names_photos_once(photos: Callable[...
         str(tmp_path / "missing.png"),
         "s3://bucket/a.jpg",
     ]
+
+
+def test_a_list_names_photos_once_whatever_their_paths(photos: Callable[..., Path], tmp_path: Path) -> None:
+    folder = photos(1, 2)
+    names = tmp_path / "names.txt"
+    names.write_text(f"photos/00.png\nphotos/../photos/00.png\n./photos//00.png\n{folder}/../photos/00.png\n")
+    assert list_photos(str(names)) == [str(folder / "00.png")]
+    (tmp_path / "link").symlink_to(folder)
+    write_photo(folder / "below" / "00.png", 3)
+    (tmp_path / "deep").symlink_to(folder / "below")
+    names.write_text("deep/../01.png\nphotos/01.png\n")  # after a link the dots lead elsewhere than they read
+    assert list_photos(str(names)) == [str(folder / "01.png")]
+
+
+def test_names_in_a_buckets_list_lose_their_dots(tmp_path: Path) -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/dots/lists/all.txt", b"../a.jpg\nmemory://dots/a.jpg\n")
+    try:
+        assert list_photos("memory://dots/lists/all.txt") == ["memory://dots/a.jpg"]
+    finally:
+        files.rm("/dots", recursive=True)
+
+
+def test_pipes_sockets_and_devices_are_passed_over(
+    photos: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = photos(1)
+    os.mkfifo(folder / "a.jpg")
+    (folder / "b.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "c.jpg"))  # a socket's path may not be long
+        names = tmp_path / "names.txt"
+        names.write_text("photos/a.jpg\nphotos/00.png\n")
+        for source in (folder, folder / "*", names):
+            assert list_photos(str(source)) == [str(folder / "00.png")]
+    assert "3 pipes, sockets or devices are passed over" in caplog.text
+    with pytest.raises(UsageError, match="There are no photos"):
+        list_photos(str(folder / "a.jpg"))
+    late = read_photo(str(folder / "a.jpg"))  # of a plan that was made before it was one
+    assert isinstance(late, BluError) and "pipe" in str(late)
 
 
 def test_sources_without_photos_are_errors(tmp_path: Path) -> None:

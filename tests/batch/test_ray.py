@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from batch_jobs import PATIENCE, check_levels, rows, start
 from fake_runner import CRASH, write_model
+from ray_processes import mark, marked
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 
 FAKES = Path(__file__).parents[1] / "support"
 LEVELS = list(range(10, 250, 10))
+_mark = [""]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,7 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
+        _mark[:] = [mark(patch)]
         cluster = Cluster()
         try:
             cluster.add_node(num_cpus=0, include_dashboard=False)
@@ -39,15 +42,8 @@ def cluster() -> Iterator[Any]:
 
 
 def workers() -> dict[int, int]:
-    """Worker processes of batch jobs on this machine -> the processes that own them."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"blu_export.batch.worker" in (folder / "cmdline").read_bytes():
-                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
-            continue
-    return found
+    """Worker processes of batch jobs on our cluster -> the processes that own them."""
+    return marked(_mark[0], "blu_export.batch.worker")
 
 
 def wait_until(holds: Callable[[], Any]) -> Any:

@@ -20,6 +20,7 @@ import httpx
 import pytest
 from fake_runner import write_model
 from loopback import HERE, PATIENCE, grey
+from ray_processes import mark, marked
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")
 
@@ -28,6 +29,7 @@ from blu_export.serve.ray_app import RaySettings, merge_metrics, parse_replicas
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 
+_mark = [""]
 SERVE = """
 import json, sys
 from pathlib import Path
@@ -80,6 +82,7 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
+        _mark[:] = [mark(patch)]
         cluster = Cluster()
         try:
             cluster.add_node(num_cpus=1, include_dashboard=False)
@@ -90,20 +93,13 @@ def cluster() -> Iterator[Any]:
 
 
 def replica_pids() -> list[int]:
-    """Replicas on this machine."""
+    """Replicas of our cluster."""
     return ray_pids("ServeReplica:blu:")
 
 
 def ray_pids(name: str) -> list[int]:
-    """Actors on this machine whose name starts so: Ray names their processes."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cmdline").read_bytes().startswith(f"ray::{name}".encode()):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    """Actors of our cluster whose name starts so: Ray names their processes."""
+    return list(marked(_mark[0], f"ray::{name}"))
 
 
 def wait_until(holds: Callable[[], Any]) -> Any:

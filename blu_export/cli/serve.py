@@ -41,6 +41,9 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds from request to result, the queue included.")] = 30.0,
     max_upload: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 20.0,
     max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels of a photo.")] = 50.0,
+    max_json: Annotated[
+        float, typer.Option(min=0.001, help="Megabytes of JSON in a request; larger tensors go beside it.")
+    ] = 1.0,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of keys, one per line; clients must then send one of them.")
     ] = None,
@@ -103,6 +106,7 @@ def serve(
         notice=notice,
         max_upload=round(max_upload * MEGABYTE),
         max_pixels=round(max_pixels * 1e6),
+        max_json=round(max_json * MEGABYTE),
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
         reload=reload,
     )

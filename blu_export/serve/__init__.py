@@ -2,9 +2,10 @@
 
     app ── routes, pages            oip, rpc ── the Open Inference Protocol
         └─ service ── one photo's way: decode → batcher → un-mold; models come and go
+              ├─ decoding ── a pool of processes for what clients send   (decoder ── inside them)
               └─ batching ── queue, deadlines, batches
                     └─ worker_process ── the network, restarted when it dies   (worker ── inside it)
 
 The worker process imports the runtime and nothing of HTTP; the server process imports HTTP and nothing of
-the runtime.
+the runtime, and parses no photo.
 """

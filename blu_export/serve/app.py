@@ -20,10 +20,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from blu_export import __version__
 from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.serve import oip
+from blu_export.serve.decoding import Upload
 from blu_export.serve.errors import BadRequestError, RequestError, SlowUploadError, UnsupportedTypeError
-from blu_export.serve.limits import ClientGoneError, image_of, received_body
+from blu_export.serve.limits import ClientGoneError, received_body
 from blu_export.serve.logs import request_id
 from blu_export.serve.metrics import CONTENT_TYPE
+from blu_export.serve.oip_request import HEADER, json_length
 from blu_export.serve.render import JSON, MEDIA_TYPES, NPZ, PNG, Options, negotiate, render
 from blu_export.serve.service import ANSWER_PIECE, Found, Service
 
@@ -208,9 +210,9 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         content_type = request.headers.get("content-type", "")
 
         async def work(body: bytes, deadline: float) -> bytes:
-            return await service.predict(
-                lambda: image_of(content_type, body), lambda found: render(found, options), deadline
-            )
+            upload = Upload(body, "image", {"content_type": content_type})
+            with_photo = options.media_type == PNG
+            return await service.predict(upload, lambda found: render(found, options), deadline, with_photo)
 
         return Answer(service, await _with_body(request, service, work), media_type=options.media_type)
 
@@ -270,22 +272,21 @@ def _add_oip(app: FastAPI, service: Service) -> None:
         oip.check_model(service.model.info, name, version)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedTypeError("Compressed requests are not taken.", "Photos are compressed already.")
-        parsed: list[oip.InferRequest] = []
-
-        def read(body: bytes) -> Any:
-            parsed.append(oip.parse_request(body, request.headers.get(oip.HEADER)))
-            return parsed[0].photo
+        header_length = request.headers.get(HEADER)
 
         def answer(found: Found) -> tuple[bytes, int | None]:
-            return oip.format_answer(parsed[0], found.info, found.detections)
+            assert found.wanted is not None
+            return oip.format_answer(found.wanted, found.info, found.detections)
 
         async def work(body: bytes, deadline: float) -> tuple[bytes, int | None]:
-            return await service.predict(lambda: read(body), answer, deadline)
+            json_length(header_length, len(body), service.settings.max_json)  # before a decoder is asked
+            upload = Upload(body, "infer", {"header_length": header_length})
+            return await service.predict(upload, answer, deadline)
 
         body, head = await _with_body(request, service, work)
         if head is None:
             return Answer(service, body, media_type=JSON)
-        headers = {oip.HEADER: str(head)}
+        headers = {HEADER: str(head)}
         return Answer(service, body, headers=headers, media_type="application/octet-stream")
 
 

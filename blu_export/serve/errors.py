@@ -75,6 +75,9 @@ class BusyError(RequestError):
 
     status, code = 429, "busy"
 
+    def __init__(self, what: str, fix: str = "", retry_after: float = 1.0) -> None:
+        super().__init__(what, fix, retry_after)
+
 
 class WorkerFailedError(RequestError):
     """The network failed on this photo."""

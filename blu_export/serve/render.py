@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +54,8 @@ def render(found: Found, options: Options) -> bytes:
     """The body of an answer, of type ``options.media_type``."""
     kept = options.keep(found.detections)
     if options.media_type == PNG:
-        return overlay_png(found.source, kept)
+        assert found.photo is not None
+        return overlay_png(found.photo, kept)
     if options.media_type == NPZ:
         return npz(kept)
     return json.dumps(as_json(found, kept, options)).encode()
@@ -99,16 +99,13 @@ def polygons(crop: NDArray[np.bool_], box: NDArray[np.int32]) -> list[list[int]]
     return [(contour[:, 0] + corner).ravel().tolist() for contour in contours]
 
 
-def overlay_png(source: Any, kept: Detections) -> bytes:
+def overlay_png(photo: NDArray[np.uint8], kept: Detections) -> bytes:
     """The photo with masks, boxes and labels drawn on it, as PNG."""
     from PIL import Image
 
     from blu_export.draw import overlay
-    from blu_export.image import decode
 
     buffer = io.BytesIO()
-    # Decoded a second time: keeping the pixels of every photo in the queue would cost far more memory.
-    photo = decode(source, max_pixels=math.prod(kept.image_size))
     Image.fromarray(overlay(photo, kept)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines go to stderr, and wait for whoever reads that
@@ -25,8 +27,10 @@ from blu_export import __version__
 from blu_export.contract import PHOTO_INPUT, PHOTO_OUTPUTS
 from blu_export.errors import UsageError
 from blu_export.serve import oip
+from blu_export.serve.decoding import Upload
 from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
 from blu_export.serve.limits import Memory
+from blu_export.serve.oip_request import check_parameters, wanted_outputs
 from blu_export.serve.peers import Calls, Places, cut_off
 from blu_export.serve.service import KEEP_ALIVE, Found, Service
 
@@ -44,6 +48,9 @@ STATUS = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """HTTP status of a RequestError -> gRPC's; all others are INTERNAL."""
+MAX_DIMENSIONS = 8
+MAX_NAME = 64
+"""Characters of a datatype; it is refused, as it is or cut off."""
 HEAD_BYTES = 2**16
 """Of a message, beside the photo."""
 MAX_AGE = 60
@@ -243,31 +250,54 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """Find objects on a photo."""
         oip.check_model(self.service.model.info, request.model_name, request.model_version)
-        wanted = oip.check_outputs(dict.fromkeys([each.name for each in request.outputs] or PHOTO_OUTPUTS, True))
         return await self.service.predict(
-            lambda: _photo(request),
-            lambda found: _response(request.id, wanted, found),
-            asyncio.get_running_loop().time() + self.service.settings.timeout,
+            _upload(request), _response, asyncio.get_running_loop().time() + self.service.settings.timeout
         )
 
 
-def _photo(request: Any) -> Any:
-    """The photo of an infer request: raw contents, or typed ones."""
-    if len(request.inputs) != 1 or request.inputs[0].name != PHOTO_INPUT:
+def _upload(request: Any) -> Upload:
+    """The photo of an infer request, and what is wanted of it.
+
+    Raises:
+        BadRequestError: it is not a valid request for our model; what its photo is remains to be seen.
+    """
+    if [each.name for each in request.inputs] != [PHOTO_INPUT]:
         raise BadRequestError(f"The model has one input, '{PHOTO_INPUT}'.")
-    tensor = request.inputs[0]
-    if len(request.raw_input_contents) == 1:
-        return oip.photo_of_bytes(tensor.datatype, list(tensor.shape), request.raw_input_contents[0])
-    if request.raw_input_contents or tensor.datatype != "BYTES" or len(tensor.contents.bytes_contents) != 1:
+    (tensor,) = request.inputs
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        raise BadRequestError(f"The shape of '{PHOTO_INPUT}' has {len(tensor.shape)} sides.")
+    check_parameters(tensor.parameters)
+    for each in request.outputs:
+        check_parameters(each.parameters)
+    names = [each.name for each in request.outputs]
+    wanted = wanted_outputs(request.id, names, [True] * max(len(names), 1))
+    details = {"datatype": tensor.datatype[:MAX_NAME], "shape": list(tensor.shape), "wanted": asdict(wanted)}
+    return Upload(_contents(request, tensor), "tensor", details)
+
+
+def _contents(request: Any, tensor: Any) -> bytes:
+    """The input in its binary form."""
+    typed = {field.name: len(value) for field, value in tensor.contents.ListFields()}
+    if request.raw_input_contents:
+        if typed or len(request.raw_input_contents) != 1:
+            raise BadRequestError(f"'{PHOTO_INPUT}' has contents twice.", "Send them once, as raw contents.")
+        return bytes(request.raw_input_contents[0])
+    if tensor.datatype != "BYTES" or set(typed) != {"bytes_contents"}:
         raise BadRequestError(f"'{PHOTO_INPUT}' has no usable contents.", "Send raw contents.")
-    return bytes(tensor.contents.bytes_contents[0])
+    if typed["bytes_contents"] != math.prod(tensor.shape):
+        raise BadRequestError(
+            f"'{PHOTO_INPUT}' has {typed['bytes_contents']} elements, but the shape {list(tensor.shape)[:8]}."
+        )
+    photo: bytes = tensor.contents.bytes_contents[0]
+    return len(photo).to_bytes(4, "little") + photo
 
 
-def _response(request_id: str, wanted: dict[str, bool], found: Found) -> bytes:
+def _response(found: Found) -> bytes:
     """The ModelInferResponse, serialized: the tensors are appended to the rest, which saves two copies of them."""
-    response = pb.ModelInferResponse(model_name=found.info.name, model_version="1", id=request_id)
+    assert found.wanted is not None
+    response = pb.ModelInferResponse(model_name=found.info.name, model_version="1", id=found.wanted.id)
     pieces: list[Any] = []
-    for name in wanted:
+    for name in found.wanted.outputs:
         array = oip.output_array(name, found.detections)
         response.outputs.add(name=name, datatype=PHOTO_OUTPUTS[name][0], shape=array.shape)
         data = (

@@ -14,13 +14,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from blu_export.detections import Detections
 from blu_export.errors import BluError
-from blu_export.image import Molded, decode, mold, unmold
-from blu_export.serve.batching import Batcher, RawResult
-from blu_export.serve.errors import DeadlineError, UnavailableError, of_image_error
+from blu_export.image import unmold
+from blu_export.serve.batching import Batcher
+from blu_export.serve.decoding import Decoders, Upload
+from blu_export.serve.errors import DeadlineError, UnavailableError
 from blu_export.serve.limits import ApiKeys, Memory
 from blu_export.serve.metrics import Metrics
+from blu_export.serve.oip_request import Wanted
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.snapshot import ModelSnapshot
 from blu_export.serve.worker_process import ModelInfo, WorkerProcess
@@ -55,8 +60,10 @@ class Found:
     """What was found on one photo, with all that an answer may be made of."""
 
     detections: Detections
-    source: Any
-    """The photo as it came: encoded bytes or uint8 [H, W, 3]."""
+    photo: NDArray[np.uint8] | None
+    """uint8 [H, W, 3], where the answer asked for it."""
+    wanted: Wanted | None
+    """What an infer request wants in its answer."""
     info: ModelInfo
     seconds: dict[str, float]
     """Per stage: decode, queue, run."""
@@ -80,7 +87,7 @@ class Service:
         self.inside = 0
         """Photos that are being worked on, whichever model has them."""
         self._model: Batcher | None = None
-        self._decoders = ThreadPoolExecutor(settings.workers, "blu-decode")
+        self.decoders = Decoders(settings, self.metrics)
         self._finishers = ThreadPoolExecutor(settings.workers, "blu-finish")
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,7 +101,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send work."""
-        return self.state is State.SERVING and self._model is not None and self._model.ready
+        return self.state is State.SERVING and self._model is not None and self._model.ready and self.decoders.ready
 
     @property
     def alive(self) -> bool:
@@ -124,6 +131,7 @@ class Service:
             BluError: the model cannot be loaded.
         """
         try:
+            await self.decoders.start()
             device, kept = await ModelSnapshot.load(self.settings)
         except WorkerLostError as error:
             raise BluError(
@@ -144,23 +152,30 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._model is not None:
             await self._model.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        await self.decoders.close()
         self._finishers.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> Service:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    async def predict(self, read: Callable[[], Any], answer: Callable[[Found], T], deadline: float) -> T:
+    async def predict(
+        self, upload: Upload, answer: Callable[[Found], T], deadline: float, with_photo: bool = False
+    ) -> T:
         """Take one photo through all stages.
 
         Args:
-            read: makes the photo's source (encoded bytes, or uint8 [H, W, 3]); called in a decoding thread.
+            upload: what the client sent.
             answer: makes the answer of what was found; called in a finishing thread.
             deadline: loop time.
+            with_photo: whether the answer needs the photo itself.
 
         Raises:
             RequestError: any of its kinds.
@@ -171,14 +186,22 @@ class Service:
         with self._counted(), model.admit():
             try:
                 async with asyncio.timeout_at(deadline):
-                    source, molded, decoding = await self._in(self._decoders, self._prepare, read, model.info)
-                    raw = await model.run(molded.canvas, molded.window)
-                    seconds = {"decode": decoding, "queue": raw.queued, "run": raw.seconds}
+                    decoded = await self.decoders.decode(upload, model.info)
+                    raw = await model.run(decoded.molded.canvas, decoded.molded.window)
+                    seconds = {"decode": decoded.seconds, "queue": raw.queued, "run": raw.seconds}
                     self.metrics.stages.labels("queue").observe(raw.queued)
                     self.metrics.stages.labels("run").observe(raw.seconds)
-                    return await self._in(
-                        self._finishers, self._finish, raw, molded, source, model.info, seconds, answer
-                    )
+
+                    def finish(photo: NDArray[np.uint8] | None) -> T:
+                        with self.metrics.stage("unmold"):
+                            found = unmold(raw.detections, raw.masks, decoded.molded, model.info.spec)
+                            return answer(Found(found, photo, decoded.wanted, model.info, seconds, raw.batch))
+
+                    if not with_photo:
+                        return await self._in(self._finishers, finish, None)
+                    # Decoded a second time: the pixels of every photo in the queue would take far more memory.
+                    async with self.decoders.pixels(upload, model.info) as photo:
+                        return await self._in(self._finishers, finish, photo)
             except TimeoutError:
                 raise DeadlineError(
                     f"No result within {self.settings.timeout:g} s, the queue included.",
@@ -244,28 +267,6 @@ class Service:
         except OSError:  # between two renames
             return None
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-    def _prepare(self, read: Callable[[], Any], info: ModelInfo) -> tuple[Any, Molded, float]:
-        with self.metrics.stage("decode") as timer:
-            source = read()
-            try:
-                molded = mold(decode(source, max_pixels=self.settings.max_pixels), info.spec)
-            except BluError as error:
-                raise of_image_error(error) from error
-        return source, molded, timer.seconds
-
-    def _finish(
-        self,
-        raw: RawResult,
-        molded: Molded,
-        source: Any,
-        info: ModelInfo,
-        seconds: dict[str, float],
-        answer: Callable[[Found], T],
-    ) -> T:
-        with self.metrics.stage("unmold"):
-            detections = unmold(raw.detections, raw.masks, molded, info.spec)
-            return answer(Found(detections, source, info, seconds, raw.batch))
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

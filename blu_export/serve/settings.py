@@ -48,8 +48,10 @@ class ServeSettings:
     """Bytes of all answers that wait for their clients to read them."""
     max_pixels: int = MAX_PHOTO_PIXELS
     """Pixels of a photo, checked before it is decoded."""
+    max_json: int = MEGABYTE
+    """Bytes of JSON in a request. Parsing it takes many times its size; photos travel beside it."""
     workers: int = 2
-    """Threads that decode, and as many that un-mold."""
+    """Processes that decode, and as many threads that un-mold."""
 
     reload: bool = False
     """Watch the model file and take over a new one."""
@@ -78,6 +80,7 @@ class ServeSettings:
             "upload_memory",
             "answer_memory",
             "max_pixels",
+            "max_json",
             "workers",
             "max_connections",
         ):

@@ -24,7 +24,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server for all tests that leave it as it was."""
     with launching(tmp_path_factory.mktemp("models")) as start:
-        yield start(grpc_port=0, max_upload=300_000, max_pixels=1_000_000)
+        yield start(grpc_port=0, max_upload=300_000, max_pixels=1_000_000, max_json=200_000)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from fake_runner import FakeRunner
-from loopback import Running, png
+from loopback import Running, metric, png
 
 pytest.importorskip("tritonclient", reason="needs the extra dev")
 
@@ -30,6 +30,7 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector
 from blu_export.export.triton import TritonSettings, frontend_config, protobuf_text
 from blu_export.image import decode
+from blu_export.serve.oip_request import HEADER
 from blu_export.spec import ModelSpec
 
 PHOTO = png((90, 120, 150), 40, 72)
@@ -216,21 +217,92 @@ def test_json_alone_is_enough(client: httpx.Client, expected: Detections) -> Non
         ({"data": None}, "base64"),
         ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2]}, "not 3 numbers"),
         ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 256]}, "not 3 numbers"),
-        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, [2], 3]}, "no pixels"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1, [2], 3]}, "not 3 numbers"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": ["a" * 1000, "a", "a"]}, "not 3 numbers"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [True, 2, 3]}, "not 3 numbers"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [1.0, 2, 3]}, "not 3 numbers"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": [[[1, 2], [3]]]}, "shape [1, 1, 3]"),
+        ({"datatype": "UINT8", "shape": [2, 1, 3], "data": [[[1, 2, 3, 4, 5, 6]]]}, "shape [2, 1, 3]"),
+        ({"datatype": "UINT8", "shape": [1, 1, 3], "data": "abc"}, "not a JSON list"),
+        ({"shape": [True]}, "One photo"),
+        ({"datatype": 5}, "not a string"),
+        ({"parameters": {"shared_memory_region": "r"}}, "Shared memory"),
+        ({"parameters": {"binary_data_size": 0}}, "in the JSON and after it"),
         ({"datatype": "UINT8", "shape": [1, 3], "data": [1, 2, 3]}, "height, width, 3"),
         ({"datatype": "UINT8", "shape": [0, 1, 3], "data": []}, "height, width, 3"),
         ({"datatype": "FP32", "shape": [1], "data": [1.0]}, "BYTES"),
         ({"parameters": {"binary_data_size": -1}}, "binary_data_size"),
         ({"parameters": {"binary_data_size": "4"}}, "binary_data_size"),
-        ({"parameters": 5}, "malformed"),
-        ({"shape": 5}, "malformed"),
-        ({"shape": None}, "malformed"),
+        ({"parameters": 5}, "not a JSON object"),
+        ({"shape": 5}, "not a JSON list"),
+        ({"shape": None}, "not a JSON list"),
     ],
 )
 def test_malformed_tensors_are_the_clients_fault(client: httpx.Client, tensor: dict[str, Any], message: str) -> None:
     body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [""]} | tensor]}
     answer = client.post(f"/v2/models/{MODEL}/infer", json=body)
     assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "message"),
+    [
+        ({"id": None}, "id of the request is not a string"),
+        ({"id": "x" * 2000}, "2000 characters"),
+        ({"inputs": None}, "not a JSON list"),
+        ({"inputs": [None]}, "not a JSON object"),
+        ({"outputs": {}}, "not a JSON list"),
+        ({"outputs": [{"name": ["rois"]}]}, "not a string"),
+        ({"outputs": [{"name": "rois"}, {"name": "rois"}]}, "named twice"),
+        ({"outputs": [{"name": "rois", "parameters": {"binary_data": 1}}]}, "neither true nor false"),
+        ({"outputs": [{"name": "rois", "parameters": {"classification": 3}}]}, "classification"),
+        ({"outputs": [{"name": "rois", "parameters": {"shared_memory_region": "r"}}]}, "Shared memory"),
+        ({"parameters": []}, "not a JSON object"),
+    ],
+)
+def test_malformed_requests_are_the_clients_fault(
+    client: httpx.Client, request_fields: dict[str, Any], message: str
+) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PHOTO).decode()]}
+    answer = client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]} | request_fields)
+    assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_json_that_is_none_or_too_much(client: httpx.Client, shared_server: Running) -> None:
+    path = f"/v2/models/{MODEL}/infer"
+    for body in (b"{", b"[" * 100_000, b"\xff", b"[]", b"NaN"):
+        answer = client.post(path, content=body)
+        assert (answer.status_code, "JSON" in answer.json()["error"]) == (400, True), answer.text
+    large = client.post(path, content=b"[" + b"[]," * 70_000 + b"[]]")
+    assert (large.status_code, "binary tensor extension" in large.json()["error"]) == (413, True)
+    announced = client.post(path, content=b"{}" + bytes(250_000), headers={HEADER: "210000"})
+    assert announced.status_code == 413
+
+
+def test_pixels_in_json_may_be_nested(client: httpx.Client) -> None:
+    pixels = decode(PHOTO)
+    found = []
+    for data in (pixels.ravel().tolist(), pixels.tolist()):
+        tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": data}
+        found.append(client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor], "outputs": [{"name": "rois"}]}))
+    assert found[0].status_code == 200
+    assert found[0].json() == found[1].json()
+
+
+def test_without_outputs_a_request_gets_all_or_is_refused_before_the_network(
+    client: httpx.Client, shared_server: Running
+) -> None:
+    def ask(photo: bytes, **fields: Any) -> httpx.Response:
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(photo).decode()]}
+        return client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]} | fields)
+
+    small = ask(PHOTO)
+    assert [each["name"] for each in small.json()["outputs"]] == list(OUTPUTS)
+    before = metric(client, "blu_batch_size_count")
+    large = ask(png(height=400, width=400))
+    assert (large.status_code, "masks_rle" in large.json()["error"]) == (400, True)
+    assert metric(client, "blu_batch_size_count") == before
+    assert ask(png(height=400, width=400), outputs=[{"name": "masks_rle"}]).status_code == 200
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "1000", "-1", "x"])

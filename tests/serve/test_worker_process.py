@@ -48,7 +48,7 @@ def test_the_worker_says_what_the_runner_says(tmp_path: Path) -> None:
     async def main() -> None:
         device = await WorkerProcess.start(settings(path))
         try:
-            assert (device.info.name, device.info.runtime) == ("m", "fake")
+            assert (device.info.name, device.info.runtime) == ("m", "onnxruntime")
             assert device.info.spec == FakeRunner(str(path)).spec
             raw = await device.run(canvases, [WINDOW] * 3, 30)
             detections, masks = FakeRunner(str(path)).run(np.stack(canvases), np.stack([WINDOW] * 3))

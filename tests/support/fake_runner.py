@@ -32,7 +32,7 @@ class LostError(BluError):
 
 
 class FakeRunner(Runner):
-    runtime, device, precision = "fake", "CPU", "float32"
+    runtime, device, precision = "onnxruntime", "CPU", "float32"  # a known name: another worker asks for it
 
     def __init__(self, path: str) -> None:
         try:

@@ -93,6 +93,12 @@ class Running:
     def resume(self) -> None:
         os.kill(self.workers[-1], signal.SIGCONT)
 
+    def decoders(self) -> list[int]:
+        """Process ids of the decoders."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        every = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        return [pid for pid in every if b"serve.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal; the exit code."""
         if self.process.poll() is None:

@@ -23,7 +23,7 @@ from blu_export.data.load import load_dataset
 from blu_export.data.pipeline import batches
 from blu_export.spec import ModelSpec
 from blu_export.train.config import RunConfig
-from blu_export.train.fit import sample_maker
+from blu_export.train.samples import sample_maker
 
 ROOT = Path(__file__).resolve().parent
 RESULT = ROOT / "results" / "pipeline.json"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from blu_export.cli.data_check import CachedOption
 from blu_export.errors import DatasetError, UsageError
 from blu_export.extras import import_extra
 from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
+from blu_export.train.run_folder import LEFT_OUT
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 app = command_app()
 
 RUNS = Path("runs")
+CHANGEABLE = tuple(
+    f"train.{name}"
+    for name in ("learning_rate", "epochs", "layers", "unreadable", "validate_every", "validate_photos", "patience",
+                 "keep_checkpoints", "cache_bytes", "workers")
+)  # fmt: skip
+"""What a resumed run may change: it bears on what is still to come alone."""
 CALIBRATION_PHOTOS = 8
 
 
@@ -51,12 +59,17 @@ def train(
     layers: Annotated[
         str | None, typer.Option(help="heads, 5+, 4+, 3+ or all; or stages: heads:5,4+:5,all:20.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the whole run.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps per epoch. Default: one pass over the photos.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate after the warm-up.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Photos per step, over all devices.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate after the warm-up of a stage.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Photos per step, over all devices. Default: what fits in memory, up to 4."),
+    ] = None,
     canvas: Annotated[
         str | None, typer.Option(help="Training crop in pixels: 512, or HEIGHTxWIDTH; multiples of 64.")
     ] = None,
@@ -64,7 +77,12 @@ def train(
     cached: CachedOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: a new one under runs/.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, with its own settings; --lr, --epochs and --layers may change what is "
+            "still to come.",
+        ),
     ] = False,
     distribute: Annotated[
         str, typer.Option(help="none, mirrored (all GPUs here) or workers (the machines in TF_CONFIG).")
@@ -93,17 +111,52 @@ def train(
         "train.canvas": canvas and parse_canvas(canvas),
     }
     if resume:
-        given = [name for name, value in options.items() if value is not None]
-        if out is None or config or settings or given:
-            raise UsageError(
-                "A run is resumed with the settings it was started with.", "Write: blu train --resume --out FOLDER"
-            )
-        if not (out / "config.toml").exists():
-            raise UsageError(f"There is no run in {out}.", "Name the folder of a run with --out.")
-        run = RunConfig.read(out / "config.toml")
+        if config is not None:
+            options["--config"] = str(config)
+        if out is None:
+            raise UsageError("Which run is to be resumed?", "Write: blu train --resume --out FOLDER")
+        run = resumed_run(out, options, settings or [])
     else:
         run = RunConfig.read(config, settings or [], options)
     start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run, cached)
+
+
+def resumed_run(folder: Path, options: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
+    """The settings of the run in ``folder``, with what ``options`` and ``settings`` change for what is to come.
+
+    Raises:
+        UsageError: there is no run, or one of the settings belongs to the whole of it.
+    """
+    from blu_export.train.checkpoint import epoch_of, latest_checkpoint
+
+    given = {name: value for name, value in options.items() if value is not None}
+    fixed = [
+        name for name in (*given, *(text.partition("=")[0].strip() for text in settings)) if name not in CHANGEABLE
+    ]
+    if fixed:
+        raise UsageError(
+            f"A run is resumed with the settings it was started with; {', '.join(fixed)} cannot change.",
+            "Write: blu train --resume --out FOLDER, with --lr, --epochs or --layers where the rest shall differ.",
+        )
+    if not (folder / "config.toml").exists():
+        raise UsageError(f"There is no run in {folder}.", "Name the folder of a run with --out.")
+    run = RunConfig.read(folder / "config.toml")
+    if not given and not settings:
+        return run
+    done = epoch_of(latest_checkpoint(folder))
+    asked = RunConfig.read(None, settings, given).train
+    names = {name.partition(".")[2] for name in (*given, *(text.partition("=")[0].strip() for text in settings))}
+    kept = {name: getattr(asked, name) for name in names - {"layers", "epochs", "learning_rate"}}
+    layers, epochs, rate = (getattr(asked, n) if n in names else None for n in ("layers", "epochs", "learning_rate"))
+    changed = dataclasses.replace(run.train, **kept).changed(done, layers, epochs, rate)
+    differ = [
+        f"{f.name} {getattr(run.train, f.name)} -> {getattr(changed, f.name)}"
+        for f in dataclasses.fields(changed)
+        if getattr(run.train, f.name) != getattr(changed, f.name)
+    ]
+    if not differ:
+        return run
+    return dataclasses.replace(run, train=changed, changes=run.changes | {str(done): "; ".join(differ)})
 
 
 def parse_canvas(text: str) -> list[int]:
@@ -124,7 +177,9 @@ def start_run(
     from blu_export.model.mask_rcnn import MaskRCNN
     from blu_export.train.distribute import is_chief, make_deterministic, make_strategy
     from blu_export.train.fit import Trainer
+    from blu_export.train.memory import fit_memory
     from blu_export.train.run_folder import RunFolder
+    from blu_export.train.samples import training_canvas
     from blu_export.train.start import load_start, newest_weights
     from blu_export.train.validate import Validator
 
@@ -140,27 +195,38 @@ def start_run(
         run = dataclasses.replace(run, weights=str(newest_weights(RUNS)))
     spec = make_spec(run, photos)
     run = dataclasses.replace(run, model={name: getattr(spec, name) for name in MODEL_FIELDS})
+    changed = resume and run.changes != RunConfig.read(folder / "config.toml").changes
     settings = run.train
     keras.utils.set_random_seed(settings.seed)
     make_deterministic()
     keras.config.set_dtype_policy("float32" if settings.precision == "float32" else f"mixed_{settings.precision}")
     with strategy.scope():
         model = MaskRCNN(spec.replace(image_resize_mode="none"))
+    settings = fit_memory(model, training_canvas(spec, settings), settings, strategy.num_replicas_in_sync)
+    run = dataclasses.replace(run, train=settings)
     writes = chief and not dry_run
     validator = None
     if validation is not None:
-        validator = Validator(validation.limited(settings.validate_photos or None), watch=progress)
+        shown = validation.limited(settings.validate_photos or None)
+        validator = Validator(shown, watch=progress, unreadable=settings.unreadable)
     trainer = Trainer(spec, model, photos, settings, None, validator, strategy, backgrounds)
-    if resume and trainer.resume(folder):
+    validate_start = False
+    if resume and trainer.resume(folder, changed):
         say(f"resuming after epoch {trainer.progress.epoch} of {settings.total_epochs}")
+        if changed:
+            say(f"changed for what is to come: {list(run.changes.values())[-1]}")
     else:
         examples = [trainer.make(number)["image"] for number in range(CALIBRATION_PHOTOS)]
         begun = load_start(model, run.weights, examples, settings.seed)
+        validate_start = begun.knows(spec.class_names)
         say(f"start: {len(begun.loaded)} layers from {begun.source}")
         if begun.loaded and begun.fresh:
             say(f"start: {len(begun.fresh)} layers are random: {', '.join(begun.fresh)}")
     size = "x".join(map(str, trainer.canvas))
-    say(f"{len(photos)} photos, {spec.num_classes - 1} classes, canvas {size}, {trainer.steps} steps per epoch")
+    say(
+        f"{len(photos)} photos, {spec.num_classes - 1} classes, canvas {size}, batch {settings.batch}, "
+        f"{trainer.steps} steps per epoch"
+    )
     if dry_run:
         _dry_run(trainer, validation)
         return
@@ -169,10 +235,12 @@ def start_run(
         trainer.folder.save_config(run)
     try:
         with TrainProgress(settings.total_epochs, trainer.steps, settings.batch) as on_step:
-            trainer.run(lambda row: say(describe(row, settings.total_epochs)), on_step)
+            trainer.run(lambda row: say(describe(row, settings.total_epochs)), on_step, validate_start)
     except KeyboardInterrupt:
         say(f"go on with: blu train --resume --out {folder}")
         raise
+    finally:
+        _say_left_out(trainer, folder)
     if trainer.exhausted:
         say(f"stopped early: no better mask AP in {settings.patience} validations")
     if writes:
@@ -181,13 +249,21 @@ def start_run(
         wrote(result, f"blu export onnx --weights {result}")
 
 
+def _say_left_out(trainer: Trainer, folder: Path) -> None:
+    """How many photos could not be read, and where they are listed."""
+    counts = [f"{len(found)} of {part}" for part, found in trainer.unreadable.items() if len(found)]
+    if counts:
+        say(f"photos that cannot be read: {', '.join(counts)}; listed in {folder / LEFT_OUT}")
+
+
 def _dry_run(trainer: Trainer, validation: Dataset | None) -> None:
     """Say what a run would do, and make its first step."""
     config = trainer.config
     counted = f"{len(validation)} photos" if validation is not None else "none"
     say(f"validation: {counted}; backbone {trainer.spec.backbone}, {config.optimizer}, {config.precision}")
     for number, stage in enumerate(config.stages, start=1):
-        say(f"stage {number}: {stage.layers} for {stage.epochs} epochs")
+        rate = stage.rate or config.learning_rate
+        say(f"stage {number}: {stage.layers} for {stage.epochs} epochs at {rate:g}")
     losses = trainer.dry_run()
     say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
 
@@ -258,6 +334,8 @@ def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:
 def describe(row: dict[str, float], epochs: int) -> str:
     """One line about an epoch."""
     ap = "".join(f"  {name} {row[name]:.3f}" for name in ("box_ap50", "mask_ap50", "mask_ap") if name in row)
+    if "loss" not in row:
+        return f"the weights to start from{ap}"
     return (
         f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f}  masks {row['mrcnn_mask']:.3f}"
         f"  {row['images_per_second']:.1f} photos/s{ap}"

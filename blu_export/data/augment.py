@@ -82,6 +82,11 @@ class Photo:
                 crops.append(mask[y1:y2, x1:x2].astype(np.uint8) * 255)
         return cls(image, class_ids[kept], iscrowd[kept], tuple(corners), tuple(crops))
 
+    def only(self, chosen: NDArray[np.int64]) -> Photo:
+        """The same photo with the ``chosen`` objects (indices [N]) alone."""
+        corners, crops = (tuple(values[i] for i in chosen) for values in (self.corners, self.crops))
+        return Photo(self.image, self.class_ids[chosen], self.iscrowd[chosen], corners, crops)
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -137,10 +142,7 @@ def place(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> C
         moved = affine.copy()
         moved[:, 2] += affine[:, :2] @ (x, y)
         # Only the part of the canvas that the crop's corners span: most objects are small.
-        sides = np.array([[-1, -1], [-1, crop.shape[0]], [crop.shape[1], -1], crop.shape[::-1]], float)
-        spanned = sides @ moved[:, :2].T + moved[:, 2]
-        left, top = np.maximum(np.floor(spanned.min(axis=0)).astype(int), 0).tolist()
-        right, bottom = np.minimum(np.ceil(spanned.max(axis=0)).astype(int) + 1, (width, height)).tolist()
+        left, top, right, bottom = _span(crop, moved, size)
         if left >= right or top >= bottom:
             continue
         moved[:, 2] -= left, top
@@ -150,6 +152,27 @@ def place(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> C
             masks[len(kept), top:bottom, left:right] = inside
             kept.append(index)
     return Canvas(np.asarray(image, np.uint8), masks[: len(kept)], photo.class_ids[kept], photo.iscrowd[kept])
+
+
+def visible_objects(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.int64]:
+    """Indices of the objects that may reach into a canvas (height, width) through ``affine``."""
+    shown = []
+    for index, ((y, x), crop) in enumerate(zip(photo.corners, photo.crops, strict=True)):
+        moved = affine.copy()
+        moved[:, 2] += affine[:, :2] @ (x, y)
+        left, top, right, bottom = _span(crop, moved, size)
+        if left < right and top < bottom:
+            shown.append(index)
+    return np.array(shown, np.int64)
+
+
+def _span(crop: NDArray[np.uint8], affine: NDArray[np.float64], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the pixels of a canvas (height, width) that a crop may reach through ``affine``."""
+    sides = np.array([[-1, -1], [-1, crop.shape[0]], [crop.shape[1], -1], crop.shape[::-1]], float)
+    spanned = sides @ affine[:, :2].T + affine[:, 2]
+    left, top = np.maximum(np.floor(spanned.min(axis=0)).astype(int), 0).tolist()
+    right, bottom = np.minimum(np.ceil(spanned.max(axis=0)).astype(int) + 1, size[::-1]).tolist()
+    return left, top, right, bottom
 
 
 def paste(below: Canvas, above: Canvas, chosen: NDArray[np.bool_]) -> Canvas:

@@ -7,13 +7,11 @@ several workers can each make their part of one global batch.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +25,10 @@ from blu_export.data.augment import (
     paste,
     place,
     random_affine,
+    visible_objects,
 )
 from blu_export.data.dataset import CUTOUT, Dataset
+from blu_export.data.photos import MAX_UNREADABLE, PhotoStore
 from blu_export.data.scenes import cutout_box, paste_person, person_affine, without_cutouts
 from blu_export.errors import UsageError
 from blu_export.image import resize_scale
@@ -60,48 +60,9 @@ class SampleConfig:
     sqrt(balance / share) (repeat-factor sampling, Gupta et al. 2019); 0: all alike."""
     cache_bytes: int = 4 << 30
     """Memory for decoded photos; beyond it they are decoded each time."""
+    unreadable: float = MAX_UNREADABLE
+    """Share of the photos that may be unreadable."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-
-class PhotoStore:
-    """Decoded photos of a data set, cached in memory up to a limit. Thread-safe.
-
-    Photos with a side above ``max_side`` are shrunk to it: no canvas shows more.
-    """
-
-    def __init__(self, dataset: Dataset, max_side: int, cache_bytes: int) -> None:
-        self._dataset, self._max_side, self._room = dataset, max_side, cache_bytes
-        self._photos: dict[int, Photo] = {}
-        self._lock = threading.Lock()
-
-    def __getitem__(self, index: int) -> Photo:
-        photo = self._photos.get(index)
-        if photo is None:
-            photo = self._load(index)
-            with self._lock:
-                if index not in self._photos and photo.nbytes <= self._room:
-                    self._room -= photo.nbytes
-                    self._photos[index] = photo
-        return photo
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def _load(self, index: int) -> Photo:
-        annotations = self._dataset.records[index].annotations
-        image, masks = self._dataset.load_image(index), self._dataset.load_masks(index)
-        shrink = self._max_side / max(image.shape[:2])
-        if shrink < 1:
-            size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-            small = [cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_LINEAR) > 0 for mask in masks]
-            masks = np.stack(small) if small else np.zeros((0, *image.shape[:2]), bool)
-        return Photo.from_masks(
-            image,
-            masks,
-            np.array([a.category for a in annotations], np.int32),
-            np.array([a.iscrowd for a in annotations], bool),
-        )
 
 
 class SampleMaker:
@@ -116,7 +77,12 @@ class SampleMaker:
 
     Raises:
         UsageError: scenes or empty photos are asked for without backgrounds, or scenes without cut-outs.
+
+    Attributes:
+        failure: why a sample could not be made, in ``batches``; the samples of a run that has one are worth nothing.
     """
+
+    failure: Exception | None = None
 
     def __init__(
         self,
@@ -127,8 +93,8 @@ class SampleMaker:
         backgrounds: Dataset | None = None,
     ) -> None:
         self.dataset, self.spec, self.config, self.encode = dataset, spec, config, encode
-        self.photos = PhotoStore(dataset, 2 * spec.image_max_dim, config.cache_bytes)
-        self.backgrounds = PhotoStore(backgrounds, 2 * spec.image_max_dim, config.cache_bytes) if backgrounds else None
+        self.photos = self._store(dataset)
+        self.backgrounds = self._store(backgrounds) if backgrounds else None
         self.persons = dataset.cutouts()
         if config.augment.scenes + config.augment.empty > 0 and not backgrounds:
             raise UsageError("There are no backgrounds for scenes and empty photos.", "Set data.backgrounds.")
@@ -139,8 +105,11 @@ class SampleMaker:
 
     def __call__(self, number: int) -> Sample:
         """Sample ``number``: ``image`` uint8 [H, W, 3], ``gt_boxes`` float32 [G, 4] (normalised),
-        ``gt_class_ids`` int32 [G] (negative: crowd; 0: unused row), ``gt_masks`` bool [G, h, w], and
-        what ``encode`` adds.
+        ``gt_class_ids`` int32 [G] (negative: crowd; 0: unused row), ``gt_masks`` bool [G, h, w],
+        ``replaced`` bool (its photo cannot be read: it shows another), and what ``encode`` adds.
+
+        Raises:
+            DatasetError: too many photos cannot be read.
         """
         config = self.config
         passes, position = divmod(int(number), len(self.dataset))
@@ -154,7 +123,12 @@ class SampleMaker:
             if rng.random() < augment.copy_paste:
                 other = self._draw(self.photos[int(order[rng.integers(len(order))])], rng)
                 canvas = paste(canvas, other, (rng.random(len(other.masks)) < 0.5) & ~other.iscrowd)
-        return self._finish(canvas, jitter_colour(canvas.image, config.augment, rng), rng)
+        sample = self._finish(canvas, jitter_colour(canvas.image, config.augment, rng), rng)
+        return sample | {"replaced": np.array(index in self.photos.unreadable)}
+
+    def _store(self, dataset: Dataset) -> PhotoStore:
+        config = self.config
+        return PhotoStore(dataset, 2 * self.spec.image_max_dim, config.cache_bytes, config.unreadable)
 
     def _shuffled(self, passes: int) -> NDArray[np.int64]:
         """The photos of one pass: as many as there are, each as often as its share of the quota."""
@@ -167,6 +141,10 @@ class SampleMaker:
         height, width = photo.image.shape[:2]
         scale = resize_scale(height, width, self.spec)
         affine = random_affine((height, width), self.config.canvas, scale, self.config.augment, rng)
+        # Before masks as large as the canvas are made: hundreds of those take gigabytes.
+        shown = visible_objects(photo, affine, self.config.canvas)
+        if len(shown) > self.config.max_gt_instances:
+            photo = photo.only(np.sort(rng.permutation(shown)[: self.config.max_gt_instances]))
         return without_cutouts(place(photo, affine, self.config.canvas))
 
     def _background(self, rng: np.random.Generator) -> Canvas:
@@ -180,6 +158,8 @@ class SampleMaker:
             photo = self.photos[index]
             if number or CUTOUT not in photo.class_ids:
                 photo = self.photos[self.persons[int(rng.integers(len(self.persons)))]]
+            if CUTOUT not in photo.class_ids:  # it stands for one that cannot be read
+                continue
             affine = person_affine(cutout_box(photo), self.config.canvas, augment, rng)
             person = place(photo, affine, self.config.canvas)
             person = replace(person, image=jitter_colour(person.image, augment, rng))
@@ -227,6 +207,9 @@ def batches(
 ) -> Any:
     """A ``tf.data.Dataset`` of ``steps`` batches, from step ``first_step`` of the run.
 
+    Where a sample cannot be made, ``make.failure`` says why and the batch is to be thrown away: an error inside
+    ``tf.data`` would reach the caller as TensorFlow's, without its type.
+
     Args:
         make: makes the samples.
         global_batch: photos per step over all workers; divisible by ``workers``.
@@ -242,7 +225,11 @@ def batches(
     types = [tf.as_dtype(example[name].dtype) for name in names]
 
     def values_of(number: Any) -> list[NDArray[Any]]:
-        sample = make(number)
+        try:
+            sample = make(number)
+        except Exception as error:  # whoever takes the batch raises it
+            make.failure = make.failure or error
+            sample = example
         return [sample[name] for name in names]
 
     def row(position: Any) -> dict[str, Any]:

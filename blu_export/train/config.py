@@ -8,17 +8,17 @@ import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from blu_export.data.augment import AugmentConfig
+from blu_export.data.photos import MAX_UNREADABLE
 from blu_export.errors import UsageError
 from blu_export.fields import coerce, field_types
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
+from blu_export.train.stages import Stage, change_stages, parse_stages
 
-LAYER_SETS = ("heads", "5+", "4+", "3+", "all")
-"""What can be trained: the pyramid, the RPN and the heads; these and the backbone from a stage on."""
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
 LOSSES = ("rpn_class", "rpn_bbox", "mrcnn_class", "mrcnn_bbox", "mrcnn_mask")
@@ -106,34 +106,6 @@ class TargetConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Some epochs that train one set of layers."""
-
-    layers: str
-    epochs: int
-
-    @classmethod
-    def parse(cls, text: str, epochs: int) -> tuple[Stage, ...]:
-        """Stages from ``all`` (for ``epochs``) or ``heads:5,4+:5,all:20``.
-
-        Raises:
-            UsageError: an unknown layer set, or a stage without epochs.
-        """
-        parts = [part.partition(":") for part in text.split(",")]
-        try:
-            stages = tuple(cls(name.strip(), int(count) if colon else epochs) for name, colon, count in parts)
-        except ValueError:
-            raise UsageError(f"'{text}' is no layer schedule.", "Write for example heads:5,4+:5,all:20.") from None
-        for stage in stages:
-            _check(stage.layers in LAYER_SETS, f"train.layers '{stage.layers}'", f"must be of {', '.join(LAYER_SETS)}")
-            _check(stage.epochs > 0, f"train.layers '{text}'", "needs at least one epoch in each stage")
-        _check(
-            len(stages) == 1 or all(colon for _, colon, _ in parts), f"train.layers '{text}'", "needs epochs in stages"
-        )
-        return stages
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained."""
 
@@ -141,24 +113,25 @@ class TrainConfig:
     """Passes; a schedule in ``layers`` that counts its own epochs wins."""
     steps_per_epoch: int = 0
     """Optimizer steps per epoch; 0: one pass over the photos."""
-    batch: int = 4
-    """Photos per step, over all devices."""
+    batch: int = 0
+    """Photos per step, over all devices; 0: as many as fit in memory, up to 4."""
     accumulate: int = 1
     """Parts into which a batch is cut, whose gradients are averaged: for batches that do not fit."""
     canvas: tuple[int, ...] = ()
     """(height, width) of the training crop, multiples of 64; empty: the canvas of inference."""
     layers: str = "all"
-    """What is trained: one of LAYER_SETS, or stages as in ``heads:5,4+:5,all:20``."""
+    """What is trained: one of LAYER_SETS, or stages as in ``heads:5,4+:5,all:20``, with rates of their own as in
+    ``heads:5@0.01,all:20@0.001``."""
     seed: int = 0
 
     optimizer: str = "sgd"
     """``sgd`` (momentum 0.9) or ``adamw``."""
     learning_rate: float = 0.01
-    """At the end of the warm-up; falls to zero along a cosine."""
+    """At the end of a stage's warm-up; falls to zero along a cosine until the stage ends."""
     backbone_rate: float = 1.0
     """The backbone's learning rate relative to that of the pyramid and the heads."""
     warmup_steps: int = 500
-    """In which the learning rate rises; at most a fifth of the run."""
+    """In which the learning rate rises; at most a fifth of the stage."""
     weight_decay: float = 1e-4
     """Of kernels; biases and normalisation are exempt."""
     clip_norm: float = 5.0
@@ -175,7 +148,9 @@ class TrainConfig:
     targets: TargetConfig = field(default_factory=TargetConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cache_bytes: int = 4 << 30
-    """Memory for decoded photos."""
+    """Memory for decoded photos; at most a quarter of what is free."""
+    unreadable: float = MAX_UNREADABLE
+    """Share of the photos of a part that may be unreadable; more stop the run."""
     workers: int = 2
     """Samples made at a time, per process."""
 
@@ -188,13 +163,14 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulate", "workers", "validate_every", "keep_checkpoints"):
+        for name in ("epochs", "accumulate", "workers", "validate_every", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
-        for name in ("steps_per_epoch", "seed", "backbone_rate", "warmup_steps", "weight_decay", "balance",
+        for name in ("batch", "steps_per_epoch", "seed", "backbone_rate", "warmup_steps", "weight_decay", "balance",
                      "cache_bytes", "validate_photos", "patience"):  # fmt: skip
             _check(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
         for name in ("learning_rate", "clip_norm"):
             _check(getattr(self, name) > 0, f"train.{name}", "must be positive")
+        _check(0 <= self.unreadable <= 1, "train.unreadable", "must be 0 to 1")
         _check(0 <= self.ema < 1, "train.ema", "must be 0 or less than 1")
         _check(self.batch % self.accumulate == 0, "train.batch", "must be a multiple of train.accumulate")
         _check(self.optimizer in OPTIMIZERS, "train.optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
@@ -203,13 +179,13 @@ class TrainConfig:
         _check(fits, "train.canvas", f"must be height and width, multiples of {SIZE_MULTIPLE}")
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         _check(not unknown, "train.loss_weights", f"has unknown losses {unknown}; there are {', '.join(LOSSES)}")
-        Stage.parse(self.layers, self.epochs)
+        parse_stages(self.layers, self.epochs)
         _check_augment(self.augment)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """``layers`` as stages."""
-        return Stage.parse(self.layers, self.epochs)
+        return parse_stages(self.layers, self.epochs)
 
     @property
     def total_epochs(self) -> int:
@@ -224,6 +200,14 @@ class TrainConfig:
                 return number
         return len(self.stages) - 1
 
+    def changed(self, done: int, layers: str | None, epochs: int | None, rate: float | None) -> TrainConfig:
+        """The settings with other stages after ``done`` epochs, see ``change_stages``."""
+        if layers is None and epochs is None and rate is None:
+            return self
+        stages = change_stages(self.stages, done, self.learning_rate, layers=layers, epochs=epochs, rate=rate)
+        total = sum(stage.epochs for stage in stages)
+        return replace(self, layers=",".join(map(str, stages)), epochs=total, learning_rate=rate or self.learning_rate)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -235,6 +219,8 @@ class RunConfig:
     weights: str = ""
     """What to start from: ``imagenet``, ``coco``, ``last`` or a file."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    changes: dict[str, str] = field(default_factory=dict)
+    """Epochs that lay behind when a run was resumed with other settings -> what was changed."""
 
     def __post_init__(self) -> None:
         for name in self.model:

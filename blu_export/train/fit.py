@@ -3,13 +3,14 @@
 The run folder::
 
     config.toml               data, model and training settings, as run
-    checkpoints/epoch-N.npz   all state after epoch N; the newest few
+    checkpoints/epoch-N.npz   all state after epoch N; the newest few; a .json beside one holds what followed
     best.h5                   weights with the best validation mask AP (moving average, if one is kept)
     final.h5                  weights after the last epoch, likewise
     history.csv               one row per epoch: losses, learning rate, AP, seconds
     curves.png                the same as plots
     pictures/epoch-N.jpg      predictions on a few validation photos
     tensorboard/              the same for TensorBoard, losses also every few steps
+    left_out.csv              photos that could not be read
 """
 
 from __future__ import annotations
@@ -17,50 +18,45 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from blu_export.data.dataset import Dataset
-from blu_export.data.pipeline import SampleConfig, SampleMaker, batches
-from blu_export.errors import CheckFailedError, UsageError
+from blu_export.data.pipeline import batches
+from blu_export.errors import CheckFailedError, DatasetError, UsageError
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
-from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
+from blu_export.train.checkpoint import (
+    Progress,
+    checkpoint_path,
+    epoch_of,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_state,
+)
 from blu_export.train.config import LOSSES, TrainConfig
 from blu_export.train.distribute import check_same_epoch
 from blu_export.train.run_folder import RunFolder
-from blu_export.train.schedule import LossScale, cosine
+from blu_export.train.samples import sample_maker, training_canvas
+from blu_export.train.schedule import LossScale, stage_rate
 from blu_export.train.step import TrainStep
-from blu_export.train.targets import AnchorTargets
+from blu_export.train.validate import Validator
 
 BEST = "mask_ap"
 """The entry of a validation's result by which the best weights are chosen."""
 
-MAX_WARMUP = 0.2
-"""Largest share of a run that is warm-up: a small data set has few steps."""
+MAX_LOSS = 1e6
+"""A loss beyond it is no loss any more; an untrained model begins below 100."""
 
 Row = dict[str, float]
 Validate = Callable[[MaskRCNN, Path | None], Row]
 """Measures a model: returns ``mask_ap`` and whatever else should be in the history, and draws
 predictions to the path, if there is one. With several workers each of them calls it."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in its checkpoints."""
-
-    epoch: int = 0
-    """Epochs completed."""
-    best: float = -1.0
-    stale: int = 0
-    """Validations since the best."""
-    scale: float = 1.0
-    """See LossScale."""
-    scale_age: int = 0
 
 
 class Trainer:
@@ -95,45 +91,75 @@ class Trainer:
         self.canvas = training_canvas(spec, config)
         self._check_batch()
         self.steps = config.steps_per_epoch or max(1, len(dataset) // config.batch)
-        self.total_steps = self.steps * config.total_epochs
-        self.warmup_steps = min(config.warmup_steps, int(MAX_WARMUP * self.total_steps))
         self.make = sample_maker(dataset, spec, config, backgrounds)
+        self.unreadable = {"train": self.make.photos.unreadable}
+        if self.make.backgrounds is not None:
+            self.unreadable["backgrounds"] = self.make.backgrounds.unreadable
+        if isinstance(validate, Validator):
+            self.unreadable["val"] = validate.unreadable
         self.progress = Progress()
         self.history: list[Row] = []
+        self._without_objects = 0  # samples since the start or the last one with objects
+        self._validated: MaskRCNN | None = None
         self.step = self._stage_step(0)
 
-    def resume(self, folder: Path) -> bool:
+    def resume(self, folder: Path, changed: bool = False) -> bool:
         """Take up the newest checkpoint under ``folder``; False where there is none.
+
+        Args:
+            folder: the run folder.
+            changed: the settings are others than before: a run that stopped early gets another chance.
 
         Raises:
             ModelFileError: it does not fit this run.
             UsageError: other workers are after another epoch.
         """
         path = latest_checkpoint(folder)
-        epochs = int(path.stem.rpartition("-")[2]) if path else 0
+        epochs = epoch_of(path)
         check_same_epoch(self.strategy, epochs)  # before variables are made, for which all workers wait
         if path is None:
             return False
-        self.step = self._stage_step(max(0, epochs - 1))
+        self.step = self._stage_step(max(0, epochs - 1))  # run() goes on from there, which keeps the moments
         state = load_checkpoint(path, self.model, self.step.updater)
         self.progress, self.history = Progress(**state["progress"]), state["history"]
+        if changed:
+            self.progress.stale = 0
         return True
 
     def run(
         self,
         on_epoch: Callable[[Row], None] = lambda row: None,
         on_step: Callable[[int, float], None] = lambda number, loss: None,
+        validate_start: bool = False,
     ) -> list[Row]:
         """Train to the end, or until validation no longer gets better; returns the history.
 
         Args:
             on_epoch: called with each new row of the history.
             on_step: called after each step with its number in the run, from 0, and its loss.
+            validate_start: validate the weights that a new run begins with, as epoch 0.
 
         Raises:
-            CheckFailedError: a loss is not finite.
+            CheckFailedError: training diverged; the last checkpoint is sound.
+            DatasetError: too many photos, or all of a batch, cannot be read.
         """
+        try:
+            self._run(on_epoch, on_step, validate_start)
+        finally:
+            self._list_unreadable()
+        if self.folder is not None:
+            self.folder.save_weights("final.h5", self.averaged_model())
+        return self.history
+
+    def _run(
+        self, on_epoch: Callable[[Row], None], on_step: Callable[[int, float], None], validate_start: bool
+    ) -> None:
         progress, config = self.progress, self.config
+        if progress.epoch == 0 and not progress.unvalidated:
+            progress.unvalidated = validate_start and self.validate is not None
+            self._save_checkpoint()
+        if progress.unvalidated:
+            self._end_epoch(on_epoch)
         scaler = LossScale(config.precision, progress.scale, progress.scale_age)
         data = iter(self._data(progress.epoch))
         while progress.epoch < config.total_epochs and not self.exhausted:
@@ -144,32 +170,31 @@ class Trainer:
             row["images_per_second"] = self.steps * config.batch / (time.perf_counter() - start)
             progress.epoch += 1
             progress.scale, progress.scale_age = scaler.scale, scaler.age
-            row |= self._measure()
+            progress.unvalidated = self._is_validated(progress.epoch)
             self.history.append(row)
-            self._save(row)
-            on_epoch(row)
-        if self.folder is not None:
-            self.folder.save_weights("final.h5", self.averaged_model())
-        return self.history
+            self._save_checkpoint()
+            self._end_epoch(on_epoch)
 
     def dry_run(self) -> Row:
         """Make the first step; returns its losses."""
-        return self.step(next(iter(self._data(0))), self.config.learning_rate)
+        return self.step(self._next(iter(self._data(0))), stage_rate(0, self.steps, self.config))
 
     def averaged_model(self) -> MaskRCNN:
-        """A float32 model of ``spec`` with the current weights, averaged where averages are kept."""
-        policy = keras.config.dtype_policy()
-        keras.config.set_dtype_policy("float32")
-        try:
-            model = MaskRCNN(self.spec)
-        finally:
-            keras.config.set_dtype_policy(policy)
-        updater = self.step.updater
-        averages = {id(v): a for v, a in zip(updater.trained, updater.averages, strict=False)}
-        sources = self.model.learned_layers()
-        for name, layer in model.learned_layers().items():
-            layer.set_weights([(averages.get(id(v), v)).numpy() for v in sources[name].weights])
-        return model
+        """A float32 model of ``spec`` with the current weights, averaged where averages are kept.
+
+        It is one and the same model each time: TensorFlow would trace the graph of another one anew.
+        """
+        if self._validated is None:
+            policy = keras.config.dtype_policy()
+            keras.config.set_dtype_policy("float32")
+            try:
+                self._validated = MaskRCNN(self.spec)
+            finally:
+                keras.config.set_dtype_policy(policy)
+        averages, sources = self.step.updater.averages, self.model.learned_layers()
+        for name, layer in self._validated.learned_layers().items():
+            layer.set_weights([averages.get(id(v), v).numpy() for v in sources[name].weights])
+        return self._validated
 
     @property
     def exhausted(self) -> bool:
@@ -178,15 +203,16 @@ class Trainer:
 
     def _stage_step(self, epoch: int) -> TrainStep:
         stage = self.config.stages[self.config.stage_of(epoch)]
+        previous = self.step.updater if hasattr(self, "step") else None
         with self.strategy.scope():
-            return TrainStep(self.model, self.canvas, self.config, stage.layers)
+            return TrainStep(self.model, self.canvas, self.config, stage.layers, previous)
 
     def _new_stage(self) -> bool:
         epoch, stage_of = self.progress.epoch, self.config.stage_of
         return epoch > 0 and stage_of(epoch) != stage_of(epoch - 1)
 
     def _data(self, epoch: int) -> Any:
-        first, count = epoch * self.steps, self.total_steps - epoch * self.steps
+        first, count = epoch * self.steps, (self.config.total_epochs - epoch) * self.steps
         config, parallel = self.config, self.config.workers
         if self.strategy.num_replicas_in_sync == 1:
             return batches(self.make, config.batch, first, count, parallel=parallel)
@@ -200,12 +226,12 @@ class Trainer:
         return self.strategy.distribute_datasets_from_function(part)
 
     def _epoch(self, data: Any, scaler: LossScale, on_step: Callable[[int, float], None]) -> Row:
-        config, sums, norms = self.config, dict.fromkeys((*LOSSES, "loss"), 0.0), []
+        sums, norms = dict.fromkeys((*LOSSES, "loss"), 0.0), []
         first = self.progress.epoch * self.steps
         rate = 0.0
         for number in range(first, first + self.steps):
-            rate = cosine(number, self.total_steps, config.learning_rate, self.warmup_steps)
-            values = self.step(next(data), rate, scaler.scale)
+            rate = stage_rate(number, self.steps, self.config)
+            values = self._learn(self._next(data), rate, scaler.scale)
             self._check_finite(values, number, scaler)
             scaler.update(math.isfinite(values["norm"]))
             for name in sums:
@@ -218,9 +244,44 @@ class Trainer:
         means = {name: value / self.steps for name, value in sums.items()}
         return means | {"norm": sum(norms) / max(1, len(norms)), "learning_rate": rate}
 
+    def _next(self, data: Any) -> Any:
+        """The next batch."""
+        batch = next(data)
+        failure = self.make.failure
+        if failure is not None:
+            raise failure
+        replaced, class_ids = (self._local(batch, name) for name in ("replaced", "gt_class_ids"))
+        if self.config.batch > 1 and replaced.all():
+            reasons = list(self.make.photos.unreadable.reasons.values())
+            raise DatasetError(
+                f"None of the {len(replaced)} photos of a batch can be read. {reasons[-1]}",
+                "Look after the disk or the connection, then go on with --resume.",
+            )
+        self._without_objects = 0 if (class_ids > 0).any() else self._without_objects + len(class_ids)
+        if self._without_objects >= 2 * len(self.make.dataset):
+            raise DatasetError(
+                f"There is nothing to learn from {self.make.dataset.name}: no object was seen in two passes.",
+                "Objects of a few pixels are left out: set a larger --canvas or model.image_max_dim.",
+            )
+        del batch["replaced"]
+        return batch
+
+    def _local(self, batch: Any, name: str) -> Any:
+        return np.concatenate([part.numpy() for part in self.strategy.experimental_local_results(batch[name])])
+
+    def _learn(self, batch: Any, rate: float, scale: float) -> Row:
+        try:
+            return self.step(batch, rate, scale)
+        except tf.errors.ResourceExhaustedError as error:
+            raise UsageError(
+                f"A batch of {self.config.batch} photos on a canvas of {self.canvas[0]}x{self.canvas[1]} does not fit "
+                "in memory.",
+                f"Set a smaller --batch or --canvas, or train.accumulate={2 * self.config.accumulate}.",
+            ) from error
+
     def _check_batch(self) -> None:
         parts = self.strategy.num_replicas_in_sync * self.config.accumulate
-        if self.config.batch % parts:
+        if not self.config.batch or self.config.batch % parts:
             raise UsageError(
                 f"A batch of {self.config.batch} photos cannot be cut into {parts} parts (devices times accumulate).",
                 f"Set --batch to a multiple of {parts}.",
@@ -231,16 +292,42 @@ class Trainer:
         if not math.isfinite(values["norm"]) and not scaler.may_overflow:
             bad.append("the gradient")
         if bad:
-            raise CheckFailedError(
-                f"Training diverged: {', '.join(bad)} is not finite at step {number + 1}.",
-                "Lower train.learning_rate or lengthen train.warmup_steps and resume: the last checkpoint is sound.",
-            )
+            raise self._diverged(f"{', '.join(bad)} is not finite at step {number + 1}")
+        if values["loss"] > MAX_LOSS:
+            raise self._diverged(f"the loss is {values['loss']:.3g} at step {number + 1}")
+
+    def _diverged(self, how: str) -> CheckFailedError:
+        folder = f" --out {self.folder.path}" if self.folder is not None else ""
+        stage = self.config.stages[self.config.stage_of(self.progress.epoch)]
+        rate = (stage.rate or self.config.learning_rate) / 10
+        return CheckFailedError(
+            f"Training diverged: {how}.",
+            f"The last checkpoint is sound; go on with a lower rate: blu train --resume{folder} --lr {rate:.1g}",
+        )
+
+    def _is_validated(self, epoch: int) -> bool:
+        due = epoch % self.config.validate_every == 0 or epoch == self.config.total_epochs
+        return self.validate is not None and due
+
+    def _end_epoch(self, on_epoch: Callable[[Row], None]) -> None:
+        """What follows the checkpoint of an epoch: validation and the files that people read."""
+        progress = self.progress
+        if progress.epoch == 0:
+            self.history = [{"epoch": 0.0}]
+        row = self.history[-1]
+        if progress.unvalidated:
+            row |= self._measure()
+            progress.unvalidated = False
+            if self.folder is not None:
+                save_state(checkpoint_path(self.folder.path, progress.epoch), self._state())
+        if self.folder is not None:
+            self.folder.log_epoch(self.history)
+        self._list_unreadable()
+        on_epoch(row)
 
     def _measure(self) -> Row:
-        progress, config = self.progress, self.config
-        last = progress.epoch == config.total_epochs
-        if self.validate is None or (progress.epoch % config.validate_every and not last):
-            return {}
+        progress = self.progress
+        assert self.validate is not None
         model = self.averaged_model()
         result = self.validate(model, self.folder.picture(progress.epoch) if self.folder else None)
         if result[BEST] > progress.best:
@@ -251,43 +338,18 @@ class Trainer:
             progress.stale += 1
         return result
 
-    def _save(self, row: Row) -> None:
+    def _state(self) -> dict[str, Any]:
+        return {"progress": vars(self.progress), "history": self.history}
+
+    def _save_checkpoint(self) -> None:
         if self.folder is None:
             return
-        state = {"progress": vars(self.progress), "history": self.history}
         path = checkpoint_path(self.folder.path, self.progress.epoch)
-        save_checkpoint(path, self.model, self.step.updater, state, keep=self.config.keep_checkpoints)
-        self.folder.log_epoch(self.history)
+        try:
+            save_checkpoint(path, self.model, self.step.updater, self._state(), keep=self.config.keep_checkpoints)
+        except CheckFailedError as error:
+            raise self._diverged(f"a weight is not finite after epoch {self.progress.epoch}") from error
 
-
-def sample_maker(
-    dataset: Dataset, spec: ModelSpec, config: TrainConfig, backgrounds: Dataset | None = None
-) -> SampleMaker:
-    """Makes the samples that a run with these settings trains on."""
-    canvas, targets = training_canvas(spec, config), config.targets
-    settings = SampleConfig(
-        canvas=canvas,
-        max_gt_instances=targets.max_gt_instances,
-        mini_mask_shape=targets.mini_mask_shape,
-        seed=config.seed,
-        balance=config.balance,
-        cache_bytes=config.cache_bytes,
-        augment=config.augment,
-    )
-    return SampleMaker(dataset, spec, settings, AnchorTargets(spec, canvas, targets), backgrounds)
-
-
-def training_canvas(spec: ModelSpec, config: TrainConfig) -> tuple[int, int]:
-    """(height, width) of the training crop.
-
-    Raises:
-        UsageError: neither the settings nor the spec say.
-    """
-    if config.canvas:
-        return config.canvas[0], config.canvas[1]
-    if spec.largest_canvas is None:
-        raise UsageError(
-            f"A model with image_resize_mode={spec.image_resize_mode} has no canvas of its own to train on.",
-            "Set train.canvas, for example --canvas 512.",
-        )
-    return spec.largest_canvas
+    def _list_unreadable(self) -> None:
+        if self.folder is not None:
+            self.folder.save_left_out({part: found.reasons for part, found in self.unreadable.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, float]
 
+LEFT_OUT = "left_out.csv"
+"""The file of a run folder that lists the photos that could not be read."""
 LOG_EVERY = 20
 """Steps between the losses that TensorBoard gets."""
 
@@ -35,6 +37,7 @@ class RunFolder:
         import_extra("tensorboard")  # tf.summary needs it, and says so only at the first value
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._changes: dict[str, str] = {}
         self._summary = tf.summary.create_file_writer(str(path / "tensorboard"))
 
     def save_weights(self, name: str, model: MaskRCNN) -> Path:
@@ -45,8 +48,25 @@ class RunFolder:
         return self.path / name
 
     def save_config(self, config: RunConfig) -> None:
-        """Write the settings of the run."""
+        """Write the settings of the run, and keep their changes for the history."""
+        self._changes = config.changes
         write_toml(self.path / "config.toml", dataclasses.asdict(config))
+
+    def save_left_out(self, parts: Mapping[str, Mapping[str, str]]) -> None:
+        """List the photos that could not be read, by part: path or URL -> reason; also those of earlier sessions."""
+        path = self.path / LEFT_OUT
+        rows: dict[tuple[str, str], str] = {}
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = {(row["part"], row["photo"]): row["reason"] for row in csv.DictReader(file)}
+        known = dict(rows)
+        rows |= {(part, photo): reason for part, found in parts.items() for photo, reason in found.items()}
+        if rows == known:
+            return
+        with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["part", "photo", "reason"])
+            writer.writerows((part, photo, reason) for (part, photo), reason in rows.items())
 
     def picture(self, epoch: int) -> Path:
         """Where the predictions after ``epoch`` epochs are drawn."""
@@ -65,7 +85,7 @@ class RunFolder:
         """Write the history up to and with the last epoch as table, plots and TensorBoard scalars."""
         import tensorflow as tf
 
-        write_history(self.path / "history.csv", history)
+        write_history(self.path / "history.csv", history, self._changes)
         plot_history(self.path / "curves.png", history)
         with self._summary.as_default(step=int(history[-1]["epoch"])):
             for name, value in history[-1].items():
@@ -73,13 +93,19 @@ class RunFolder:
         self._summary.flush()
 
 
-def write_history(path: Path, history: Sequence[Row]) -> None:
-    """One line per epoch; a column that an epoch lacks stays empty."""
-    columns = list(dict.fromkeys(name for row in history for name in row))
+def write_history(path: Path, history: Sequence[Row], changes: Mapping[str, str] | None = None) -> None:
+    """One line per epoch; a column that an epoch lacks stays empty.
+
+    ``changes`` are those of ``RunConfig``; each stands in the line of the first epoch that it applies to.
+    """
+    columns = list(dict.fromkeys(name for row in (history[-1], *history) for name in row))
+    texts = {int(done) + 1: text for done, text in (changes or {}).items()}
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, [*columns, "change"] if texts else columns)
         writer.writeheader()
-        writer.writerows(history)
+        for row in history:
+            change = {"change": texts[int(row["epoch"])]} if int(row["epoch"]) in texts else {}
+            writer.writerow(row | change)
 
 
 def plot_history(path: Path, history: Sequence[Row]) -> None:
@@ -87,9 +113,10 @@ def plot_history(path: Path, history: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
+    every = dict.fromkeys(name for row in history for name in row)
     panels = [
-        ("loss", [name for name in history[0] if name.startswith(("rpn_", "mrcnn_")) or name == "loss"]),
-        ("average precision", sorted({name for row in history for name in row if name.endswith(("_ap", "_ap50"))})),
+        ("loss", [name for name in every if name.startswith(("rpn_", "mrcnn_")) or name == "loss"]),
+        ("average precision", sorted(name for name in every if name.endswith(("_ap", "_ap50")))),
         ("learning rate", ["learning_rate"]),
     ]
     for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):

@@ -5,13 +5,33 @@ from __future__ import annotations
 import math
 import re
 
-_HEAD = r"mrcnn_.*|rpn_.*|fpn_.*"
-# Lite0 blocks whose output is C2, C3, C4, C5: 2, 4, 10, 15. ResNet names carry the stage.
-_STAGES = {
-    5: r"(res|bn)5.*|block1[1-5]_.*",
-    4: r"(res|bn)4.*|block([5-9]|10)_.*",
-    3: r"(res|bn)3.*|block[34]_.*",
+from blu_export.train.config import TrainConfig
+
+PARTS = ("heads", "5", "4", "3", "stem")
+"""What layer sets consist of: the pyramid, the RPN and the heads; the backbone's stages, and what comes before."""
+_PATTERNS = {
+    "heads": r"mrcnn_.*|rpn_.*|fpn_.*",
+    # Lite0 blocks whose output is C2, C3, C4, C5: 2, 4, 10, 15. ResNet names carry the stage.
+    "5": r"(res|bn)5.*|block1[1-5]_.*",
+    "4": r"(res|bn)4.*|block([5-9]|10)_.*",
+    "3": r"(res|bn)3.*|block[34]_.*",
 }
+
+
+MAX_WARMUP = 0.2
+"""Largest share of a stage that is warm-up: a small data set has few steps."""
+
+
+def stage_rate(number: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Learning rate of step ``number`` of a run: each stage has its own warm-up and its own cosine."""
+    first = 0
+    for stage in config.stages:
+        steps = stage.epochs * steps_per_epoch
+        if number < first + steps:
+            break
+        first += steps
+    warmup = min(config.warmup_steps, int(MAX_WARMUP * steps))
+    return cosine(number - first, steps, stage.rate or config.learning_rate, warmup)
 
 
 def cosine(step: int, total: int, peak: float, warmup: int) -> float:
@@ -21,17 +41,20 @@ def cosine(step: int, total: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def part_of(layer: str) -> str:
+    """Which of PARTS the layer of this name belongs to."""
+    return next((part for part, pattern in _PATTERNS.items() if re.fullmatch(pattern, layer)), "stem")
+
+
 def learns(layer: str, layers: str) -> bool:
     """Whether the layer of this name is trained under ``layers``, one of LAYER_SETS."""
-    if layers == "all":
-        return True
-    stages = [] if layers == "heads" else range(int(layers[0]), 6)
-    return re.fullmatch("|".join([_HEAD, *(_STAGES[stage] for stage in stages)]), layer) is not None
+    last = {"heads": "heads", "all": "stem"}.get(layers, layers[0])
+    return part_of(layer) in PARTS[: PARTS.index(last) + 1]
 
 
 def is_backbone(layer: str) -> bool:
     """Whether the layer belongs to the backbone, not to the pyramid, the RPN or the heads."""
-    return re.fullmatch(_HEAD, layer) is None
+    return part_of(layer) != "heads"
 
 
 class LossScale:

@@ -36,6 +36,12 @@ class Start:
     """Layers that were set."""
     fresh: tuple[str, ...]
     """Layers that keep random weights: absent from the source, or of another shape there."""
+    class_names: tuple[str, ...] = ()
+    """Of the source; empty where it has no heads."""
+
+    def knows(self, class_names: Sequence[str]) -> bool:
+        """Whether these are the weights of a whole model for these classes, in this order."""
+        return not self.fresh and same_classes(self.class_names, class_names)
 
 
 def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]], seed: int) -> Start:
@@ -53,7 +59,7 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
         UsageError: there is no such source.
         ModelFileError: the backbone in the file is another one.
     """
-    tensors, source = _tensors(model, weights)
+    tensors, source, class_names = _tensors(model, weights)
     layers = model.learned_layers()
     loaded, fresh = [], []
     for name, layer in layers.items():
@@ -73,7 +79,7 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
     initialize_outputs(model, seed, set(fresh))
     if foreign:
         calibrate(model, photos)
-    return Start(source, tuple(loaded), tuple(fresh))
+    return Start(source, tuple(loaded), tuple(fresh), class_names)
 
 
 def calibrate(model: MaskRCNN, photos: Sequence[NDArray[np.uint8]]) -> None:
@@ -107,17 +113,27 @@ def weights_file(weights: str) -> Path | None:
     return None if path.suffix == ".npz" else path
 
 
-def _tensors(model: MaskRCNN, weights: str) -> tuple[Tensors, str]:
+def same_classes(source: Sequence[str], class_names: Sequence[str]) -> bool:
+    """Whether a model's classes are those of a data set; ``class_1``, ``class_2``, … stand for any."""
+    if len(source) != len(class_names):
+        return False
+    return all(
+        a in (b, f"class_{index}") for index, (a, b) in enumerate(zip(source, class_names, strict=True)) if index
+    )
+
+
+def _tensors(model: MaskRCNN, weights: str) -> tuple[Tensors, str, tuple[str, ...]]:
+    """Tensors by layer, what to call their source, and its class names."""
     path = weights_file(weights)
     if path is not None:
-        weights = read_weights(path)
-        tensors = {name: [tensor for _, tensor in each] for name, each in weights.layers.items()}
-        return tensors, weights.note or str(path)
+        found = read_weights(path)
+        layers = {name: [tensor for _, tensor in tensors] for name, tensors in found.layers.items()}
+        return layers, found.note or str(path), found.spec.class_names if "mrcnn_class_logits" in layers else ()
     if weights in ("", "none"):
-        return {}, "nothing"
+        return {}, "nothing", ()
     if weights == "imagenet":
-        return imagenet_tensors(model.spec.backbone), "ImageNet"
-    return read_lite0(weights), weights
+        return imagenet_tensors(model.spec.backbone), "ImageNet", ()
+    return read_lite0(weights), weights, ()
 
 
 def newest_weights(runs: Path) -> Path:

@@ -13,8 +13,8 @@ from blu_export.model.proposals import propose
 from blu_export.model.roi_align import pyramid_roi_align
 from blu_export.train.config import LOSSES, TrainConfig
 from blu_export.train.losses import Terms, head_losses, rpn_losses
-from blu_export.train.schedule import is_backbone, learns
 from blu_export.train.targets import roi_targets
+from blu_export.train.updater import Updater
 
 Batch = dict[str, Any]
 """What ``data.pipeline.batches`` gives."""
@@ -106,85 +106,23 @@ def box_head_products(head: keras.Model, pooled: Any) -> tuple[Any, Any]:
     return tuple(head.get_layer(name)(x) for name in ("mrcnn_class_logits", "mrcnn_bbox_fc"))
 
 
-class Updater:
-    """Turns gradients into new weights: clipping, SGD or AdamW, the moving average.
-
-    The backbone and the rest have an optimizer each, for their learning rates differ. Normalisation
-    layers of the backbone stay as they are, statistics, scale and offset.
-    """
-
-    def __init__(self, model: MaskRCNN, config: TrainConfig, layers: str) -> None:
-        self.clip_norm = config.clip_norm
-        groups: dict[bool, list[Any]] = {False: [], True: []}
-        for name, layer in model.learned_layers().items():
-            fixed = is_backbone(name) and isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = learns(name, layers) and not fixed
-            groups[is_backbone(name)] += layer.trainable_variables
-        self.groups = [(_optimizer(config), group) for group in groups.values() if group]
-        self.rates = [config.backbone_rate if backbone else 1.0 for backbone, group in groups.items() if group]
-        for optimizer, group in self.groups:
-            optimizer.build(group)
-        self.trained = [variable for _, group in self.groups for variable in group]
-
-    @property
-    def variables(self) -> list[Any]:
-        """All state, in a fixed order: for checkpoints."""
-        return [variable for optimizer, _ in self.groups for variable in optimizer.variables]
-
-    @property
-    def averages(self) -> list[Any]:
-        """The moving averages of ``trained``, in its order; empty where none are kept."""
-        groups = [optimizer for optimizer, _ in self.groups if optimizer.use_ema]
-        return [average for optimizer in groups for average in optimizer._model_variables_moving_average]
-
-    def set_rate(self, rate: float) -> None:
-        """Learning rate of the next step."""
-        for (optimizer, _), factor in zip(self.groups, self.rates, strict=True):
-            optimizer.learning_rate.assign(rate * factor)
-
-    def apply(self, gradients: list[Any]) -> Any:
-        """Update ``trained`` with each replica's share of the gradients; returns their norm, unclipped.
-
-        Where the norm is not finite the gradients count as zero.
-        """
-        replica = tf.distribute.get_replica_context()
-        gradients = replica.all_reduce(_SUM, [tf.convert_to_tensor(g) for g in gradients])
-        norm = tf.linalg.global_norm(gradients)
-        # Keras adds the gradients of all replicas once more.
-        factor = tf.minimum(1.0, self.clip_norm / norm) / replica.num_replicas_in_sync
-        finite = tf.math.is_finite(norm)
-        gradients = [tf.where(finite, g * factor, 0.0) for g in gradients]
-        for optimizer, group in self.groups:
-            optimizer.apply(gradients[: len(group)], group)
-            gradients = gradients[len(group) :]
-        return norm
-
-
-def _optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    common = {
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "use_ema": config.ema > 0,
-        "ema_momentum": config.ema or 0.99,
-    }
-    if config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(**common)
-    else:
-        optimizer = keras.optimizers.SGD(momentum=0.9, **common)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
 class TrainStep:
     """A compiled training step over all replicas of the current distribution strategy.
 
-    Make it inside the strategy's scope.
+    Make it inside the strategy's scope. ``previous`` is the updater of the stage before, see ``Updater``.
     """
 
-    def __init__(self, model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, layers: str) -> None:
+    def __init__(
+        self,
+        model: MaskRCNN,
+        canvas: tuple[int, int],
+        config: TrainConfig,
+        layers: str,
+        previous: Updater | None = None,
+    ) -> None:
         self.config, self.strategy = config, tf.distribute.get_strategy()
         self.losses = Losses(model, canvas, config)
-        self.updater = Updater(model, config, layers)
+        self.updater = Updater(model, config, layers, previous)
         self._function = tf.function(self._run)
 
     def __call__(self, batch: Batch, rate: float, scale: float = 1.0) -> dict[str, float]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blu_export.data.dataset import Dataset
-from blu_export.detector import Detector
-from blu_export.evaluate.coco import SHOWN_SCORE, Evaluator, Rows, detect
+import numpy as np
+from numpy.typing import NDArray
+
+from blu_export.data.dataset import Dataset, encode_masks
+from blu_export.data.photos import MAX_UNREADABLE, Unreadable
+from blu_export.detector import Detector, map_ahead
+from blu_export.errors import BluError
+from blu_export.evaluate.coco import READERS, SHOWN_SCORE, Evaluator, Rows, map_classes
 from blu_export.evaluate.files import as_detections, write_picture
 from blu_export.runtime.keras import KerasRunner
 
@@ -26,35 +33,87 @@ PICTURE_HEIGHT = 480
 class Validator:
     """Measures a model on a data set; call it with the model.
 
+    Photos that cannot be read, or whose masks cannot, are left out.
+
     Args:
         dataset: the validation photos.
         batch: photos that go through the model at once, where its canvas is fixed.
         watch: passes the photos' results on, as they come; for a progress line.
+        unreadable: share of the photos that may be left out.
+
+    Raises:
+        DatasetError: too many are to be left out.
     """
 
     def __init__(
-        self, dataset: Dataset, batch: int = 4, watch: Callable[[Iterable[Rows], int], Iterator[Rows]] | None = None
+        self,
+        dataset: Dataset,
+        batch: int = 4,
+        watch: Callable[[Iterable[Rows], int], Iterator[Rows]] | None = None,
+        unreadable: float = MAX_UNREADABLE,
     ) -> None:
         self.dataset = dataset
         self.batch = batch
         self.watch = watch or (lambda rows, total: iter(rows))
-        self.evaluator = Evaluator(dataset)
+        self.unreadable = Unreadable(dataset, unreadable)
+        for index, record in enumerate(dataset.records):
+            try:
+                encode_masks(record)
+            except BluError as error:
+                self.unreadable.add(index, error)
+        self._evaluator: tuple[list[int], Evaluator] | None = None
 
     def __call__(self, model: MaskRCNN, picture: Path | None = None) -> dict[str, float]:
-        """AP by VALUES, 0..1; ``picture`` gets the predictions on the first few photos."""
-        found = detect(Detector(KerasRunner.of_model(model)), self.dataset, self.batch)
-        rows = list(self.watch(found, len(self.dataset)))
+        """AP by VALUES, 0..1; ``picture`` gets the predictions on the first few photos.
+
+        Raises:
+            DatasetError: too many photos cannot be read.
+        """
+        indices: list[int] = []
+        found = self._detect(Detector(KerasRunner.of_model(model)), indices)
+        rows = list(self.watch(found, len(self.dataset) - len(self.unreadable)))
         if picture is not None:
-            self._draw(picture, rows[:PICTURES])
-        values = self.evaluator(list(chain.from_iterable(rows))).values
+            self._draw(picture, dict(zip(indices[:PICTURES], rows, strict=False)))
+        values = self._judge(indices)(list(chain.from_iterable(rows))).values
         return {name: values[name] for name in VALUES}
 
-    def _draw(self, path: Path, rows: list[Rows]) -> None:
+    def _detect(self, detector: Detector, indices: list[int]) -> Iterator[Rows]:
+        """The results of the photos that can be read; their numbers are added to ``indices``."""
+        class_ids = map_classes(detector.spec.class_names, self.dataset.class_names)
+        photos = detector.stream(self._images(indices), batch=self.batch)
+        for number, photo in enumerate(photos):
+            found = photo.result()
+            ids = class_ids[found.class_ids]
+            known = replace(found, class_ids=np.maximum(ids, 1), class_names=self.dataset.class_names)[ids > 0]
+            yield known.to_coco(self.dataset.records[indices[number]].image_id)
+
+    def _images(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        def load(index: int) -> NDArray[np.uint8] | None:
+            try:
+                return None if index in self.unreadable else self.dataset.load_image(index)
+            except (BluError, OSError) as error:
+                self.unreadable.add(index, error)
+                return None
+
+        with ThreadPoolExecutor(READERS, "blu-read") as pool:
+            for index, image in enumerate(map_ahead(pool, load, range(len(self.dataset)), 2 * READERS)):
+                if image is not None:
+                    indices.append(index)
+                    yield image
+
+    def _judge(self, indices: list[int]) -> Evaluator:
+        """The evaluator of these photos; the truth is prepared once for the same ones."""
+        if self._evaluator is None or self._evaluator[0] != indices:
+            records = tuple(self.dataset.records[index] for index in indices)
+            self._evaluator = indices, Evaluator(replace(self.dataset, records=records))
+        return self._evaluator[1]
+
+    def _draw(self, path: Path, found: dict[int, Rows]) -> None:
         from blu_export.draw import contact_sheet, overlay
 
         drawn = []
-        for index, found in enumerate(rows):
-            shown = [row for row in found if row["score"] >= SHOWN_SCORE]
+        for index, rows in found.items():
+            shown = [row for row in rows if row["score"] >= SHOWN_SCORE]
             detections = as_detections(shown, self.dataset.records[index], self.dataset.class_names)
             drawn.append(overlay(self.dataset.load_image(index), detections))
         write_picture(path, contact_sheet(drawn, columns=len(drawn), tile=PICTURE_HEIGHT))

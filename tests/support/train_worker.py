@@ -40,5 +40,5 @@ updater = trainer.step.updater
 before = [variable.numpy() for variable in updater.trained]
 (row,) = trainer.run()
 moved = [variable.numpy() - old for variable, old in zip(updater.trained, before, strict=True)]
-np.savez(SAVED, *moved, *(variable.numpy() for variable in updater.variables))
+np.savez(SAVED, *moved, *(variable.numpy() for variable in updater.variables.values()))
 print(json.dumps({"chief": is_chief(strategy), "replicas": strategy.num_replicas_in_sync, "row": row}))

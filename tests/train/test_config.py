@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blu_export.errors import UsageError
-from blu_export.train.config import DataConfig, RunConfig, Stage, TargetConfig, TrainConfig, from_mapping
+from blu_export.train.config import DataConfig, RunConfig, TargetConfig, TrainConfig, from_mapping
+from blu_export.train.stages import Stage
 from blu_export.train.toml import write_toml
 
 TOML = """
@@ -83,6 +84,11 @@ def test_set_reads_values(setting: str, value: object) -> None:
         ("train.layers=6+", "train.layers '6\\+'"),
         ("train.layers=heads:5,all", "needs epochs in stages"),
         ("train.layers=heads:x", "no layer schedule"),
+        ("train.layers=heads:0,all:2", "at least one epoch in each stage"),
+        ("train.layers=heads:1@fast", "'@fast' is no learning rate"),
+        ("train.layers=heads:1@-0.1", "'@-0.1' is no learning rate"),
+        ("train.batch=-1", "train.batch must not be negative"),
+        ("train.unreadable=2", "train.unreadable must be 0 to 1"),
         ("train.batch=3", "multiple of train.accumulate"),
         ("train.loss_weights.mask=2", "unknown losses"),
         ("train=3", "must be a table"),

@@ -8,8 +8,9 @@ import pytest
 
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
-from blu_export.train.config import LAYER_SETS
-from blu_export.train.schedule import LossScale, cosine, is_backbone, learns
+from blu_export.train.config import TrainConfig
+from blu_export.train.schedule import LossScale, cosine, is_backbone, learns, stage_rate
+from blu_export.train.stages import LAYER_SETS
 
 
 def test_cosine_with_warm_up() -> None:
@@ -21,6 +22,18 @@ def test_cosine_with_warm_up() -> None:
     assert 0 < rates[99] < 0.001
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_each_stage_has_its_warm_up_and_its_rate() -> None:
+    config = TrainConfig(layers="heads:2@0.2,all:4", learning_rate=0.1, warmup_steps=3)
+    rates = [stage_rate(number, 10, config) for number in range(60)]
+    assert (rates[3], rates[23]) == (0.2, 0.1)
+    for first, end in ((0, 20), (20, 60)):
+        assert rates[first] == pytest.approx(0.001 * max(rates[first:end]))
+        assert rates[end - 1] < 0.02
+        assert rates[first : first + 4] == sorted(rates[first : first + 4])
+    short = [stage_rate(number, 10, TrainConfig(epochs=1, learning_rate=1.0, warmup_steps=500)) for number in range(10)]
+    assert short.index(1.0) == 2  # a fifth of the stage
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_lite0"])

@@ -14,8 +14,9 @@ from blu_export.data.pipeline import SampleConfig, SampleMaker
 from blu_export.errors import CheckFailedError
 from blu_export.train.config import LOSSES, TrainConfig
 from blu_export.train.fit import Trainer
-from blu_export.train.step import TrainStep, Updater, box_head_products
+from blu_export.train.step import TrainStep, box_head_products
 from blu_export.train.targets import AnchorTargets
+from blu_export.train.updater import Updater
 
 CONFIG = tiny_config(optimizer="sgd", learning_rate=0.1, ema=0.9)
 
@@ -44,8 +45,7 @@ def test_heads_learn_and_the_backbone_stays(batch: dict[str, tf.Tensor]) -> None
     assert all(np.isfinite(list(values.values())))
     assert values["loss"] == pytest.approx(sum(values[name] for name in LOSSES), rel=1e-5)
     assert {name.split("_")[0] for name in changed} == {"fpn", "rpn", "mrcnn"}
-    # The average starts at the first weights and then follows by a tenth of the way.
-    assert len(step.updater.averages) == len(step.updater.trained)
+    assert set(step.updater.averages) == {id(variable) for variable in step.updater.trained}
 
 
 def test_accumulated_losses_are_the_mean_of_the_parts(batch: dict[str, tf.Tensor]) -> None:
@@ -62,8 +62,8 @@ def test_backbone_has_its_own_rate_and_fixed_normalisation() -> None:
     model = tiny_model()
     updater = Updater(model, replace(CONFIG, backbone_rate=0.25), "3+")
     updater.set_rate(0.4)
-    rates = [float(optimizer.learning_rate) for optimizer, _ in updater.groups]
-    assert rates == pytest.approx([0.4, 0.1])
+    rates = {part: float(optimizer.learning_rate) for part, (optimizer, _) in updater.groups.items()}
+    assert rates == pytest.approx({"heads": 0.4, "5": 0.1, "4": 0.1, "3": 0.1})
     trained = {id(v) for v in updater.trained}
     layers = model.learned_layers()
     assert not any(id(v) in trained for v in layers["block7_expand_bn"].weights)
@@ -102,13 +102,36 @@ def test_update_by_hand(optimizer: str) -> None:
     assert float(norm) == pytest.approx(np.sqrt(sum(np.prod(v.shape) for v in updater.trained)), rel=1e-4)
     first = old * (1 - 0.1 * 0.5) - 0.1  # AdamW's first step has length 1 too
     np.testing.assert_allclose(kernel.numpy(), first, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(updater.averages[position].numpy(), first, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(updater.averages[id(kernel)].numpy(), first, rtol=1e-4, atol=1e-5)
     updater.apply(gradients)
     expected = 0.75 * first + 0.25 * kernel.numpy()
-    np.testing.assert_allclose(updater.averages[position].numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(updater.averages[id(kernel)].numpy(), expected, rtol=1e-4, atol=1e-5)
     bias = next(i for i, v in enumerate(updater.trained) if v.path.endswith("fpn_p2/bias"))
     steps = 0.1 + 0.1 * (1.9 if optimizer == "sgd" else 1.0)
     np.testing.assert_allclose(updater.trained[bias].numpy(), -steps, rtol=1e-3)  # no decay
+
+
+def test_layers_that_learn_on_keep_their_moments_and_others_begin_anew() -> None:
+    model = tiny_model()
+    config = replace(CONFIG, optimizer="adamw", weight_decay=0.0, clip_norm=1e9)
+    heads = Updater(model, config, "heads")
+    for _ in range(5):
+        heads.set_rate(0.01)
+        heads.apply([tf.ones(v.shape) for v in heads.trained])
+    kept = {name: variable.numpy() for name, variable in heads.variables.items()}
+    everything = Updater(model, config, "all", heads)
+    for name, value in kept.items():
+        np.testing.assert_array_equal(everything.variables[name].numpy(), value)
+    assert [int(optimizer.iterations) for optimizer, _ in everything.groups.values()] == [5, 0, 0, 0, 0]
+    assert set(everything.averages) == {id(variable) for variable in heads.trained}
+    # Bias correction counts the steps of the part: the first step of a new layer has length 1, not 3.
+    kernel = model.learned_layers()["block1_project_conv"].kernel
+    before = kernel.numpy()
+    everything.set_rate(0.01)
+    everything.apply([tf.ones(v.shape) for v in everything.trained])
+    np.testing.assert_allclose(before - kernel.numpy(), 0.01, rtol=1e-3)
+    # A part that pauses begins anew.
+    assert set(Updater(model, config, "heads", everything).groups) == {"heads"}
 
 
 def test_gradients_are_clipped_and_broken_ones_ignored() -> None:

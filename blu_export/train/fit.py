@@ -119,7 +119,7 @@ class Trainer:
         check_same_epoch(self.strategy, epochs)  # before variables are made, for which all workers wait
         if path is None:
             return False
-        self.step = self._stage_step(max(0, epochs - 1))  # run() goes on from there, which keeps the moments
+        self.step = self._stage_step(max(0, epochs - 1), self.step)  # run() goes on from there, which keeps the moments
         state = load_checkpoint(path, self.model, self.step.updater)
         self.progress, self.history = Progress(**state["progress"]), state["history"]
         if changed:
@@ -164,7 +164,7 @@ class Trainer:
         data = iter(self._data(progress.epoch))
         while progress.epoch < config.total_epochs and not self.exhausted:
             if self._new_stage():
-                self.step = self._stage_step(progress.epoch)
+                self.step = self._stage_step(progress.epoch, self.step)
             start = time.perf_counter()
             row = {"epoch": progress.epoch + 1.0} | self._epoch(data, scaler, on_step)
             row["images_per_second"] = self.steps * config.batch / (time.perf_counter() - start)
@@ -201,11 +201,10 @@ class Trainer:
         """Whether validation has not got better for as long as ``patience`` allows."""
         return 0 < self.config.patience <= self.progress.stale
 
-    def _stage_step(self, epoch: int) -> TrainStep:
+    def _stage_step(self, epoch: int, previous: TrainStep | None = None) -> TrainStep:
         stage = self.config.stages[self.config.stage_of(epoch)]
-        previous = self.step.updater if hasattr(self, "step") else None
         with self.strategy.scope():
-            return TrainStep(self.model, self.canvas, self.config, stage.layers, previous)
+            return TrainStep(self.model, self.canvas, self.config, stage.layers, previous and previous.updater)
 
     def _new_stage(self) -> bool:
         epoch, stage_of = self.progress.epoch, self.config.stage_of

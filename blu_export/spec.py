@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -140,6 +140,14 @@ class ModelSpec:
         FIELD may be in upper case and VALUE as a ``Config`` has it: a number, a word, quoted or not, a tuple or
         list with or without its brackets, None.
         """
+        return self.replace(**self.parse_settings(settings))
+
+    def parse_settings(self, settings: Iterable[str]) -> dict[str, Any]:
+        """The changes that ``FIELD=VALUE`` settings ask for; see ``with_settings``.
+
+        Raises:
+            UsageError: one is not of that form.
+        """
         changes: dict[str, Any] = {}
         for setting in settings:
             name, equals, text = setting.partition("=")
@@ -147,7 +155,7 @@ class ModelSpec:
             if not equals:
                 raise UsageError(f"'{setting}' is not FIELD=VALUE.", "Write for example image_max_dim=512.")
             changes[name] = self._setting(name, text.strip())
-        return self.replace(**changes)
+        return changes
 
     def _setting(self, name: str, text: str) -> Any:
         """The value that the text of a setting stands for."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.files import atomic_write, sha256_of
 from blu_export.model.checkpoints import resolve_weights
-from blu_export.model.coco_classes import COCO_CLASSES
 from blu_export.model.given import NOTHING, Given
 from blu_export.model.h5 import Layers, write_layers
 from blu_export.model.layers import Shape, layer_shapes, original_block_names
@@ -65,31 +64,27 @@ class Weights:
         heads follow from the shapes of the tensors; all else is the original's default.
 
         Class names that are not given are those in the file, COCO's where there are 81, else ``class_1``,
-        ``class_2``, …
+        ``class_2``, … What is neither in the file nor given is listed in ``assumed``.
 
         Raises:
             ModelFileError: the file does not hold a whole Mask R-CNN.
             UsageError: the names are not as many as the classes, or a setting is impossible.
         """
-        count = self._shape("mrcnn_class_logits", 1)[0]
+        count, stored = self._shape("mrcnn_class_logits", 1)[0], None
         if self.stored_spec is not None:
-            spec = ModelSpec.from_json(self.stored_spec, str(self.path))
-            if spec.num_classes != count:
+            stored = ModelSpec.from_json(self.stored_spec, str(self.path))
+            if stored.num_classes != count:
                 raise ModelFileError(
-                    f"{self.path} names {spec.num_classes} classes, and its tensors have {count}.",
+                    f"{self.path} names {stored.num_classes} classes, and its tensors have {count}.",
                     "Take the file from the program that wrote it.",
                 )
-        else:
-            spec = ModelSpec(class_names=_default_names(count), **self._sizes())
-        if given.class_names is not None:
-            spec = spec.replace(class_names=_given_names(given.class_names, count))
-        spec = spec.with_settings(list(given.settings))
+        spec = given.spec({} if stored else self._sizes(), count, stored)
         anchors = self._shape("rpn_class_raw", 1)[0] // 2
         if len(spec.rpn_anchor_ratios) != anchors:
             raise UsageError(
                 f"The RPN of {self.path.name} has {anchors} anchors at each position, and rpn_anchor_ratios has "
                 f"{len(spec.rpn_anchor_ratios)} values.",
-                "Set the ratios it was trained with: --set rpn_anchor_ratios=…",
+                "Give the Config it was trained with (--config FILE.py), or --set RPN_ANCHOR_RATIOS=…",
             )
         source = {"weights_file": self.path.name, "weights_sha256": self.sha256}
         return spec.replace(provenance={**spec.provenance, **source})
@@ -144,6 +139,7 @@ def build_model(
     class_names: Sequence[str] | None = None,
     settings: Sequence[str] = (),
     ignore_layers: Sequence[str] = (),
+    config: str | os.PathLike[str] | None = None,
 ) -> tuple[MaskRCNN, WeightReport]:
     """A Keras model with the weights of a file; see ``Given`` for the other arguments.
 
@@ -152,7 +148,7 @@ def build_model(
             layers that the model lacks.
         UsageError: the names or settings do not fit.
     """
-    weights, given = read_weights(path), Given.of(class_names, settings, ignore_layers)
+    weights, given = read_weights(path), Given.of(class_names, settings, ignore_layers, config)
     spec = weights.make_spec(given)
     report = check_weights(weights, spec, given.ignore_layers)
     return keras_model(weights, spec), report
@@ -213,20 +209,3 @@ def save_weights(model: MaskRCNN, path: str | os.PathLike[str], half: bool = Fal
         raise AssertionError("the RPN's layers are not in the file's order")
     with atomic_write(path) as temporary:
         write_layers(temporary, layers, model.spec.to_json(), half)
-
-
-def _default_names(count: int) -> tuple[str, ...]:
-    if count == len(COCO_CLASSES):
-        return COCO_CLASSES
-    return ("BG", *(f"class_{i}" for i in range(1, count)))
-
-
-def _given_names(names: Sequence[str], count: int) -> tuple[str, ...]:
-    if len(names) == count - 1:
-        names = ["BG", *names]
-    if len(names) != count:
-        raise UsageError(
-            f"There are {len(names)} class names, and the weights have {count} classes with the background.",
-            "Give one name for each, in the order of training; the background's may be left out.",
-        )
-    return tuple(names)

@@ -103,7 +103,8 @@ def _from_toml(path: Path, content: bytes) -> ConfigFile:
     if not isinstance(model, dict) or not set(model) <= fields:
         raise ModelFileError(f"The table [model] of {path} holds other than settings of a model.", "See docs/train.md.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return ConfigFile(path.name, values, ignored=tuple(f"[{name}]" for name in table if name != "model"))
+    ignored = [f"[{name}]" if isinstance(part, dict) else name for name, part in table.items() if name != "model"]
+    return ConfigFile(path.name, values, ignored=tuple(ignored))
 
 
 def _from_python(path: Path, content: bytes, chosen: str) -> ConfigFile:

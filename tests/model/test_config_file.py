@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ class A(Base):
 
 @pytest.mark.parametrize(
     "value",
-    ["int(os.environ['N'])", "open('x').read()", "10 ** 10 ** 10", "[0] * 10 ** 12", "'%99999999999d' % 1", "f()", "x.y",
-     "list(range(10 ** 12))", "().__class__.__bases__", "(lambda: 3)()"],
+    ["int(os.environ['N'])", "open('x').read()", "10 ** 10 ** 10", "[0] * 10 ** 12", "'%99999999999d' % 1", "f()",
+     "x.y", "list(range(10 ** 12))", "().__class__.__bases__", "(lambda: 3)()"],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_read_is_named_with_its_line(tmp_path: Path, value: str) -> None:
     config = read(tmp_path, f"import os\nclass A(Config):\n    IMAGE_MAX_DIM = {value}\n")
@@ -197,7 +198,7 @@ def test_a_configuration_of_blu_train(tmp_path: Path) -> None:
     path.write_text('weights = "coco"\n[model]\nimage_max_dim = 256\nrpn_anchor_ratios = [1]\n[train]\nepochs = 3\n')
     config = read_config(str(path))
     assert config.values == {"image_max_dim": 256, "rpn_anchor_ratios": (1,)}
-    assert config.ignored == ("weights", "[train]") or config.ignored == ("[weights]", "[train]")
+    assert config.ignored == ("weights", "[train]")
     path.write_text("[model]\nnothing = 1\n")
     with pytest.raises(ModelFileError, match="holds other than settings"):
         read_config(str(path))
@@ -219,7 +220,5 @@ def test_files_that_would_take_for_ever_are_refused(tmp_path: Path) -> None:
 def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.py"
     path.write_text(f"class A(Config):\n    NAME = 1\n{text}")
-    try:
+    with suppress(BluError):
         assert read_config(str(path)).source
-    except BluError:
-        pass

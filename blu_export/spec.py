@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -191,6 +192,10 @@ class ModelSpec:
 
     def _validate(self) -> None:
         _check(2 <= self.num_classes <= MAX_CLASSES, "class_names", "needs the background and at least one class")
+        for name in self.class_names:
+            # A name is a line of a list, a field of a table, a header: it holds no line ends and no control characters.
+            good = not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+            _check(good, "class_names", f"must be names on one line each, not {name[:80]!a}")
         known = self.backbone in BACKBONES or resnet_blocks(self.backbone) is not None
         _check(known, "backbone", f"must be one of {', '.join(BACKBONES)}, or as resnet-3-4-6-3")
         _check(self.image_resize_mode in RESIZE_MODES, "image_resize_mode", f"must be one of {', '.join(RESIZE_MODES)}")

@@ -170,3 +170,16 @@ def test_any_value_of_any_field_is_taken_or_refused_by_name(name: str, value: ob
         assert name in str(error) or "image_" in str(error) or "mask_shape" in str(error) or name == "version"
     else:
         assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "carriage\rreturn", "tab\tbed", "nul\0", "line\u2028separator", "\ud800"]
+)
+def test_class_names_are_on_one_line(name: str) -> None:
+    with pytest.raises(UsageError, match="class_names must be names on one line"):
+        ModelSpec(("BG", name))
+
+
+@pytest.mark.parametrize("name", ["short sleeve top", "кот", "👩‍🚀", "نیم‌فاصله"])
+def test_class_names_of_any_script(name: str) -> None:
+    assert ModelSpec(("BG", name)).class_names == ("BG", name)

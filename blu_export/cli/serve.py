@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,11 @@ def serve(
     grpc_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve the Open Inference Protocol over gRPC too.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Photos per call of the network, at most.")] = 4,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Photos per call of the network, at most.")] = 4,
     batch_delay_ms: Annotated[float, typer.Option(min=0, help="How long a first photo waits for others.")] = 0.0,
-    queue: Annotated[int, typer.Option(min=1, help="Photos in the server at once; beyond it clients get 429.")] = 64,
+    queue: Annotated[
+        int, typer.Option(min=1, max=2**16, help="Photos in the server at once; beyond it clients get 429.")
+    ] = 64,
     max_wait: Annotated[
         float, typer.Option(help="Seconds of work that a new photo may find ahead of it; beyond it clients get 429.")
     ] = 5.0,
@@ -46,6 +49,10 @@ def serve(
     ] = 1.0,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of keys, one per line; clients must then send one of them.")
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this site use the server (https://example.org); repeatable."),
     ] = None,
     notice: Annotated[
         float, typer.Option(min=0, help="Seconds from SIGTERM until new photos are refused; not ready from the start.")
@@ -75,7 +82,9 @@ def serve(
     """
     from blu_export.embedded import embedded
     from blu_export.extras import import_extra
+    from blu_export.serve.hangups import Hangups
 
+    hangups = Hangups()
     packages = ["fastapi", "uvicorn", "prometheus_client", "python_multipart"]
     for package in packages + (["grpc", "tritonclient"] if grpc_port is not None else []):
         import_extra(package)
@@ -104,10 +113,11 @@ def serve(
         max_wait=max_wait,
         timeout=timeout,
         notice=notice,
-        max_upload=round(max_upload * MEGABYTE),
-        max_pixels=round(max_pixels * 1e6),
-        max_json=round(max_json * MEGABYTE),
+        max_upload=_whole("--max-upload", max_upload, MEGABYTE),
+        max_pixels=_whole("--max-pixels", max_pixels, 10**6),
+        max_json=_whole("--max-json", max_json, MEGABYTE),
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
+        cors=tuple(cors or ()),
         reload=reload,
     )
     set_up()
@@ -119,7 +129,7 @@ def serve(
 
         ray_app.run(settings, ray_app.RaySettings(ray, *ray_app.parse_replicas(replicas)))
         return
-    run(settings)
+    run(settings, hangups)
 
 
 def _is_loopback(host: str) -> bool:
@@ -129,3 +139,10 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _whole(option: str, number: float, unit: int) -> int:
+    """So many units as a whole number; raises UsageError for inf and nan."""
+    if not isfinite(number):
+        raise UsageError(f"{option} must be a number, not {number}.")
+    return round(number * unit)

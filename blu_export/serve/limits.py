@@ -18,6 +18,7 @@ from blu_export.serve.errors import (
     TooLargeError,
     UnauthorizedError,
     UnsupportedTypeError,
+    megabytes,
 )
 
 Message = MutableMapping[str, Any]
@@ -79,7 +80,7 @@ async def received_body(
         SlowUploadError: not complete by the deadline.
         ClientGoneError: the client went away.
     """
-    too_large = TooLargeError(f"The body is larger than {limit} bytes.", "Send a smaller file.")
+    too_large = TooLargeError(f"The body is larger than {megabytes(limit)}.", "Send a smaller file.")
     if declared is not None and int(declared) > limit:
         raise too_large
     taken = 0
@@ -100,7 +101,7 @@ async def received_body(
                     taken += len(chunk)
                     chunks.append(chunk)
         except TimeoutError:
-            raise SlowUploadError(f"Only {taken} bytes of the body arrived in time.") from None
+            raise SlowUploadError(f"Only {megabytes(taken)} of the body arrived in time.") from None
         yield b"".join(chunks)
     finally:
         memory.give(taken)

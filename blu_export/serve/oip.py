@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from blu_export.contract import MAX_MASK_BYTES, PHOTO_INPUT, PHOTO_OUTPUTS, config_type
 from blu_export.detections import Detections
-from blu_export.serve.errors import BadRequestError, NotFoundError, TooLargeError
+from blu_export.serve.errors import BadRequestError, NotFoundError, TooLargeError, megabytes
 from blu_export.serve.oip_request import MAX_JSON_ELEMENTS, Wanted
 from blu_export.serve.worker_process import ModelInfo
 
@@ -77,7 +77,7 @@ def check_mask_size(found: Detections, fix: str) -> None:
     """Raise TooLargeError, which says ``fix``, where full masks would be more than MAX_MASK_BYTES."""
     size = math.prod(found.image_size) * len(found)
     if size > MAX_MASK_BYTES:
-        raise TooLargeError(f"The masks would be {size} bytes.", fix)
+        raise TooLargeError(f"The masks would be {megabytes(size)}.", fix)
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:

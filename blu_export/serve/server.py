@@ -1,4 +1,4 @@
-"""The process: sockets that are not waited for forever, signals, and an orderly end."""
+"""The process: its sockets, its open files, and HTTP and gRPC side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import resource
-import signal
 import socket
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
@@ -16,10 +15,12 @@ import uvicorn
 
 from blu_export.errors import UsageError
 from blu_export.serve.app import create_app
+from blu_export.serve.hangups import Hangups
 from blu_export.serve.logs import flush
 from blu_export.serve.protocol import guarded_protocol
-from blu_export.serve.service import KEEP_ALIVE, Service, State
+from blu_export.serve.service import KEEP_ALIVE, Service
 from blu_export.serve.settings import ServeSettings
+from blu_export.serve.signals import Ending
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,12 @@ BACKLOG = 1024
 """Connections that wait in the system."""
 SPARE_FILES = 64
 """Kept in hand for everything that is not a connection."""
-POLL = 0.05
 GRPC_GRACE = 1.0
 """Seconds for answers to leave, after all work is done."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its handling of signals (see Ending); it says when it listens."""
+    """uvicorn without its handling of signals (see signals); it says when it listens."""
 
     def __init__(self, config: uvicorn.Config, address: dict[str, Any]) -> None:
         super().__init__(config)
@@ -55,30 +55,34 @@ class Server(uvicorn.Server):
         log.info("listening", extra=self.address)
 
 
-def run(settings: ServeSettings) -> None:
+def run(settings: ServeSettings, hangups: Hangups | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is inside.
+
+    Args:
+        settings: of the server.
+        hangups: from before; None: they count from now on.
 
     Raises:
         BluError: the model cannot be loaded, or the address cannot be listened on.
         KeyboardInterrupt: it was SIGINT.
     """
-    interrupted = asyncio.run(_serve(_within_open_files(settings)))
+    interrupted = asyncio.run(_serve(_within_open_files(settings), hangups or Hangups()))
     flush()
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _serve(settings: ServeSettings) -> bool:
+async def _serve(settings: ServeSettings, hangups: Hangups) -> bool:
     sockets = [_listen(settings)]  # first: a taken port is known before a model is loaded
     try:
         async with Service(settings) as service:
-            return await _serve_on(sockets, service)
+            return await _serve_on(sockets, service, hangups)
     finally:
         for each in sockets:
             each.close()
 
 
-async def _serve_on(sockets: list[Any], service: Service) -> bool:
+async def _serve_on(sockets: list[Any], service: Service, hangups: Hangups) -> bool:
     settings = service.settings
     config = uvicorn.Config(
         create_app(service),
@@ -100,59 +104,10 @@ async def _serve_on(sockets: list[Any], service: Service) -> bool:
             stack.push_async_callback(rpc_server.stop, GRPC_GRACE)
         server = Server(config, address)
         ending = Ending(service, server)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ending.begin, number)
-        loop.add_signal_handler(signal.SIGHUP, ending.reload)
+        ending.watch(hangups)
         await server.serve(sockets)
     log.info("stopped")
     return ending.interrupted
-
-
-class Ending:
-    """What SIGTERM, SIGINT and SIGHUP do.
-
-    SIGTERM: ``ready`` turns 503 while the server goes on for ``notice`` seconds, so that load balancers stop
-    sending; then new work is refused, what is inside is finished (at most ``drain`` seconds), the sockets
-    close. SIGINT is the same without notice. A second signal does not wait for anything.
-    """
-
-    def __init__(self, service: Service, server: uvicorn.Server) -> None:
-        self.service = service
-        self.server = server
-        self.interrupted = False
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def begin(self, number: int) -> None:
-        """The handler of SIGTERM and SIGINT."""
-        if self.service.state is not State.SERVING:
-            log.warning("second signal: stopping now")
-            self.server.force_exit = self.server.should_exit = True
-            return
-        self.interrupted = number == signal.SIGINT
-        self.service.state = State.LEAVING
-        self._spawn(self._drain(0.0 if self.interrupted else self.service.settings.notice))
-
-    def reload(self) -> None:
-        """The handler of SIGHUP."""
-        self._spawn(self.service.reload())
-
-    async def _drain(self, notice: float) -> None:
-        log.info("stopping", extra={"inside": self.service.inside, "notice_s": notice})
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.service.settings.drain
-        await asyncio.sleep(notice)
-        self.service.state = State.CLOSING
-        while self.service.inside and loop.time() < end:
-            await asyncio.sleep(POLL)
-        # Whoever still sends its body gets no answer to wait for.
-        self.server.config.timeout_graceful_shutdown = max(1, round(min(end - loop.time(), 5)))
-        self.server.should_exit = True
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _listen(settings: ServeSettings) -> Any:

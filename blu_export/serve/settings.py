@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,18 @@ from blu_export.contract import MAX_PHOTO_PIXELS
 from blu_export.errors import UsageError
 
 MEGABYTE = 2**20
+WHOLE = {
+    "max_batch": 1024,
+    "queue": 2**16,
+    "max_upload": 2**30,
+    "upload_memory": 2**40,
+    "answer_memory": 2**40,
+    "max_pixels": 10**9,
+    "max_json": 2**28,
+    "workers": 256,
+    "max_connections": 2**20,
+}
+"""Setting -> the largest that can be meant; each is at least 1."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,8 @@ class ServeSettings:
     """Watch the model file and take over a new one."""
     api_keys: tuple[str, ...] = ()
     """Any one of them opens the server; none: open to all."""
+    cors: tuple[str, ...] = ()
+    """Origins (``https://example.org``) whose pages may use the server; ``*``: any. None: only its own."""
     notice: float = 3.0
     """After SIGTERM, how long the server goes on as before while ``ready`` says 503."""
     drain: float = 30.0
@@ -73,19 +88,12 @@ class ServeSettings:
     """``module:function`` that loads the model in the worker process; tests bring their own."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_batch",
-            "queue",
-            "max_upload",
-            "upload_memory",
-            "answer_memory",
-            "max_pixels",
-            "max_json",
-            "workers",
-            "max_connections",
-        ):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name, most in WHOLE.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError(f"{name} must be 1 to {most:,}, not {getattr(self, name):,}.")
+        for origin in self.cors:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+                raise UsageError(f"{origin!r} is not an origin.", "Write scheme and host: https://example.org")
         for name in ("max_wait", "timeout", "drain", "head_timeout", "message_timeout", "send_timeout"):
             if not 0 < getattr(self, name) <= 3600:
                 raise UsageError(f"{name} must be above 0 and at most an hour, not {getattr(self, name)} s.")
@@ -94,7 +102,7 @@ class ServeSettings:
                 raise UsageError(f"{name} must be 0 to 60 s, not {getattr(self, name)}.")
         for name in ("port", "grpc_port"):
             if not 0 <= (getattr(self, name) or 0) <= 65535:
-                raise UsageError(f"There is no port {getattr(self, name)}.")
+                raise UsageError(f"Invalid port: {getattr(self, name)}.")
 
 
 def read_api_keys(path: Path) -> tuple[str, ...]:
@@ -104,7 +112,7 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, holds no key, or one that is too short to be a secret.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"The key file {path} cannot be read: {reason}.", "Write one key per line.") from error

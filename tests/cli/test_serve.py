@@ -25,7 +25,8 @@ from blu_export.serve.settings import ServeSettings
 def started(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     """What servers were started with; none is."""
     found: list[ServeSettings] = []
-    monkeypatch.setattr("blu_export.serve.server.run", found.append)
+    monkeypatch.setattr("blu_export.serve.server.run", lambda settings, hangups: found.append(settings))
+    monkeypatch.setattr("blu_export.serve.hangups.Hangups", lambda: None)  # the signal stays the tests'
     monkeypatch.setattr("blu_export.serve.logs.set_up", lambda: None)
     return found
 
@@ -45,6 +46,20 @@ def test_options_become_settings(started: list[ServeSettings], tmp_path: Path) -
     assert (settings.max_batch, settings.batch_delay, settings.queue, settings.timeout) == (8, 0.005, 10, 7.0)
     assert (settings.max_upload, settings.max_pixels) == (2**20, 2_000_000)
     assert (settings.reload, settings.api_keys) == (True, ("0123456789abcdef",))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *("--max-upload inf", "--max-upload nan", "--max-upload 1e9", "--max-pixels inf", "--max-pixels 1e9"),
+        *("--max-batch 1000000000", "--queue 1000000000", "--timeout inf", "--timeout nan", "--batch-delay-ms nan"),
+        *("--notice inf", "--max-wait nan", "--cors example.org", "--cors https://a.example/page"),
+    ],
+)
+def test_options_that_cannot_be_meant(started: list[ServeSettings], options: str) -> None:
+    result = serve("m.onnx", *options.split())
+    assert started == []
+    assert result.exit_code == 2 or isinstance(result.exception, UsageError), result.output
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,21 @@ def test_sighup_takes_over_a_new_model_while_old_work_ends_on_the_old(launch: St
     assert server.stop() == 0
 
 
+def test_many_hangups_are_one_reload_and_those_of_the_start_are_kept(launch: Start, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "fake.onnx")
+    server = launch(model=model, hangups_at_start=3)  # it sends itself some while it loads the model
+    server.wait_for("model ready")
+    with server.client() as client:
+        until(lambda: 'blu_reloads_total{result="done"} 1.0' in client.get("/metrics").text)
+        write_model(model, shift=51)
+        for _ in range(20):
+            server.process.send_signal(signal.SIGHUP)
+        server.wait_for("model ready")
+        assert score(client.post("/v1/predict", content=grey(51))) == pytest.approx(0.4, abs=1e-6)
+        assert server.stop() == 0
+    assert len([line for line in server.lines if line["event"] == "model ready"]) == 3
+
+
 def test_reload_watches_the_file_and_keeps_the_model_if_the_new_one_is_broken(launch: Start, tmp_path: Path) -> None:
     server = launch(reload=True)
     (tmp_path / "broken").write_text("not a model")

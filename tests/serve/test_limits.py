@@ -253,6 +253,8 @@ def test_key_files_that_hold_no_secret(text: str, tmp_path: object) -> None:
         read_api_keys(path)
     path.write_text(f"# mine\n\n  {KEY}\n", encoding="utf-8")
     assert read_api_keys(path) == (KEY,)
+    path.write_text(f"{KEY}\n", encoding="utf-8-sig")  # as Windows' editors save it
+    assert read_api_keys(path) == (KEY,)
     path.unlink()
     with pytest.raises(UsageError, match=r"keys\.txt"):
         read_api_keys(path)

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from fake_runner import FakeRunner
-from loopback import Running, grey, png
+from loopback import Running, Start, grey, png
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -240,3 +240,70 @@ def test_serving_a_real_model_imports_no_tensorflow(launch: object, fake_onnx: o
     assert "onnxruntime" not in mapped[server.process.pid].read_text()
     assert "onnxruntime" in mapped[server.workers[-1]].read_text()
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/page.css", "/v2/health/live", "/v2/health/ready", "/metrics"])
+def test_head_is_get_without_a_body(client: httpx.Client, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert path == "/metrics" or head.headers["content-length"] == get.headers["content-length"]
+
+
+@pytest.mark.parametrize(("method", "path", "allowed"), [("POST", "/", "GET, HEAD"), ("GET", "/v1/predict", "POST")])
+def test_what_a_path_takes_is_said(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert allowed in answer.json()["error"]["fix"]
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/docs/", "/v1/predict/", "/v2//", "/v2/health/live/"])
+def test_nothing_is_redirected_to_where_a_header_says(client: httpx.Client, path: str) -> None:
+    answer = client.get(path, headers={"host": "evil.example"})
+    assert answer.status_code == 404 and "location" not in answer.headers
+
+
+@pytest.mark.parametrize("host", ["[", "a b", "evil.example:99999", "é".encode("latin-1")])
+def test_a_host_that_is_none_makes_no_difference(client: httpx.Client, host: str | bytes) -> None:
+    assert client.get("/v2/models/other", headers={"host": host}).status_code == 404
+
+
+def test_every_problem_says_what_to_do(client: httpx.Client) -> None:
+    answers = [
+        client.get("/nothing"),
+        client.get("/v1/predict"),
+        client.post("/v1/predict"),
+        client.post("/v1/predict", content=b"no photo"),
+        client.post("/v1/predict", content=PHOTO, params={"min_score": "high"}),
+        client.post("/v1/predict", content=PHOTO, headers={"content-encoding": "gzip"}),
+        client.post("/v1/predict", content=bytes(400_000)),
+        client.post("/v1/predict", files={"image": b""}),
+    ]
+    problems = [answer.json()["error"] for answer in answers]
+    assert all(problem["fix"] and problem["message"] for problem in problems)
+    assert "MB" in answers[-2].json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("cors", "origin", "allowed"),
+    [
+        ([], "https://a.example", False),
+        (["https://a.example"], "https://a.example", True),
+        (["https://a.example", "http://b.example:8080"], "http://b.example:8080", True),
+        (["https://a.example"], "https://a.example.evil.example", False),
+        (["https://a.example"], "null", False),
+        (["*"], "https://any.example", True),
+    ],
+)
+def test_pages_of_other_sites_need_to_be_named(launch: Start, cors: list[str], origin: str, allowed: bool) -> None:
+    server = launch(cors=cors, api_keys=["0123456789abcdef0123"])
+    with server.client() as client:
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+        preflight = client.options("/v1/predict", headers=asked)
+        assert preflight.status_code == (204 if allowed else 401)
+        answer = client.get("/v1/model", headers={"origin": origin, "x-api-key": "0123456789abcdef0123"})
+        refused = client.get("/v1/model", headers={"origin": origin})
+        assert (answer.status_code, refused.status_code) == (200, 401)
+        for each in (preflight, answer, refused):
+            assert each.headers.get("access-control-allow-origin") == (origin if allowed else None)
+            assert ("vary" in each.headers) is bool(cors)

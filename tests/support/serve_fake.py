@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 from blu_export.errors import BluError
+from blu_export.serve.hangups import Hangups
 from blu_export.serve.logs import set_up
 from blu_export.serve.server import run
 from blu_export.serve.settings import ServeSettings
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
+    hangups = Hangups()
+    for _ in range(given.pop("hangups_at_start", 0)):
+        os.kill(os.getpid(), signal.SIGHUP)
     settings = ServeSettings(**{"loader": "fake_runner:load", **given, "model": Path(given["model"])})
     set_up()
     try:
-        run(settings)
+        run(settings, hangups)
     except BluError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

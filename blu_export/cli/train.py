@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 app = command_app()
 
 RUNS = Path("runs")
-CHANGEABLE = tuple(
-    f"train.{name}"
-    for name in ("learning_rate", "epochs", "layers", "unreadable", "validate_every", "validate_photos", "patience",
-                 "keep_checkpoints", "cache_bytes", "workers")
-)  # fmt: skip
-"""What a resumed run may change: it bears on what is still to come alone."""
 CALIBRATION_PHOTOS = 8
 
 
@@ -115,48 +108,12 @@ def train(
             options["--config"] = str(config)
         if out is None:
             raise UsageError("Which run is to be resumed?", "Write: blu train --resume --out FOLDER")
+        from blu_export.train.resume import resumed_run
+
         run = resumed_run(out, options, settings or [])
     else:
         run = RunConfig.read(config, settings or [], options)
     start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run, cached)
-
-
-def resumed_run(folder: Path, options: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
-    """The settings of the run in ``folder``, with what ``options`` and ``settings`` change for what is to come.
-
-    Raises:
-        UsageError: there is no run, or one of the settings belongs to the whole of it.
-    """
-    from blu_export.train.checkpoint import epoch_of, latest_checkpoint
-
-    given = {name: value for name, value in options.items() if value is not None}
-    fixed = [
-        name for name in (*given, *(text.partition("=")[0].strip() for text in settings)) if name not in CHANGEABLE
-    ]
-    if fixed:
-        raise UsageError(
-            f"A run is resumed with the settings it was started with; {', '.join(fixed)} cannot change.",
-            "Write: blu train --resume --out FOLDER, with --lr, --epochs or --layers where the rest shall differ.",
-        )
-    if not (folder / "config.toml").exists():
-        raise UsageError(f"There is no run in {folder}.", "Name the folder of a run with --out.")
-    run = RunConfig.read(folder / "config.toml")
-    if not given and not settings:
-        return run
-    done = epoch_of(latest_checkpoint(folder))
-    asked = RunConfig.read(None, settings, given).train
-    names = {name.partition(".")[2] for name in (*given, *(text.partition("=")[0].strip() for text in settings))}
-    kept = {name: getattr(asked, name) for name in names - {"layers", "epochs", "learning_rate"}}
-    layers, epochs, rate = (getattr(asked, n) if n in names else None for n in ("layers", "epochs", "learning_rate"))
-    changed = dataclasses.replace(run.train, **kept).changed(done, layers, epochs, rate)
-    differ = [
-        f"{f.name} {getattr(run.train, f.name)} -> {getattr(changed, f.name)}"
-        for f in dataclasses.fields(changed)
-        if getattr(run.train, f.name) != getattr(changed, f.name)
-    ]
-    if not differ:
-        return run
-    return dataclasses.replace(run, train=changed, changes=run.changes | {str(done): "; ".join(differ)})
 
 
 def parse_canvas(text: str) -> list[int]:
@@ -202,8 +159,9 @@ def start_run(
     keras.config.set_dtype_policy("float32" if settings.precision == "float32" else f"mixed_{settings.precision}")
     with strategy.scope():
         model = MaskRCNN(spec.replace(image_resize_mode="none"))
-    settings = fit_memory(model, training_canvas(spec, settings), settings, strategy.num_replicas_in_sync)
-    run = dataclasses.replace(run, train=settings)
+    if not resume:
+        settings = fit_memory(model, training_canvas(spec, settings), settings, strategy.num_replicas_in_sync)
+        run = dataclasses.replace(run, train=settings)
     writes = chief and not dry_run
     validator = None
     if validation is not None:

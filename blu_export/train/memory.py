@@ -21,8 +21,6 @@ from blu_export.train.schedule import learns
 
 DEFAULT_BATCH = 4
 SMALLEST_CANVAS = 128
-CACHE_SHARE = 0.25
-"""Of the free memory that decoded photos may take."""
 SAFE_SHARE = 0.9
 """Of the free memory that an estimate may reach."""
 
@@ -36,7 +34,7 @@ _PASSING = 6
 
 
 def fit_memory(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, replicas: int = 1) -> TrainConfig:
-    """The settings with a batch where they name none, and a photo cache that leaves room for training.
+    """The settings, with a batch where they name none.
 
     Args:
         model: any canvas.
@@ -63,7 +61,7 @@ def fit_memory(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, re
             f"{needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free.",
             fix,
         )
-    return replace(config, cache_bytes=int(min(config.cache_bytes, CACHE_SHARE * host_memory())))
+    return config
 
 
 def fits(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, replicas: int, free: float) -> bool:

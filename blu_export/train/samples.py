@@ -7,7 +7,11 @@ from blu_export.data.pipeline import SampleConfig, SampleMaker
 from blu_export.errors import UsageError
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TrainConfig
+from blu_export.train.memory import host_memory
 from blu_export.train.targets import AnchorTargets
+
+CACHE_SHARE = 0.25
+"""Of the free memory that decoded photos may take."""
 
 
 def sample_maker(
@@ -21,7 +25,7 @@ def sample_maker(
         mini_mask_shape=targets.mini_mask_shape,
         seed=config.seed,
         balance=config.balance,
-        cache_bytes=config.cache_bytes,
+        cache_bytes=int(min(config.cache_bytes, CACHE_SHARE * host_memory())),
         unreadable=config.unreadable,
         augment=config.augment,
     )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blu_export.errors import UsageError
-from blu_export.files import atomic_write
-from blu_export.rle import Rle, crop_mask, decode_rle, encode_rle
+from blu_export.rle import Rle, crop_mask, encode_rle
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ROUNDING = 1e-3
 """A score may pass 1 by this: a softmax in half precision does."""
@@ -32,6 +34,8 @@ class Detection:
     score: float
     crop: NDArray[np.bool_]
     """bool [h, w], the mask inside the box."""
+    track_id: int | None = None
+    """The same for one thing on all frames of a video; None where it is not tracked."""
 
     def __repr__(self) -> str:
         """``Detection(coat 0.981 at (120, 80, 700, 420))``."""
@@ -61,6 +65,12 @@ class Detections:
     """(height, width) of the photo."""
     class_names: tuple[str, ...]
     """By class id."""
+    track_ids: NDArray[np.int32] | None = None
+    """int32 [N], from 1: one thing keeps its number on all frames; -1 where it has none yet. None: not tracked."""
+    photo: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
+    """Gives the photo's pixels, uint8 [H, W, 3] RGB; None where the photo is not known."""
+    photo_name: str = ""
+    """Of the photo's file, where it has one."""
 
     def __post_init__(self) -> None:
         height, width = (int(side) for side in self.image_size)
@@ -74,6 +84,10 @@ class Detections:
         if self.class_ids.shape != (len(self.rois),) or self.scores.shape != (len(self.rois),):
             shapes = f"class_ids {self.class_ids.shape} and scores {self.scores.shape}"
             raise UsageError(f"Detections of {len(self.rois)} boxes cannot have {shapes}.")
+        if self.track_ids is not None:
+            set_field(self, "track_ids", np.asarray(self.track_ids, np.int32))
+            if self.track_ids.shape != (len(self.rois),):
+                raise UsageError(f"Detections of {len(self.rois)} boxes cannot have track_ids {self.track_ids.shape}.")
         if len(self.crops) != len(self.rois):
             raise UsageError(f"Detections of {len(self.rois)} boxes cannot have {len(self.crops)} masks.")
         y1, x1, y2, x2 = self.rois.T
@@ -112,8 +126,12 @@ class Detections:
         return len(self.rois)
 
     def __iter__(self) -> Iterator[Detection]:
-        for roi, class_id, score, crop in zip(self.rois, self.class_ids.tolist(), self.scores, self.crops, strict=True):
-            yield Detection(roi, class_id, self.class_names[class_id], float(score), crop)
+        tracks = [None] * len(self) if self.track_ids is None else self.track_ids.tolist()
+        for roi, class_id, score, crop, track in zip(
+            self.rois, self.class_ids.tolist(), self.scores.tolist(), self.crops, tracks, strict=True
+        ):
+            known = None if track is None or track < 1 else track
+            yield Detection(roi, class_id, self.class_names[class_id], score, crop, known)
 
     def __getitem__(self, index: int | slice | ArrayLike) -> Detections:
         """Some of the instances: by number, slice, list of numbers or bool [N]; always Detections.
@@ -122,14 +140,22 @@ class Detections:
             IndexError: there is no such instance, or the bool array has another length.
         """
         chosen = np.atleast_1d(np.arange(len(self))[_as_index(index)])
-        return Detections(
-            self.rois[chosen],
-            self.class_ids[chosen],
-            self.scores[chosen],
-            tuple(self.crops[i] for i in chosen),
-            self.image_size,
-            self.class_names,
+        return replace(
+            self,
+            rois=self.rois[chosen],
+            class_ids=self.class_ids[chosen],
+            scores=self.scores[chosen],
+            crops=tuple(self.crops[i] for i in chosen),
+            track_ids=None if self.track_ids is None else self.track_ids[chosen],
         )
+
+    def with_tracks(self, track_ids: ArrayLike) -> Detections:
+        """The same instances with their tracks, int [N].
+
+        Raises:
+            UsageError: there are more or fewer.
+        """
+        return replace(self, track_ids=np.asarray(track_ids, np.int32))
 
     def filter(self, min_score: float = 0.0, classes: Iterable[str | int] | None = None) -> Detections:
         """The instances of at least ``min_score`` and, where given, of some classes, by name or id.
@@ -186,48 +212,17 @@ class Detections:
         """Masks as COCO RLE of the whole photo, made of the crops."""
         return [encode_rle(crop, roi, self.image_size) for crop, roi in zip(self.crops, self.rois, strict=True)]
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results: image_id, category_id, bbox [x, y, width, height], area, score, segmentation."""
-        return [
-            {
-                "image_id": image_id,
-                "category_id": class_id,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": area,
-                "score": score,
-                "segmentation": rle,
-            }
-            for (y1, x1, y2, x2), class_id, score, area, rle in zip(
-                self.rois.tolist(),
-                self.class_ids.tolist(),
-                self.scores.tolist(),
-                self.areas.tolist(),
-                self.rles(),
-                strict=True,
-            )
-        ]
+    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+        """COCO results: image_id, category_id, bbox [x, y, width, height], area, score, segmentation, track_id."""
+        from blu_export.results.coco import coco_annotations
+
+        return coco_annotations(self, image_id)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: ``image_size``, ``class_names`` and one object per instance, its mask as COCO RLE."""
-        objects = [
-            {
-                "class": self.class_names[class_id],
-                "class_id": class_id,
-                "score": score,
-                "box": box,
-                "area": area,
-                "mask": rle,
-            }
-            for box, class_id, score, area, rle in zip(
-                self.rois.tolist(),
-                self.class_ids.tolist(),
-                self.scores.tolist(),
-                self.areas.tolist(),
-                self.rles(),
-                strict=True,
-            )
-        ]
-        return {"image_size": list(self.image_size), "class_names": list(self.class_names), "detections": objects}
+        from blu_export.results.json import to_json
+
+        return to_json(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Detections:
@@ -236,64 +231,127 @@ class Detections:
         Raises:
             UsageError: the values are not such JSON.
         """
-        try:
-            height, width = (int(side) for side in values["image_size"])
-            objects = list(values["detections"])
-            rois = np.array([each["box"] for each in objects], np.int32).reshape(-1, 4)
-            return cls(
-                rois,
-                np.array([each["class_id"] for each in objects], np.int32),
-                np.array([each["score"] for each in objects], np.float32),
-                tuple(
-                    crop_mask(decode_rle(each["mask"], (height, width)), roi)
-                    for each, roi in zip(objects, rois, strict=True)
-                ),
-                (height, width),
-                tuple(str(name) for name in values["class_names"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"This is not the JSON of detections: {error!r}.") from error
+        from blu_export.results.load import from_json
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz file that ``load`` reads; masks are packed bits of the crops."""
-        bits = np.concatenate([np.zeros(0, np.bool_), *(crop.ravel() for crop in self.crops)])
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                rois=self.rois,
-                class_ids=self.class_ids,
-                scores=self.scores,
-                mask_bits=np.packbits(bits),
-                image_size=np.array(self.image_size),
-                class_names=np.array(json.dumps(self.class_names)),
-            )
+        return from_json(cls, values)
+
+    def save(
+        self, path: str | os.PathLike[str], format: str | None = None, *, image: NDArray[np.uint8] | None = None
+    ) -> list[Path]:
+        """Write a file in the format that its suffix says.
+
+        .jpg, .png (the overlay), .json, .coco.json, .labelme.json, .npz, .csv, .geojson, .txt (YOLO), .xml (VOC),
+        .mask.png, .cutout.png, .crop.jpg; the last three write one file an instance beside it. ``load`` reads .json
+        and .npz.
+
+        Args:
+            path: of the file.
+            format: by name, as ``blu infer --format`` takes it, where the suffix does not say it.
+            image: uint8 [H, W, 3] RGB, for formats that draw on the photo; by default what was detected on.
+
+        Returns:
+            The files.
+
+        Raises:
+            UsageError: the suffix or the format is unknown, or the photo is needed and not known.
+            OSError: it cannot be written.
+        """
+        from blu_export.results import save
+        from blu_export.results.base import Result
+
+        return save(Result(self, self.photo_name, image=image), path, format)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Detections:
-        """Read what ``save`` wrote; nothing in the file is executed.
+        """Read a .json or .npz file that ``save`` or ``blu infer`` wrote; nothing in the file is executed.
 
         Raises:
             UsageError: it is not such a file.
             OSError: it cannot be read.
         """
-        from zipfile import BadZipFile
+        from blu_export.results.load import load
 
-        try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                rois, bits = file["rois"], np.unpackbits(file["mask_bits"]).astype(np.bool_)
-                shapes = (rois[:, 2:] - rois[:, :2]).astype(np.int64)
-                ends = shapes.prod(axis=1).cumsum()
-                pieces = np.split(bits, ends)[:-1]
-                return cls(
-                    rois,
-                    file["class_ids"],
-                    file["scores"],
-                    tuple(piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)),
-                    tuple(file["image_size"].tolist()),
-                    tuple(json.loads(str(file["class_names"]))),
-                )
-        except (KeyError, TypeError, ValueError, IndexError, EOFError, BadZipFile) as error:
-            raise UsageError(f"{os.fspath(path)} holds no saved detections: {error!r}.") from error
+        return load(cls, Path(path))
+
+    @classmethod
+    def merge(cls, parts: Iterable[Detections]) -> Detections:
+        """Several Detections of one photo as one, best score first; nothing is left out.
+
+        Raises:
+            UsageError: they are of photos of several sizes or have other classes, or there are none.
+        """
+        parts = list(parts)
+        if len({(part.image_size, part.class_names) for part in parts}) != 1:
+            raise UsageError("Only detections of one photo, with the same classes, can be merged.")
+        tracks = [part.track_ids for part in parts if part.track_ids is not None]
+        together = replace(
+            parts[0],
+            rois=np.concatenate([part.rois for part in parts]),
+            class_ids=np.concatenate([part.class_ids for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            crops=tuple(crop for part in parts for crop in part.crops),
+            track_ids=np.concatenate(tracks) if len(tracks) == len(parts) else None,
+        )
+        return together[np.argsort(-together.scores, kind="stable")]
+
+    def plot(self, image: NDArray[np.uint8] | None = None, **options: Any) -> Image:
+        """The photo with masks, boxes and labels, as a PIL image.
+
+        Args:
+            image: uint8 [H, W, 3] RGB; by default what was detected on.
+            options: of ``draw.overlay``.
+
+        Raises:
+            UsageError: the photo is not known.
+        """
+        from PIL import Image
+
+        from blu_export.draw import overlay
+        from blu_export.results.base import Result
+
+        return Image.fromarray(overlay(Result(self, self.photo_name, image=image).picture(), self, **options))
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row an instance: class, score, box, area; the columns of the format csv."""
+        from blu_export.results.convert import to_pandas
+
+        return to_pandas(self)
+
+    def to_supervision(self) -> Any:
+        """The same as supervision.Detections: class ids stay, names are in ``data["class_name"]``."""
+        from blu_export.results.convert import to_supervision
+
+        return to_supervision(self)
+
+    @classmethod
+    def from_supervision(
+        cls, detections: Any, class_names: Sequence[str], image_size: tuple[int, int] | None = None
+    ) -> Detections:
+        """The inverse of ``to_supervision``; mask pixels outside their box are lost.
+
+        Args:
+            detections: supervision.Detections with masks, scores and class ids.
+            class_names: by class id; the first is the background's.
+            image_size: (height, width), which masks tell by themselves.
+
+        Raises:
+            UsageError: masks, scores or class ids are missing.
+        """
+        from blu_export.results.convert import from_supervision
+
+        return from_supervision(cls, detections, class_names, image_size)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture in a notebook; None where the photo is not known."""
+        from blu_export.results.convert import notebook_picture
+
+        return None if self.photo is None else notebook_picture(self)
+
+    def _repr_html_(self) -> str | None:
+        """The table in a notebook, where there is no picture: notebooks prefer HTML to pictures."""
+        from blu_export.results.convert import notebook_table
+
+        return notebook_table(self) if self.photo is None else None
 
 
 def _as_index(index: Any) -> Any:

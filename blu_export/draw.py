@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from blu_export.detections import Detections
+if TYPE_CHECKING:
+    from blu_export.detections import Detection, Detections
 
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
@@ -74,9 +75,15 @@ def overlay(
             _box(drawn, detections.rois[i].tolist(), colours[i], max(1, round(unit)))
     if labels and len(detections):
         crowding = min(1.0, (CROWD / len(detections)) ** 0.25)
-        names = [f"{found.class_name} {found.score:.2f}" if scores else found.class_name for found in detections]
+        names = [_title(found, scores) for found in detections]
         _labels(drawn, detections, names, colours, max(9, round(12.5 * unit * crowding)))
     return drawn
+
+
+def _title(found: Detection, score: bool) -> str:
+    """``coat #3 0.98``: class, track and score, as far as they are there and wanted."""
+    track = "" if found.track_id is None else f" #{found.track_id}"
+    return f"{found.class_name}{track}{f' {found.score:.2f}' if score else ''}"
 
 
 def colour_of(key: int) -> Colour:

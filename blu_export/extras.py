@@ -37,6 +37,7 @@ EXTRAS = {
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "grpc", "tritonclient"),
     "batch": ("pyarrow",),
     "ray": ("ray",),
+    "notebook": ("pandas", "supervision"),
 }
 """Importable packages by extra of this project."""
 
@@ -48,6 +49,7 @@ PURPOSES = {
     "serve": "the HTTP and gRPC server",
     "batch": "blu batch: large sets of photos, in folders or buckets, to Parquet or COCO",
     "ray": "blu batch and blu serve on a Ray cluster",
+    "notebook": "detections as pandas tables and for supervision: found.to_pandas(), found.to_supervision()",
 }
 """What each extra is for."""
 

@@ -264,7 +264,8 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     assert same(Detections.load(path), make())
     for wrong in (
         {"rois": arrays["rois"] * 2},
-        {"mask_bits": arrays["mask_bits"][:3]},
+        {"masks": arrays["masks"][..., :1]},
+        {"masks": arrays["masks"][:3]},
         {"image_size": np.array([1])},
         {"class_names": np.array("no JSON")},
         {"scores": np.array([{}], object)},  # would be a pickle

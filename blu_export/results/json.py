@@ -1,0 +1,54 @@
+"""JSON: classes, scores, boxes, masks as COCO RLE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from blu_export.results.base import PhotoFormat, Result
+
+if TYPE_CHECKING:
+    from blu_export.detections import Detections
+
+
+def to_json(found: Detections) -> dict[str, Any]:
+    """See Detections.to_json."""
+    objects: list[dict[str, Any]] = [
+        {
+            "class": found.class_names[class_id],
+            "class_id": class_id,
+            "score": score,
+            "box": box,
+            "area": area,
+            "mask": rle,
+        }
+        for box, class_id, score, area, rle in zip(
+            found.rois.tolist(),
+            found.class_ids.tolist(),
+            found.scores.tolist(),
+            found.areas.tolist(),
+            found.rles(),
+            strict=True,
+        )
+    ]
+    if found.track_ids is not None:
+        for each, track in zip(objects, found.track_ids.tolist(), strict=True):
+            each["track"] = track
+    return {"image_size": list(found.image_size), "class_names": list(found.class_names), "detections": objects}
+
+
+def json_record(result: Result) -> dict[str, Any]:
+    """One photo's detections as JSON values; a frame has its number beside the video's name."""
+    frame = {} if result.frame is None else {"frame": result.frame}
+    return {"image": result.name, **frame, **result.found.to_json()}
+
+
+class JsonFormat(PhotoFormat):
+    """NAME.detections.json, which Detections.load reads."""
+
+    suffix = ".detections.json"
+
+    def files(self, result: Result) -> Iterator[tuple[str, bytes]]:
+        """See PhotoFormat."""
+        yield self.suffix, (json.dumps(json_record(result)) + "\n").encode()

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar, overload
 
@@ -22,6 +22,7 @@ from blu_export.errors import BluError, UsageError
 from blu_export.image import Molded, decode, mold, unmold
 from blu_export.runtime import Runner, RunnerOptions, load_runner
 from blu_export.spec import ModelSpec
+from blu_export.tiles import Tiling, Window, merge_tiles
 
 Source = Any
 """What image.decode takes: a path, encoded bytes, a PIL image, or uint8 [H, W, 3] RGB."""
@@ -44,7 +45,19 @@ def load(
 ) -> Detector:
     """Load a model; without a path the one that comes with the package.
 
-    The arguments and errors are those of ``runtime.RunnerOptions`` and ``runtime.load_runner``.
+    Args:
+        path: .onnx, .engine, .h5 or .keras file.
+        runtime: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``keras``; ``auto`` takes the fastest that works here.
+        precision: ``file`` takes the file as it is; ``float32``, ``fp16``, ``bf16`` or ``int8`` the file beside it of
+            that precision; ``auto`` the fastest of them that passed its parity check.
+        device: ``cpu``, ``cuda``, ``cuda:1``, …; None: what the runtime chooses.
+        threads: of the network on the processor; None: the cores that this process may use.
+        throughput: photos a second count for more than the time of one: several go through the network at a time.
+
+    Raises:
+        UsageError: the runtime cannot run this kind of file.
+        ModelFileError: the file is missing, corrupt, foreign, or in another precision.
+        MissingDependencyError: the runtime is not installed, or its device is not there.
     """
     options = RunnerOptions(runtime, precision, device, threads, throughput)
     return Detector(load_runner(path or embedded(), options))
@@ -108,31 +121,53 @@ class Detector:
         return self.runner.spec
 
     @overload
-    def __call__(self, source: list[Source] | tuple[Source, ...], *, batch: int = 1) -> list[Detections]: ...
+    def __call__(self, source: list[Source] | tuple[Source, ...], **options: Any) -> list[Detections]: ...
     @overload
-    def __call__(self, source: Source, *, batch: int = 1) -> Detections: ...
-    def __call__(self, source: Source, *, batch: int = 1) -> Detections | list[Detections]:
+    def __call__(self, source: Source, **options: Any) -> Detections: ...
+    def __call__(
+        self,
+        source: Source,
+        *,
+        batch: int = 1,
+        min_score: float = 0.0,
+        classes: Iterable[str | int] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+    ) -> Detections | list[Detections]:
         """Detect on one photo, or on a list of them.
 
         Args:
             source: a path, bytes, PIL image or uint8 [H, W, 3] RGB array; or a list of those, of any sizes.
-            batch: how many canvases of a list go through the network at once.
+            batch: how many canvases of a list, or tiles of a photo, go through the network at once.
+            min_score: drop detections below it, 0..1.
+            classes: keep these alone, by name or id.
+            tile: look at the photo in tiles of so many pixels too, for things that are small on it.
+            overlap: share of a tile that its neighbour sees as well.
 
         Returns:
-            Detections, or a list of them in the order of the list.
+            Detections, or a list of them in the order of the list. They know their photo: ``found.plot()``.
 
         Raises:
             ImageError: a photo cannot be read; ``stream`` goes on instead.
+            UsageError: a class is unknown.
         """
-        if isinstance(source, list | tuple):
-            return [photo.result() for photo in self.stream(source, batch=batch)]
-        self._reset_timings()
-        photo = self._prepare(source)
-        self._run([photo])
-        self._finish(photo)
-        return photo.result()
+        several = isinstance(source, list | tuple)
+        wanted = None if classes is None else list(classes)
+        Detections.empty((1, 1), self.spec.class_names).filter(min_score, wanted)  # unknown classes: before the work
+        if several or tile is not None:
+            tiling = None if tile is None else Tiling(tile, overlap)
+            photos = list(self.stream(source if several else [source], batch=batch, tiling=tiling))
+        else:
+            self._reset_timings()
+            photos = [self._prepare(source)]
+            self._run(photos)
+            self._finish(photos[0])
+        found = [_with_photo(photo).filter(min_score, wanted) for photo in photos]
+        return found if several else found[0]
 
-    def stream(self, sources: Iterable[Source], *, batch: int = 1, workers: int = 2) -> Iterator[Photo]:
+    def stream(
+        self, sources: Iterable[Source], *, batch: int = 1, workers: int = 2, tiling: Tiling | None = None
+    ) -> Iterator[Photo]:
         """Yield a Photo for each source, in order, while the next ones are under way.
 
         Photos are decoded and un-molded in ``workers`` threads while the network works on others, on as
@@ -145,11 +180,54 @@ class Detector:
             batch: canvases per call of the network. Where canvases follow the photo, those of one size share a
                 batch, and up to OVERTAKEN batches of later photos may go before one that waits for its like.
             workers: threads for decoding and un-molding.
+            tiling: look at each photo in tiles too.
         """
         if batch < 1 or workers < 1:
             raise UsageError("A stream needs batch and workers of at least 1.")
         self._reset_timings()
+        if tiling is not None:
+            return self._stream_tiles(sources, tiling, batch, workers)
         return self._stream(sources, batch, workers)
+
+    def _stream_tiles(self, sources: Iterable[Source], tiling: Tiling, batch: int, workers: int) -> Iterator[Photo]:
+        """Photos whose windows go through ``_stream`` one after another; all of a photo's are kept until its last."""
+        under_way: deque[tuple[Photo, list[Window]]] = deque()
+
+        def windows() -> Iterator[NDArray[np.uint8]]:
+            for source in sources:
+                photo = Photo(source)
+                try:
+                    with self._timed("decode"):
+                        photo.image = decode(source)
+                except BluError as error:
+                    photo.error = error
+                    under_way.append((photo, []))
+                    continue
+                height, width = photo.image.shape[:2]
+                under_way.append((photo, tiling.windows((height, width))))
+                for y1, x1, y2, x2 in under_way[-1][1]:
+                    yield photo.image[y1:y2, x1:x2]
+
+        parts: list[Photo] = []
+        for part in self._stream(windows(), batch, workers):
+            while not under_way[0][1]:
+                yield under_way.popleft()[0]
+            parts.append(part)
+            photo, seen = under_way[0]
+            if len(parts) == len(seen):
+                under_way.popleft()
+                yield self._join(photo, seen, parts)
+                parts = []
+        yield from (photo for photo, _ in under_way)
+
+    def _join(self, photo: Photo, windows: list[Window], parts: list[Photo]) -> Photo:
+        assert photo.image is not None
+        photo.error = next((part.error for part in parts if part.error is not None), None)
+        if photo.error is None:
+            with self._timed("unmold"):
+                found = [part.result() for part in parts]
+                photo.detections = merge_tiles(windows, found, found[0].image_size)
+        return photo
 
     def _stream(self, sources: Iterable[Source], batch: int, workers: int) -> Iterator[Photo]:
         pool = ThreadPoolExecutor(workers, "blu-photo")
@@ -224,6 +302,23 @@ class Detector:
         finally:
             with self._lock:
                 self.timings[stage] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """A photo that is decoded when its pixels are asked for."""
+
+    source: Source
+
+    def __call__(self) -> NDArray[np.uint8]:
+        return decode(self.source)
+
+
+def _with_photo(photo: Photo) -> Detections:
+    """A photo's detections, which know it: by its source, as its pixels may be many."""
+    named = isinstance(photo.source, str | os.PathLike)
+    name = os.fspath(photo.source) if named else ""
+    return replace(photo.result(), photo=_Pixels(photo.source), photo_name=name)
 
 
 def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

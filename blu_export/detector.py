@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,16 @@ class Photo:
         return self.detections
 
 
+class CallOptions(TypedDict, total=False):
+    """The keywords of a Detector's call, for type checkers; see there."""
+
+    batch: int
+    min_score: float
+    classes: Iterable[str | int] | None
+    tile: int | None
+    overlap: float
+
+
 class Detector:
     """Runs a model on photos.
 
@@ -121,9 +131,11 @@ class Detector:
         return self.runner.spec
 
     @overload
-    def __call__(self, source: list[Source] | tuple[Source, ...], **options: Any) -> list[Detections]: ...
+    def __call__(
+        self, source: list[Source] | tuple[Source, ...], **options: Unpack[CallOptions]
+    ) -> list[Detections]: ...
     @overload
-    def __call__(self, source: Source, **options: Any) -> Detections: ...
+    def __call__(self, source: Source, **options: Unpack[CallOptions]) -> Detections: ...
     def __call__(
         self,
         source: Source,

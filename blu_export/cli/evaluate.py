@@ -27,7 +27,7 @@ from blu_export.cli.common import (
     wrote,
 )
 from blu_export.cli.data_check import CachedOption
-from blu_export.errors import CheckFailedError, DatasetError, UsageError
+from blu_export.errors import CheckFailedError, DatasetError, ModelFileError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ class Request:
             first = Path(words.pop(0))
             model, results = (None, first) if first.suffix.lower() == ".json" else (first, None)
         if len(words) > 1:
-            raise UsageError(f"'{words[0]}' is no model and no results file.", "Write: blu evaluate MODEL DATASET")
+            kind = ModelFileError if Path(words[0]).is_file() else UsageError
+            raise kind(f"'{words[0]}' is not a model or results file.", "Write: blu evaluate MODEL DATASET")
         if annotations is not None:
             return cls(str(annotations), words[0] if words else None, model, results)
         if not words:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +20,9 @@ from blu_export.cli.common import (
     PrecisionOption,
     RuntimeOption,
     ThreadsOption,
+    be_quiet,
     command_app,
-    printable,
+    complain,
     progress,
     say,
     show_log,
@@ -30,18 +32,25 @@ from blu_export.cli.common import (
 from blu_export.errors import EXIT_BAD_INPUT, BluError, UsageError
 
 if TYPE_CHECKING:
-    from blu_export.cli.outputs import Output
     from blu_export.detections import Detections
     from blu_export.detector import Detector, Photo
+    from blu_export.results.base import Result
+    from blu_export.results.folder import Stems, Writer
     from blu_export.sources import Input
+    from blu_export.tiles import Tiling
+    from blu_export.tracks import Tracker
 
 app = command_app()
 
-FORMATS = ("table", "json", "coco", "npz", "overlay")
+FORMATS = (
+    "table, overlay, json, coco, npz, csv, mask, crop, cutout, polygons (GeoJSON), yolo, labelme, voc"  # see results
+)
 SHOWN_SCORE = 0.5
 """What people are shown unless they say otherwise. A model whose AP is measured gives doubtful detections too."""
 MANY_PHOTOS = 16
 """From so many on, photos a second count for more than the time of one: see load(throughput=…)."""
+TABLES = 4
+"""With more photos than this, each has a line instead of a table, unless tables were asked for."""
 
 
 @app.command()
@@ -52,7 +61,12 @@ def infer(
     model: ModelOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the files that the formats write.")] = Path("out"),
     formats: Annotated[
-        list[str] | None, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help=f"{FORMATS}; may be given several times. Default: table and overlay on a terminal, table elsewhere.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per photo on stdout.")] = False,
     min_score: Annotated[
@@ -67,11 +81,21 @@ def infer(
     class_names: Annotated[
         list[str] | None, typer.Option("--class", help="Keep this class only; may be given several times.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour sees as well.")] = 0.2,
+    track: Annotated[
+        bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "auto",
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say every time what was chosen and why.")] = False,
 ) -> None:
     """Find objects on photos, in folders or on a video.
 
@@ -81,14 +105,21 @@ def infer(
     blu infer street.jpg
     blu infer photos/ --format overlay --format coco --out found
     blu infer 'photos/*.jpg' --json --class dress --min-score 0.9
+    blu infer aerial.jpg --tile 1024
     """
+    from blu_export.detections import Detections
     from blu_export.detector import load
+    from blu_export.results import FORMATS as KNOWN
     from blu_export.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images
+    from blu_export.tiles import Tiling
 
-    chosen = list(dict.fromkeys(formats or ([] if as_json else ["table"])))
-    if unknown := [name for name in chosen if name not in FORMATS]:
-        raise UsageError(f"There is no format '{unknown[0]}'.", f"Formats are {', '.join(FORMATS)}.")
-    show_log()
+    chosen = list(dict.fromkeys(formats or _default_formats(as_json)))
+    if unknown := [name for name in chosen if name not in ("table", *KNOWN)]:
+        raise UsageError(f"There is no format '{unknown[0]}'.", f"Formats are {', '.join(('table', *KNOWN))}.")
+    tiling = None if tile is None else Tiling(tile, overlap)
+    if quiet:
+        be_quiet()
+    show_log(once=not verbose)
     paths = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES, skip=out)
     if not paths:
         raise UsageError(f"There are no photos in {', '.join(images)}.", "Name photos, videos, or folders of them.")
@@ -96,43 +127,58 @@ def infer(
     many = batch == 1 and (total is None or total >= MANY_PHOTOS)
     detector = load(model, runtime=runtime, precision=precision, device=device, threads=threads, throughput=many)
     detector.min_score = min_score or 0.0
-    wanted = _class_ids(class_names or [], detector.spec.class_names)
-    shown = SHOWN_SCORE if min_score is None else min_score
-    failures = Inference(detector, paths, total, chosen, as_json, wanted, shown, out).run(batch)
-    if failures:
+    Detections.empty((1, 1), detector.spec.class_names).filter(0.0, class_names)  # unknown classes: before the work
+    wanted = Wanted(
+        formats=chosen,
+        as_json=as_json,
+        classes=class_names,
+        shown_score=SHOWN_SCORE if min_score is None else min_score,
+        out=out,
+        tables=bool(formats) or (total is not None and total <= TABLES),
+        tiling=tiling,
+        track=track,
+        verbose=verbose,
+    )
+    if Inference(detector, paths, total, wanted).run(batch):
         raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _default_formats(as_json: bool) -> list[str]:
+    """A file is written unasked only where somebody sits and reads that it was."""
+    if as_json:
+        return []
+    return ["table", "overlay"] if sys.stdout.isatty() else ["table"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for."""
+
+    formats: list[str]
+    as_json: bool
+    classes: list[str] | None
+    shown_score: float
+    out: Path
+    tables: bool
+    tiling: Tiling | None
+    track: bool
+    verbose: bool
 
 
 class Inference:
     """One run of the command."""
 
-    def __init__(
-        self,
-        detector: Detector,
-        paths: list[Path],
-        total: int | None,
-        formats: list[str],
-        as_json: bool,
-        class_ids: list[int] | None,
-        shown_score: float,
-        out: Path,
-    ) -> None:
-        self.detector = detector
-        self.paths = paths
-        self.total = total
-        self.formats = formats
-        self.as_json = as_json
-        self.class_ids = class_ids
-        self.shown_score = shown_score
-        self.out = out
-        self.done = 0
-        self.failures = 0
+    def __init__(self, detector: Detector, paths: list[Path], total: int | None, wanted: Wanted) -> None:
+        self.detector, self.paths, self.total, self.wanted = detector, paths, total, wanted
+        self.done = self.failures = self.windows = 0
+        self._trackers: dict[Path, Tracker] = {}
+        self._console = stdout()
 
     def run(self, batch: int) -> int:
         """Detect on everything; returns the number of photos that failed."""
-        from blu_export.cli.outputs import FILE_FORMATS, Names
+        from blu_export.results.folder import Stems, open_writer
 
-        names = Names()
+        stems = Stems()
         under_way: deque[Input] = deque()
 
         def sources() -> Iterator[object]:
@@ -142,26 +188,46 @@ class Inference:
 
         start = time.perf_counter()
         with ExitStack() as stack:
-            outputs: list[Output] = [
-                stack.enter_context(FILE_FORMATS[name](self.out, self.detector.spec))
-                for name in self.formats
-                if name in FILE_FORMATS
+            names = self.detector.spec.class_names
+            writers: list[Writer] = [
+                stack.enter_context(open_writer(name, self.wanted.out, names))
+                for name in self.wanted.formats
+                if name != "table"
             ]
-            for photo in progress(self.detector.stream(sources(), batch=batch), self.total):
+            stream = self.detector.stream(sources(), batch=batch, tiling=self.wanted.tiling)
+            for photo in progress(stream, self.total):
                 item = under_way.popleft()
                 try:
-                    photo.detections = self._keep(photo.result())
-                    shown = self._shown(photo)
-                    name = names.name(item)
-                    for output in outputs:
-                        output.write(name, item, shown if output.for_people else photo)
+                    self._take(item, photo, stems, writers)
                 except BluError as error:
                     self._skip(error)
-                    continue
-                self._print(item, photo, shown)
-                self.done += 1
-        self._summary(time.perf_counter() - start, outputs)
+        self._summary(time.perf_counter() - start, [path for writer in writers for path in writer.written])
         return self.failures
+
+    def _take(self, item: Input, photo: Photo, stems: Stems, writers: list[Writer]) -> None:
+        """Write and print one photo's detections."""
+        from blu_export.results.base import Result
+
+        found = self._tracked(item, photo.result()).filter(0.0, self.wanted.classes)
+        shown = found.filter(self.wanted.shown_score)
+        named = item.name if item.video is None else str(item.video)
+        result = Result(found, named, None if item.video is None else item.frame, photo.image)
+        stem = stems.of(item.name, item.video)
+        for writer in writers:
+            writer.write(stem, replace(result, found=shown) if writer.for_people else result, item.fps)
+        if self.wanted.tiling is not None:
+            self.windows += len(self.wanted.tiling.windows(found.image_size))
+        self._print(item, result, shown)
+        self.done += 1
+
+    def _tracked(self, item: Input, found: Detections) -> Detections:
+        if not self.wanted.track or item.video is None:
+            return found
+        from blu_export.tracks import Tracker
+
+        if item.video not in self._trackers:
+            self._trackers[item.video] = Tracker(item.fps)
+        return self._trackers[item.video].update(found, item.frame)
 
     def _inputs(self) -> Iterator[Input]:
         from blu_export.sources import STDIN, VIDEO_SUFFIXES, Input, read_stdin, read_video
@@ -177,53 +243,49 @@ class Inference:
             except BluError as error:
                 self._skip(error)
 
-    def _keep(self, found: Detections) -> Detections:
-        if self.class_ids is None:
-            return found
-        import numpy as np
-
-        return found[np.isin(found.class_ids, self.class_ids)]
-
-    def _shown(self, photo: Photo) -> Photo:
-        found = photo.result()
-        return replace(photo, detections=found[found.scores >= self.shown_score])
-
     def _skip(self, error: BluError) -> None:
         self.failures += 1
-        say(f"skipped: {error}")
+        complain(f"skipped: {error}")
 
-    def _print(self, item: Input, photo: Photo, shown: Photo) -> None:
-        if self.as_json:
-            from blu_export.cli.outputs import json_record
+    def _print(self, item: Input, result: Result, shown: Detections) -> None:
+        if self.wanted.as_json:
+            from blu_export.results.json import json_record
 
-            print(json.dumps(json_record(item, photo)), flush=True)
-        if "table" in self.formats:
-            hidden = len(photo.result()) - len(shown.result())
-            note = f", {hidden} below {self.shown_score:g} not shown" if hidden else ""
-            _print_table(item.name, shown.result(), note)
+            print(json.dumps(json_record(result)), flush=True)
+        if "table" in self.wanted.formats:
+            from blu_export.cli.infer_table import print_line, print_table
 
-    def _summary(self, seconds: float, outputs: list[Output]) -> None:
-        paths = [path for output in outputs for path in output.written]
-        if len(paths) <= 3:
-            for path in paths:
+            hidden = len(result.found) - len(shown)
+            note = f", {hidden} below {self.wanted.shown_score:g} not shown" if hidden else ""
+            (print_table if self.wanted.tables else print_line)(self._console, item.name, shown, note)
+
+    def _summary(self, seconds: float, written: list[Path]) -> None:
+        if len(written) > 3:
+            say(f"wrote {len(written)} files to {self.wanted.out}")
+        for path in written if len(written) <= 3 else ():
+            if self.wanted.verbose:
                 wrote(path)
-        else:
-            say(f"wrote {len(paths)} files to {self.out}")
+            else:
+                say(f"wrote {path}")
         if self.done:
-            runner = self.detector.runner
-            stages = "  ".join(
-                f"{stage} {1000 * spent / self.done:.1f}" for stage, spent in self.detector.timings.items()
-            )
-            say(
-                f"{self.done} photo{'s' * (self.done > 1)} in {seconds:.1f} s ({self.done / seconds:.2f}/s; "
-                f"ms per photo: {stages}) "
-                f"with {runner.runtime} on {runner.device}, {runner.precision}"
-                f"{f', {runner.lanes} at a time' if runner.lanes > 1 else ''}"
-            )
+            self._say_speed(seconds)
         elif not self.failures:
-            say("there was nothing to look at")
+            complain("there was nothing to look at")
         if self.failures:
-            say(f"{self.failures} of {self.done + self.failures} could not be processed")
+            complain(f"{self.failures} of {self.done + self.failures} could not be processed")
+
+    def _say_speed(self, seconds: float) -> None:
+        runner = self.detector.runner
+        line = f"{self.done} photo{'s' * (self.done > 1)} in {seconds:.1f} s"
+        if self.done > 1:
+            line += f" ({self.done / seconds:.2f}/s)"
+        if self.wanted.verbose:
+            stages = (f"{stage} {1000 * spent / self.done:.1f}" for stage, spent in self.detector.timings.items())
+            line += f", ms per photo: {'  '.join(stages)}"
+        lanes = f", {runner.lanes} at a time" if runner.lanes > 1 else ""
+        say(f"{line}, with {runner.runtime} on {runner.device}, {runner.precision}{lanes}")
+        if self.windows:
+            say(f"tiles: {self.windows} passes of the network instead of {self.done}, the whole photos included")
 
 
 def _total(paths: list[Path]) -> int | None:
@@ -232,33 +294,3 @@ def _total(paths: list[Path]) -> int | None:
 
     counts = [count_frames(path) if path.suffix.lower() in VIDEO_SUFFIXES else 1 for path in paths]
     return None if None in counts else sum(count or 0 for count in counts)
-
-
-def _class_ids(names: list[str], known: tuple[str, ...]) -> list[int] | None:
-    """Ids of the named classes; None for all."""
-    if unknown := [name for name in names if name not in known[1:]]:
-        raise UsageError(f"The model has no class '{unknown[0]}'.", f"Its classes are: {', '.join(known[1:])}.")
-    return [index for index, name in enumerate(known) if index > 0 and name in names] if names else None
-
-
-def _print_table(name: str, found: Detections, note: str) -> None:
-    """Class, score, box and mask area of every detection, on stdout; ``note`` ends the title."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    height, width = found.image_size
-    title = printable(f"{name}  {width}×{height}  {len(found)} found{note}")
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("class", "score", "x", "y", "width", "height", "mask px", "of photo"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for index in range(len(found)):
-        y1, x1, y2, x2 = found.rois[index].tolist()
-        area = int(found.crops[index].sum())
-        table.add_row(
-            Text(printable(found.class_names[found.class_ids[index]])),
-            f"{found.scores[index]:.3f}",
-            *map(str, (x1, y1, x2 - x1, y2 - y1, area)),
-            f"{100 * area / (height * width):.1f} %",
-        )
-    stdout().print(table)

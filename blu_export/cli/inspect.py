@@ -11,7 +11,7 @@ import typer
 from blu_export.cli.common import JsonOption, command_app, printable
 from blu_export.contract import Metadata, Tensor
 from blu_export.embedded import embedded
-from blu_export.errors import ModelFileError, UsageError
+from blu_export.errors import ModelFileError
 from blu_export.files import human_size, sha256_of
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 from blu_export.spec import ModelSpec
@@ -53,7 +53,7 @@ def describe(path: Path) -> dict[str, Any]:
         case ".h5" | ".keras":
             return found | _describe_weights(path)
         case suffix:
-            raise UsageError(f"{path} is no model file.", f"'{suffix}' is not .onnx, .engine, .h5 or .keras.")
+            raise ModelFileError(f"{path} is not a model file.", f"'{suffix}' is not .onnx, .engine, .h5 or .keras.")
 
 
 def _describe_onnx(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -148,9 +149,14 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 good, 1 a check failed, 2 usage, 3 bad input or model file, 4 missing package or
     device, 130 interrupted. ``BLU_DEBUG=1`` shows the traceback of an error.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character gets a ?, not a traceback
     try:
         with interrupt_after_import():
             app(arguments, prog_name="blu")
+    except BrokenPipeError:
+        _reader_has_gone()
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except BluError as error:
@@ -165,6 +171,13 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:  # not about a file that the user named
             raise
         _fail(f"{error.filename}: {error.strerror}.", EXIT_BAD_INPUT)
+
+
+def _reader_has_gone() -> None:
+    """End well where stdout's reader wanted no more, as in ``blu infer photos/ --json | head``."""
+    # What is still buffered would fail once more when Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _fail(message: str, code: int) -> None:

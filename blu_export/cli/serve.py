@@ -16,7 +16,7 @@ from blu_export.cli.common import (
     command_app,
     say,
 )
-from blu_export.errors import UsageError
+from blu_export.errors import ModelFileError
 
 app = command_app()
 
@@ -94,7 +94,7 @@ def serve(
 
     path = model or embedded()
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
+        raise ModelFileError(
             f"blu serve runs {' and '.join(SUFFIXES)} files, not {path}.",
             f"Export it: blu export onnx --weights {path}",
         )

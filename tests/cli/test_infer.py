@@ -43,7 +43,7 @@ def test_table_is_the_default_and_nothing_is_written(
     infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = infer(save(tmp_path / "photo.png"))
+    result = infer(save(tmp_path / "photo.png"), "--verbose")
     assert result.exit_code == 0
     assert "photo.png  60×40  1 found, 1 below 0.5 not shown" in result.stdout.replace("\n", "")
     row = next(line.split() for line in result.stdout.splitlines() if "coat" in line)
@@ -70,7 +70,7 @@ def test_every_format(infer: Infer, tmp_path: Path) -> None:
     assert record["image"] == str(photos[0])
 
     with np.load(out / "b.detections.npz") as arrays:
-        assert set(arrays) == {"rois", "class_ids", "scores", "masks"}
+        assert set(arrays) == {"rois", "class_ids", "scores", "masks", "image_size", "class_names"}
         assert arrays["masks"].shape == (40, 60, 2)
         np.testing.assert_array_equal(arrays["class_ids"], [1, 2])
 
@@ -213,6 +213,6 @@ def test_a_crash_leaves_no_half_files(infer: Infer, tmp_path: Path, monkeypatch:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("blu_export.draw.overlay", interrupted)
+    monkeypatch.setattr("blu_export.results.overlay.overlay", interrupted)
     assert infer(photo, "--format", "coco", "--format", "overlay", "--out", out).exit_code == 130
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("detections.coco.json", "old")]

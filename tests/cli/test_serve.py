@@ -16,7 +16,7 @@ from loopback import PATIENCE, Running, png
 from typer.testing import CliRunner, Result
 
 from blu_export.cli import main as cli
-from blu_export.errors import MissingDependencyError, UsageError
+from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.extras import install_command
 from blu_export.serve.settings import ServeSettings
 
@@ -87,7 +87,6 @@ def test_no_warning_with_keys(started: list[ServeSettings], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("m.h5",),
         ("m.onnx", "--timeout", "0"),
         ("m.onnx", "--max-wait", "-1"),
         ("m.onnx", "--api-key-file", "no-such-file"),
@@ -97,6 +96,12 @@ def test_what_cannot_be_served(started: list[ServeSettings], arguments: tuple[st
     result = serve(*arguments)
     assert isinstance(result.exception, UsageError)
     assert not started
+
+
+def test_a_file_that_is_not_a_model(started: list[ServeSettings]) -> None:
+    result = serve("m.h5")
+    assert isinstance(result.exception, ModelFileError)
+    assert (result.exception.exit_code, started) == (3, [])
 
 
 def test_a_key_file_that_is_not_there(started: list[ServeSettings]) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from blu_export.detections import Detection, Detections
+from blu_export.instances import Detection, Instances
 
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
@@ -33,7 +32,7 @@ LIGHT: Colour = (255, 255, 255)
 
 def overlay(
     image: NDArray[np.uint8],
-    detections: Detections,
+    detections: Instances,
     *,
     by: Literal["class", "instance"] = "class",
     fill: float = FILL,
@@ -125,7 +124,7 @@ def _box(drawn: NDArray[np.uint8], roi: list[int], colour: Colour, width: int) -
 
 
 def _labels(
-    drawn: NDArray[np.uint8], detections: Detections, names: Sequence[str], colours: Sequence[Colour], size: int
+    drawn: NDArray[np.uint8], detections: Instances, names: Sequence[str], colours: Sequence[Colour], size: int
 ) -> None:
     height, width = drawn.shape[:2]
     taken = np.zeros((0, 4), np.int64)

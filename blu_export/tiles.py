@@ -59,7 +59,8 @@ class Tiling:
         if length <= self.side:
             return [0]
         count = int(np.ceil((length - self.side) / (self.side * (1 - self.overlap)))) + 1
-        return np.rint(np.linspace(0, length - self.side, count)).astype(int).tolist()
+        starts: list[int] = np.rint(np.linspace(0, length - self.side, count)).astype(int).tolist()
+        return starts
 
 
 def merge_tiles(windows: Sequence[Window], parts: Sequence[Detections], image_size: tuple[int, int]) -> Detections:
@@ -127,7 +128,7 @@ def _same(found: Detections, seen_in: NDArray[np.int_], windows: Sequence[Window
             continue
         one, other = (_in_window(found, index, both) for index in (first, second))
         shared = np.count_nonzero(one & other)
-        agreement = shared / max(1, np.count_nonzero(one | other))
+        agreement = float(shared) / max(1, int(np.count_nonzero(one | other)))
         if agreement >= SAME:
             yield agreement, first, second
 

@@ -7,15 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.errors import UsageError
-
-if TYPE_CHECKING:
-    from blu_export.detections import Detections
+from blu_export.instances import Instances
 
 JPEG_QUALITY = 92
 
@@ -24,7 +22,7 @@ JPEG_QUALITY = 92
 class Result:
     """The detections of one photo or frame, and what formats say of it."""
 
-    found: Detections
+    found: Instances
     name: str
     """Of the photo, as the user named it."""
     frame: int | None = None
@@ -104,7 +102,7 @@ def encode_picture(pixels: NDArray[np.uint8], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def instance_name(found: Detections, index: int) -> str:
+def instance_name(found: Instances, index: int) -> str:
     """``1.coat``: the number of an instance from 1, and its class, fit for a file's name."""
     name = found.class_names[found.class_ids[index]]
     safe = "".join(char if char.isalnum() or char in "-_" else "-" for char in name)[:60]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blu_export.instances import Instances
 from blu_export.results.base import Result, SetFormat
 
-if TYPE_CHECKING:
-    from blu_export.detections import Detections
 
-
-def coco_annotations(found: Detections, image_id: int) -> list[dict[str, Any]]:
+def coco_annotations(found: Instances, image_id: int) -> list[dict[str, Any]]:
     """See Detections.to_coco."""
     results: list[dict[str, Any]] = [
         {
@@ -64,7 +62,7 @@ class CocoFormat(SetFormat):
         name = result.name if result.frame is None else f"{result.name} frame {result.frame}"
         self._images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         pieces = []
-        for annotation in result.found.to_coco(image_id):
+        for annotation in coco_annotations(result.found, image_id):
             separator = "," if self._annotations else ""
             self._annotations += 1
             pieces.append(f"{separator}\n{json.dumps({**annotation, 'id': self._annotations, 'iscrowd': 0})}")

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.draw import overlay
 from blu_export.errors import UsageError
 from blu_export.extras import import_extra
+from blu_export.instances import Instances
 from blu_export.results.base import Result, encode_picture
 from blu_export.results.csv import COLUMNS, rows
 
-if TYPE_CHECKING:
-    from blu_export.detections import Detections
+Kind = TypeVar("Kind", bound=Instances)
 
 NOTEBOOK_SIDE = 1280
 """Longest side of a picture in a notebook, whose file holds it."""
 
 
-def to_pandas(found: Detections) -> Any:
+def to_pandas(found: Instances) -> Any:
     """See Detections.to_pandas."""
     frame = import_extra("pandas").DataFrame(rows(Result(found, found.photo_name)), columns=list(COLUMNS))
     unused = ["frame"] + ["track"] * (found.track_ids is None)
     return frame.drop(columns=unused).astype({"score": float})
 
 
-def to_supervision(found: Detections) -> Any:
+def to_supervision(found: Instances) -> Any:
     """See Detections.to_supervision."""
     y1, x1, y2, x2 = found.rois.T.astype(np.float32)
     names = np.array([found.class_names[class_id] for class_id in found.class_ids.tolist()], dtype=np.str_)
@@ -43,8 +44,8 @@ def to_supervision(found: Detections) -> Any:
 
 
 def from_supervision(
-    kind: type[Detections], given: Any, class_names: Sequence[str], image_size: tuple[int, int] | None
-) -> Detections:
+    kind: type[Kind], given: Any, class_names: Sequence[str], image_size: tuple[int, int] | None
+) -> Kind:
     """See Detections.from_supervision; ``kind`` is that class."""
     if not len(given) and image_size is not None:
         return kind.empty(image_size, class_names)
@@ -66,16 +67,16 @@ def from_supervision(
     return found if given.tracker_id is None else found.with_tracks(given.tracker_id)
 
 
-def notebook_picture(found: Detections) -> bytes:
+def notebook_picture(found: Instances) -> bytes:
     """The overlay as PNG, no larger than NOTEBOOK_SIDE."""
     from PIL import Image
 
-    picture = found.plot()
+    picture = Image.fromarray(overlay(Result(found, "").picture(), found))
     picture.thumbnail((NOTEBOOK_SIDE, NOTEBOOK_SIDE), Image.Resampling.LANCZOS)
     return encode_picture(np.asarray(picture), "PNG")
 
 
-def notebook_table(found: Detections) -> str:
+def notebook_table(found: Instances) -> str:
     """The instances as an HTML table."""
     columns = ("class", "score", "x", "y", "width", "height", "area")
     places = [COLUMNS.index(name) for name in columns]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blu_export.instances import Instances
 from blu_export.results.base import PhotoFormat, Result
 
-if TYPE_CHECKING:
-    from blu_export.detections import Detections
 
-
-def to_json(found: Detections) -> dict[str, Any]:
+def to_json(found: Instances) -> dict[str, Any]:
     """See Detections.to_json."""
     objects: list[dict[str, Any]] = [
         {
@@ -41,7 +39,7 @@ def to_json(found: Detections) -> dict[str, Any]:
 def json_record(result: Result) -> dict[str, Any]:
     """One photo's detections as JSON values; a frame has its number beside the video's name."""
     frame = {} if result.frame is None else {"frame": result.frame}
-    return {"image": result.name, **frame, **result.found.to_json()}
+    return {"image": result.name, **frame, **to_json(result.found)}
 
 
 class JsonFormat(PhotoFormat):

@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 
 from blu_export.errors import UsageError
+from blu_export.instances import Instances
 from blu_export.rle import crop_mask, decode_rle
 
-if TYPE_CHECKING:
-    from blu_export.detections import Detections
+Kind = TypeVar("Kind", bound=Instances)
 
 
-def load(kind: type[Detections], path: Path) -> Detections:
+def load(kind: type[Kind], path: Path) -> Kind:
     """See Detections.load; ``kind`` is that class."""
     try:
         if path.suffix.lower() == ".json":
             values = json.loads(path.read_bytes())
             if not isinstance(values, dict):
                 raise ValueError("no JSON object")
-            return kind.from_json(values)
+            return from_json(kind, values)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = [str(name) for name in json.loads(str(file["class_names"]))]
             found = kind.from_dict(file, names)
@@ -37,7 +37,7 @@ def load(kind: type[Detections], path: Path) -> Detections:
         raise UsageError(f"{path} holds no saved detections: {error}") from error
 
 
-def from_json(kind: type[Detections], values: Mapping[str, Any]) -> Detections:
+def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """See Detections.from_json; ``kind`` is that class."""
     try:
         height, width = (int(side) for side in values["image_size"])

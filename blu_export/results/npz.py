@@ -6,14 +6,12 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
+from blu_export.instances import Instances
 from blu_export.results.base import PhotoFormat, Result
-
-if TYPE_CHECKING:
-    from blu_export.detections import Detections
 
 BLOCK_BYTES = 2**24
 
@@ -49,7 +47,7 @@ class NpzFormat(PhotoFormat):
         yield self.suffix, buffer.getvalue()
 
 
-def _write_masks(found: Detections, file: IO[bytes]) -> None:
+def _write_masks(found: Instances, file: IO[bytes]) -> None:
     """``found.masks`` as .npy, some rows at a time: all of a large photo's take gigabytes."""
     height, width = found.image_size
     header = {"descr": "|b1", "fortran_order": False, "shape": (height, width, len(found))}

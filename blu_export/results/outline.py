@@ -37,7 +37,8 @@ def _corners(ring: Ring) -> Ring:
     """A ring without repeated points and points inside a straight line."""
     ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)]
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    return ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    corners: Ring = ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return corners
 
 
 def single_ring(parts: list[list[Ring]]) -> Ring:

@@ -20,8 +20,8 @@ class VocFormat(PhotoFormat):
         root = ElementTree.Element("annotation")
         _text(root, "filename", result.file_name)
         size = ElementTree.SubElement(root, "size")
-        for name, value in (("width", width), ("height", height), ("depth", 3)):
-            _text(size, name, value)
+        for name, side in (("width", width), ("height", height), ("depth", 3)):
+            _text(size, name, side)
         _text(root, "segmented", 0)
         for (y1, x1, y2, x2), class_id in zip(found.rois.tolist(), found.class_ids.tolist(), strict=True):
             thing = ElementTree.SubElement(root, "object")
@@ -33,8 +33,8 @@ class VocFormat(PhotoFormat):
             ):
                 _text(thing, name, value)
             box = ElementTree.SubElement(thing, "bndbox")
-            for name, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-                _text(box, name, value)
+            for name, edge in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+                _text(box, name, edge)
         ElementTree.indent(root)
         yield self.suffix, ElementTree.tostring(root, encoding="utf-8") + b"\n"
 

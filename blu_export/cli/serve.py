@@ -16,7 +16,7 @@ from blu_export.cli.common import (
     command_app,
     say,
 )
-from blu_export.errors import ModelFileError
+from blu_export.errors import ModelFileError, UsageError
 
 app = command_app()
 

@@ -12,7 +12,7 @@ endef
 
 DEMO    = $(VENV)/.demo-ready
 
-.PHONY: setup demo test test-all test-long lint format types benchmark serve train-default clean
+.PHONY: setup demo test test-all test-long lint format types docs benchmark serve train-default clean
 
 setup: $(READY)
 
@@ -55,6 +55,9 @@ types: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/zensical build --clean --strict
 
 benchmark: setup
 	$(BIN)/python -m benchmarks $(BENCHMARK_OPTIONS)

@@ -92,7 +92,7 @@ PREDICT_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/*": {"schema": BINARY},
+            **{f"image/{kind}": {"schema": BINARY} for kind in ("jpeg", "png", "webp", "bmp", "tiff")},
             "multipart/form-data": {"schema": _object(image=BINARY)},
         },
     }

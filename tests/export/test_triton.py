@@ -369,7 +369,7 @@ def test_a_real_server_gives_what_blu_infer_gives(
     from tritonclient.utils import InferenceServerException
 
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import client as example
+    import triton_client as example
 
     model, *ports = triton
     module = importlib.import_module(f"tritonclient.{protocol}")

@@ -36,7 +36,7 @@ from blu_export.spec import ModelSpec
 PHOTO = png((90, 120, 150), 40, 72)
 OUTPUTS = ("rois", "class_ids", "scores", "masks", "masks_rle")
 MODEL = "fake"
-CLIENT = Path(__file__).parents[2] / "examples" / "client.py"
+CLIENT = Path(__file__).parents[2] / "examples" / "triton_client.py"
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_configuration_has_the_class_names_where_tritons_has_them(triton: An
 
 
 def example(*arguments: object) -> tuple[int, str, str]:
-    """Run examples/client.py: (exit code, stdout, stderr)."""
+    """Run examples/triton_client.py: (exit code, stdout, stderr)."""
     result = subprocess.run(
         [sys.executable, CLIENT, "--model", MODEL, *map(str, arguments)], capture_output=True, text=True, check=False
     )

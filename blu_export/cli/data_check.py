@@ -17,6 +17,7 @@ from blu_export.errors import EXIT_BAD_INPUT, UsageError
 if TYPE_CHECKING:
     from blu_export.data.check import Report
     from blu_export.data.dataset import Dataset
+    from blu_export.data.options import ReadOptions
 
 app = command_app()
 
@@ -31,11 +32,19 @@ CachedOption = Annotated[
         "Default: use the index if they did not change.",
     ),
 ]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse annotations of which an entry would be left out.")]
+ExifOption = Annotated[
+    str,
+    typer.Option(help="Turn photos as their EXIF says: apply, ignore, or auto: unless annotated as they are stored."),
+]
+KeepEmptyOption = Annotated[bool, typer.Option("--keep-empty-classes", help="Keep classes without objects.")]
 
 
 @app.command()
 def check(
-    dataset: Annotated[str, typer.Argument(help="Folder, bucket (s3://…) or COCO file; DeepFashion2 or COCO layout.")],
+    dataset: Annotated[
+        str, typer.Argument(help="Folder, bucket (s3://…) or file of annotations, in any format of docs/data.md.")
+    ],
     split: Annotated[str | None, typer.Option(help="train or val. Default: every part that is there.")] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder or URL of the photos, where they are not in the usual place.")
@@ -45,14 +54,18 @@ def check(
         Path, typer.Option("--out", "-o", help="Contact sheet; with two parts, one for each: NAME-train, NAME-val.")
     ] = Path("data-check.jpg"),
     sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Write the contact sheet.")] = True,
+    save: Annotated[Path | None, typer.Option(help="Write the whole report, every problem in it, as JSON.")] = None,
+    strict: StrictOption = False,
+    exif: ExifOption = "auto",
+    keep_empty_classes: KeepEmptyOption = False,
     cached: CachedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read every photo and mask of a data set; count, measure, and list what is wrong.
 
-    Errors are what training stops at (broken photos or masks, photos of another size than annotated):
-    exit code 3. Warnings are what it leaves out or repairs (empty masks, boxes outside the photo or
-    far from their mask). A contact sheet shows annotated photos of every class.
+    Errors cost a photo (missing, broken, of another size than annotated): exit code 3. Warnings cost an
+    object or are repaired (masks that are empty or cannot be decoded, boxes far from their mask, …).
+    A contact sheet shows annotated photos of every class.
 
     \b
     blu data check photos/
@@ -62,24 +75,49 @@ def check(
     from blu_export.data.check import check as read_all
     from blu_export.data.load import load_dataset
     from blu_export.data.storage import open_storage
+    from blu_export.files import atomic_write
 
     show_log()
+    options = read_options(images, limit, strict, exif, keep_empty_classes)
     parts = _parts(dataset, split)
     parallel = max(os.cpu_count() or 1, open_storage(dataset).parallel)
     reports: dict[str, Report] = {}
     for part in parts:
-        data = load_dataset(dataset, part, images, limit=limit, cached=cached, progress=progress)
+        data = load_dataset(dataset, part, cached=cached, progress=progress, options=options)
         reports[part] = read_all(data, parallel, partial(progress, total=len(data)))
         if not as_json:
             _print(reports[part], part if len(parts) > 1 else "")
         if sheet:
             _write_sheet(out if len(parts) == 1 else out.with_stem(f"{out.stem}-{part}"), data)
+    values = {part: report.to_json() for part, report in reports.items()}
+    results = json.dumps(values if len(parts) > 1 else values[parts[0]], indent=2)
     if as_json:
-        results = {part: report.to_json() for part, report in reports.items()}
-        print(json.dumps(results if len(parts) > 1 else results[parts[0]], indent=2))
+        print(results)
+    if save is not None:
+        with atomic_write(save) as temporary:
+            temporary.write_text(results + "\n", encoding="utf-8")
+        wrote(save)
+    for part, report in reports.items():
+        if "nothing to train on" in report.counts:
+            say(f"WARNING: there is nothing to train on in {report.name} ({part}): no object has a mask.")
     if errors := sum(report.errors for report in reports.values()):
-        say(f"{errors} errors: training would stop at them.")
+        say(f"{errors} errors: training leaves these photos out, and stops where they are more than 1 %.")
         raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def read_options(
+    images: str | None, limit: int | None, strict: bool, exif: str, keep_empty_classes: bool
+) -> ReadOptions:
+    """The options of reading annotations that commands share.
+
+    Raises:
+        UsageError: there is no such treatment of EXIF.
+    """
+    from blu_export.data.options import ReadOptions
+
+    if exif not in ("auto", "apply", "ignore"):
+        raise UsageError(f"There is no --exif {exif}.", "Write auto, apply or ignore.")
+    return ReadOptions(images, limit, strict, keep_empty_classes, exif)  # type: ignore[arg-type]
 
 
 def _parts(dataset: str, split: str | None) -> list[str]:
@@ -120,7 +158,7 @@ def _print(report: Report, part: str) -> None:
 
 
 def _problem_lines(report: Report) -> list[str]:
-    from blu_export.data.check import ERRORS, WARNINGS
+    from blu_export.data.problems import ERRORS, WARNINGS
 
     of_kind: defaultdict[str, list[Any]] = defaultdict(list)
     for problem in report.problems:

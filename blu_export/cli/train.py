@@ -231,15 +231,17 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
 
     ``cached`` is about the index of DeepFashion2's annotations, see ``load_dataset``.
     """
+    from blu_export.data.classes import match_classes, require_trainable
     from blu_export.data.load import has_split, load_dataset
+    from blu_export.data.options import ReadOptions
 
     if not data.train:
         raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
 
     def part(source: str, split: str) -> Dataset:
-        found = load_dataset(
-            source, split, data.images or None, limit=data.limit or None, cached=cached, progress=progress
-        )
+        # Further sets may have objects of a class that this one lacks.
+        options = ReadOptions(data.images or None, data.limit or None, keep_empty_classes=bool(data.more))
+        found = load_dataset(source, split, cached=cached, progress=progress, options=options)
         if not found.records:
             raise DatasetError(f"{found.name} has no photos.", "Give a data set with photos.")
         return found
@@ -247,28 +249,24 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
     photos = part(data.train, "train")
     source = data.val or (data.train if has_split(data.train, "val") else None)
     validation = part(source, "val") if source else None
-    if validation is not None and validation.class_names != photos.class_names:
-        raise UsageError(
-            f"The validation set has other classes ({', '.join(validation.class_names[1:])}) than the training set "
-            f"({', '.join(photos.class_names[1:])}).",
-            "Give sets with the same categories.",
-        )
-    return photos, validation
+    require_trainable(photos)
+    return photos, validation and match_classes(validation, photos.class_names)
 
 
 def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset | None]:
     """The training photos with what [data] adds to them, and the background photos."""
+    from blu_export.data.classes import match_classes
     from blu_export.data.load import load_cutouts, load_dataset
 
     for source in data.more:
-        photos = photos.joined(load_dataset(source, "train", limit=data.limit or None))
+        more = load_dataset(source, "train", limit=data.limit or None)
+        photos = photos.joined(match_classes(more, photos.class_names))
     if data.cutouts:
         photos = photos.with_cutouts(load_cutouts(data.cutouts))
     if not data.backgrounds:
         return photos, None
     backgrounds = load_dataset(data.backgrounds, "train")
-    photos.require_classes_of(backgrounds)
-    return photos, backgrounds
+    return photos, match_classes(backgrounds, photos.class_names)
 
 
 def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:

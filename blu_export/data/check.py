@@ -1,8 +1,7 @@
 """What is in a data set, and what is wrong with it: ``blu data check``.
 
-Errors are what training stops at: photos that cannot be read or are not of the annotated size, masks
-that cannot be decoded. Warnings are what it leaves out or repairs: empty masks, boxes outside their
-photo, boxes that their mask does not fill.
+Errors cost a photo: it cannot be read or is not of the annotated size. Warnings cost an object or are repaired: masks
+that are absent, empty or cannot be decoded, boxes outside their photo, boxes that their mask does not fill.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -20,10 +19,13 @@ from numpy.typing import NDArray
 
 from blu_export.boxes import iou
 from blu_export.data.augment import mask_box
-from blu_export.data.dataset import Dataset, decode_photo
+from blu_export.data.classes import find_untrainable
+from blu_export.data.dataset import Dataset, orient_photo
+from blu_export.data.finder import is_turn_unknown, read_head
+from blu_export.data.problems import ERRORS, Problem
 from blu_export.detections import Detections
 from blu_export.draw import contact_sheet, overlay
-from blu_export.errors import BluError
+from blu_export.errors import BluError, DatasetError
 
 SMALL, LARGE = 32**2, 96**2
 """COCO's bounds, in pixels of the mask, between small, medium and large objects."""
@@ -34,37 +36,13 @@ BOX_IOU = 0.5
 SHEET_PHOTOS = 16
 SHEET_TILE = 360
 
-ERRORS = {
-    "broken photo": "the file is missing or damaged",
-    "wrong size": "the photo is not of the annotated size",
-    "broken mask": "the polygons or run lengths cannot be decoded",
-}
-"""Kinds of problems that training stops at."""
-WARNINGS = {
-    "empty mask": "no pixel is inside: the object is left out",
-    "box outside": "the box reaches beyond the photo",
-    "box and mask differ": "the mask's own box is used",
-}
-"""Kinds that it leaves out or repairs."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with one photo or object."""
-
-    kind: str
-    """A key of ERRORS or WARNINGS."""
-    uri: str
-    """The photo."""
-    detail: str
-
 
 @dataclass(frozen=True)
 class Finding:
     """What was found on one photo."""
 
     classes: tuple[int, ...]
-    """Class of each object that is no crowd."""
+    """Class of each object with a mask that is no crowd."""
     areas: tuple[int, ...]
     """Pixels of each of them."""
     crowds: int
@@ -90,6 +68,8 @@ class Report:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Photos by (height, width)."""
     problems: list[Problem] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    """What reading the annotations supposed."""
 
     def add(self, finding: Finding) -> None:
         """Count a photo."""
@@ -105,8 +85,13 @@ class Report:
 
     @property
     def errors(self) -> int:
-        """Problems that training stops at."""
+        """Problems that cost a photo."""
         return sum(problem.kind in ERRORS for problem in self.problems)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Problems by kind."""
+        return dict(Counter(problem.kind for problem in self.problems))
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -134,7 +119,9 @@ class Report:
             ],
             "errors": self.errors,
             "warnings": len(self.problems) - self.errors,
-            "problems": [vars(problem) for problem in self.problems],
+            "problem_counts": self.counts,
+            "problems": [asdict(problem) for problem in self.problems],
+            "notes": list(self.notes),
         }
 
 
@@ -148,9 +135,13 @@ def check(
         parallel: photos read at a time.
         progress: passes items on and shows how far they have come.
     """
-    report = Report(dataset.name, dataset.class_names)
+    report = Report(dataset.name, dataset.class_names, notes=dataset.notes)
     for finding in progress(_in_order(lambda index: look_at(dataset, index), len(dataset), parallel)):
         report.add(finding)
+    # What reading the annotations noted, but for photos that were looked for once more just now.
+    kinds = {(problem.kind, problem.uri) for problem in report.problems}
+    noted = [problem for problem in dataset.problems if (problem.kind, problem.uri) not in kinds]
+    report.problems = [*find_untrainable(dataset), *noted, *report.problems]
     return report
 
 
@@ -162,13 +153,23 @@ def look_at(dataset: Dataset, index: int) -> Finding:
         problems.append(Problem(kind, record.uri, detail))
 
     try:
-        shape = decode_photo(dataset.read(record.uri), record.uri).shape[:2]
+        content = dataset.read(record.uri)
+        image, unturned = orient_photo(content, record, dataset.exif)
+        head = read_head(content)
+        shape = image.shape[:2]
         if shape != (record.height, record.width):
             note("wrong size", f"{shape[1]}x{shape[0]}, annotated {record.width}x{record.height}")
+        elif unturned:
+            note("unturned", f"EXIF orientation {head.orientation if head else '?'}")
+        elif head is not None and dataset.exif == "auto" and is_turn_unknown(head):
+            note("turn unknown", f"EXIF orientation {head.orientation}")
+    except DatasetError as error:
+        kind = "missing photo" if isinstance(error.__cause__, FileNotFoundError) else "broken photo"
+        note(kind, error.what)
     except BluError as error:
         note("broken photo", error.what)
     except OSError as error:
-        note("broken photo", error.strerror or str(error))
+        note("missing photo" if isinstance(error, FileNotFoundError) else "broken photo", error.strerror or str(error))
     try:
         masks = dataset.load_masks(index)
     except BluError as error:
@@ -182,14 +183,19 @@ def look_at(dataset: Dataset, index: int) -> Finding:
             note("box outside", f"{what}: {x1:g},{y1:g} to {x2:g},{y2:g} on {record.width}x{record.height}")
         filled = mask_box(mask)
         if filled is None:
-            note("empty mask", what)
+            if len(annotation.segmentation):  # one without is noted by its reader
+                note("empty mask", what)
         elif (overlap := float(iou([filled], [annotation.box])[0, 0])) < BOX_IOU:
             note("box and mask differ", f"{what}: IoU {overlap:.2f}")
-    single = [not annotation.iscrowd for annotation in record.annotations]
-    areas = masks.sum(axis=(1, 2))[single].tolist()
-    classes = [annotation.category for annotation in record.annotations if not annotation.iscrowd]
-    crowds = len(single) - len(classes)
-    return Finding(tuple(classes), tuple(areas), crowds, (record.height, record.width), tuple(problems))
+    areas = masks.sum(axis=(1, 2)).tolist()
+    objects = [
+        (annotation.category, area)
+        for annotation, area in zip(record.annotations, areas, strict=True)
+        if area and not annotation.iscrowd
+    ]
+    crowds = sum(annotation.iscrowd for annotation in record.annotations)
+    classes, areas = zip(*objects, strict=True) if objects else ((), ())
+    return Finding(classes, areas, crowds, (record.height, record.width), tuple(problems))
 
 
 def sheet(dataset: Dataset, count: int = SHEET_PHOTOS) -> NDArray[np.uint8] | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.data.problems import Problem
 from blu_export.errors import DatasetError, ImageError
 from blu_export.rle import Rle, decode_rle, run_lengths
 
@@ -23,6 +26,8 @@ Segmentation = Sequence[Sequence[float]] | dict[str, Any]
 CUTOUT = 0
 """Category of an annotation that is not an object but a cut-out: a person with all objects on it, which training pastes
 onto other photos."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Annotation:
 class Record:
     """One photo and its annotations."""
 
-    image_id: int
+    image_id: int | str
+    """As the source gives it."""
     uri: str
     """Path or URL, as ``Dataset.read`` understands it."""
     height: int
@@ -69,13 +75,20 @@ class Dataset:
         read: gives the bytes of a ``Record.uri``; a reader with a cache for buckets.
         category_ids: the source's own id of each class, by category index, for files of results that other
             programs read; empty: the index itself.
+        exif: ``apply``: photos are turned as their EXIF says; ``ignore``: they are taken as stored; ``auto``: turned,
+            unless the annotated size is that of the photo as stored.
+        problems: what reading the annotations left out.
+        notes: what it supposed, in lines for people.
     """
 
     class_names: tuple[str, ...]
     records: tuple[Record, ...]
     name: str = "data set"
     read: Callable[[str], bytes] = read_local
-    category_ids: tuple[int, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
+    exif: str = "auto"
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -96,7 +109,8 @@ class Dataset:
         def read(uri: str) -> bytes:
             return other.read(uri) if uri in theirs else self.read(uri)
 
-        return replace(self, records=self.records + other.records, read=read)
+        problems = self.problems + other.problems
+        return replace(self, records=self.records + other.records, read=read, problems=problems)
 
     def require_classes_of(self, other: Dataset) -> None:
         """Refuse another data set whose classes are not those of this one.
@@ -152,7 +166,7 @@ class Dataset:
             raise DatasetError(
                 f"The photo {record.uri} cannot be read: {error}.", "Run 'blu data check' on the data set."
             ) from error
-        image = decode_photo(content, record.uri)
+        image, _ = orient_photo(content, record, self.exif)
         if image.shape[:2] != (record.height, record.width):
             raise DatasetError(
                 f"{record.uri} is {image.shape[1]}x{image.shape[0]}, its annotation says "
@@ -175,8 +189,8 @@ class Dataset:
         return masks
 
 
-def decode_photo(content: bytes, uri: str) -> NDArray[np.uint8]:
-    """The photo ``uri`` from its bytes: uint8 [H, W, 3], RGB.
+def decode_photo(content: bytes, uri: str, *, turn: bool = True) -> NDArray[np.uint8]:
+    """The photo ``uri`` from its bytes: uint8 [H, W, 3], RGB; turned as its EXIF says, or not.
 
     Raises:
         DatasetError: it is no image, or damaged.
@@ -184,11 +198,33 @@ def decode_photo(content: bytes, uri: str) -> NDArray[np.uint8]:
     from blu_export.image import decode
 
     try:
-        return decode(content)
+        return decode(content, turn=turn)
     except ImageError as error:
         raise DatasetError(
             f"The photo {uri} cannot be decoded. {error.what}", "Run 'blu data check' on the data set."
         ) from error
+
+
+def orient_photo(content: bytes, record: Record, exif: str = "auto") -> tuple[NDArray[np.uint8], bool]:
+    """A record's photo from its bytes, uint8 [H, W, 3] RGB, and whether it was annotated unturned.
+
+    Raises:
+        DatasetError: it is no image, or damaged.
+    """
+    image = decode_photo(content, record.uri, turn=exif != "ignore")
+    size = (record.height, record.width)
+    if exif == "auto" and image.shape[:2] != size and image.shape[1::-1] == size:
+        stored = decode_photo(content, record.uri, turn=False)
+        if stored.shape[:2] == size:
+            _say_unturned()
+            return stored, True
+    return image, False
+
+
+@lru_cache(maxsize=1)
+def _say_unturned() -> None:
+    """Once a process."""
+    log.info("photos annotated as they are stored, unturned by their EXIF, are taken so; blu data check lists them")
 
 
 def encode_masks(record: Record) -> list[Rle]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from dataclasses import replace
 
-from blu_export.data import deepfashion2
-from blu_export.data.coco import load_coco
 from blu_export.data.dataset import Dataset
-from blu_export.data.deepfashion2 import Progress, load_deepfashion2, no_progress
-from blu_export.data.storage import Storage, join, open_storage, parent
+from blu_export.data.formats import deepfashion2
+from blu_export.data.formats.coco import load_coco
+from blu_export.data.formats.deepfashion2 import Progress, load_deepfashion2, no_progress
+from blu_export.data.layout import SPLITS, coco_file, whole_coco_file
+from blu_export.data.options import ReadOptions
+from blu_export.data.problems import summarize
+from blu_export.data.storage import Storage, join, open_storage
 from blu_export.errors import DatasetError
 from blu_export.rle import Rle, run_lengths
 
-SPLITS = ("train", "val")
+__all__ = ["SPLITS", "has_split", "load_dataset"]
 
-_NAMES = {"train": ("instances_train", "instances_train2017"), "val": ("instances_val", "instances_val2017")}
-_FOLDERS = ("", "annotations")
+log = logging.getLogger(__name__)
 
 
 def load_dataset(
@@ -28,40 +32,56 @@ def load_dataset(
     cached: bool | None = None,
     progress: Progress = no_progress,
     storage: Storage | None = None,
+    options: ReadOptions | None = None,
 ) -> Dataset:
     """Read annotations; photos are read when they are needed.
 
+    What was left out or supposed is logged, a line for each kind, and kept in ``Dataset.problems``.
+
     Args:
-        source: path or URL of a COCO instances file, of a folder that holds ``instances_train.json``
-            and ``instances_val.json`` (COCO's own names and its ``annotations`` folder too), or of a
-            folder in the layout of DeepFashion2.
-        split: ``train`` or ``val``: which part of a folder.
-        images: folder or URL of the photos of a COCO file, where it is not the usual one.
+        source: path or URL of a COCO instances file, of a folder that holds one for each part (COCO's own names, and
+            those of labelling tools) or one alone, or of a folder in the layout of DeepFashion2.
+        split: ``train`` or ``val``: which part of a folder. A folder without parts is taken as a whole.
+        images: folder or URL of the photos, where it is not the usual one.
         limit: take the first so many photos; all for None.
         cached: what to do about DeepFashion2's index, see ``load_deepfashion2``.
         progress: shows how far reading many files has come.
         storage: reads it; by default what the path or URL asks for.
+        options: how to read it; ``images`` and ``limit`` stand for those in it.
 
     Raises:
         DatasetError: there is no such data set, or it is broken.
     """
-    source = os.fspath(source)
+    source, options = os.fspath(source), options or ReadOptions()
+    options = replace(options, images=images or options.images, limit=options.limit if limit is None else limit)
     storage = storage or open_storage(source)
-    if source.endswith(".json"):
-        file: str | None = source
-    else:
-        file = _coco_file(source, split, storage)
-    if file is not None:
-        return load_coco(file, images or _images_of(file, storage), storage=storage).limited(limit)
-    for folder in (join(source, deepfashion2.FOLDERS[split]), source):
-        if storage.is_folder(join(folder, deepfashion2.ANNOTATIONS)):
-            return load_deepfashion2(folder, limit=limit, cached=cached, progress=progress, storage=storage)
+    dataset = _load(source, split, cached, progress, storage, options)
+    for line in (*dataset.notes, *(f"left out: {line}" for line in summarize(dataset.problems))):
+        log.info("%s", line)
+    return dataset
+
+
+def _load(
+    source: str, split: str, cached: bool | None, progress: Progress, storage: Storage, options: ReadOptions
+) -> Dataset:
+    if source.lower().endswith(".json"):
+        return load_coco(source, storage=storage, options=options, part=split)
+    if file := coco_file(source, split, storage):
+        return load_coco(file, storage=storage, options=options, part=split)
+    if folder := deepfashion2.part_folder(source, split, storage):
+        return load_deepfashion2(folder, cached=cached, progress=progress, storage=storage, options=options)
+    other = next((part for part in SPLITS if part != split and has_split(source, part, storage)), None)
+    if other is None:
+        if file := whole_coco_file(source, storage):
+            return load_coco(file, storage=storage, options=options, part=split)
+        if storage.is_folder(join(source, deepfashion2.ANNOTATIONS)):
+            return load_deepfashion2(source, cached=cached, progress=progress, storage=storage, options=options)
     if not (storage.is_folder(source) or storage.file(source)):
         raise DatasetError(f"There is no {source}.", "Check the path.")
     raise DatasetError(
-        f"{source} is no data set with a part '{split}'.",
-        f"Give a COCO file, a folder with {_NAMES[split][0]}.json, or one with DeepFashion2's "
-        f"{deepfashion2.FOLDERS[split]}/{deepfashion2.ANNOTATIONS}.",
+        f"{source} is no data set with a part '{split}'{f'; it has {other!r}' if other else ''}.",
+        f"Give a COCO file, a folder with instances_{split}.json or a file that a labelling tool exported, or one "
+        f"with DeepFashion2's {deepfashion2.FOLDERS[split][0]}/{deepfashion2.ANNOTATIONS}.",
     )
 
 
@@ -87,26 +107,10 @@ def load_cutouts(source: str | os.PathLike[str]) -> dict[str, Rle]:
         ) from error
 
 
-def has_split(source: str | os.PathLike[str], split: str) -> bool:
-    """Whether a folder holds that part; a file, or one part of DeepFashion2, is not such a folder."""
+def has_split(source: str | os.PathLike[str], split: str, storage: Storage | None = None) -> bool:
+    """Whether a folder holds that part; a file, or a folder without parts, is not such a folder."""
     source = os.fspath(source)
-    if source.endswith(".json"):
+    if source.lower().endswith(".json"):
         return False
-    storage = open_storage(source)
-    if _coco_file(source, split, storage) is not None:
-        return True
-    return storage.is_folder(join(join(source, deepfashion2.FOLDERS[split]), deepfashion2.ANNOTATIONS))
-
-
-def _coco_file(folder: str, split: str, storage: Storage) -> str | None:
-    files = [join(join(folder, below), f"{name}.json") for below in _FOLDERS for name in _NAMES[split]]
-    return next((file for file in files if storage.file(file)), None)
-
-
-def _images_of(file: str, storage: Storage) -> str | None:
-    """COCO's own layout: ``annotations/instances_val2017.json`` beside ``val2017/``."""
-    folder, name = file.rpartition("/")[::2]
-    if folder.rpartition("/")[2] != "annotations":
-        return None
-    images = join(parent(folder), name.removesuffix(".json").removeprefix("instances_"))
-    return images if storage.is_folder(images) else None
+    storage = storage or open_storage(source)
+    return coco_file(source, split, storage) is not None or deepfashion2.part_folder(source, split, storage) is not None

@@ -22,6 +22,8 @@ TIMEOUT = 30.0
 """Seconds without a byte after which an answer is given up."""
 ATTEMPTS = 4
 """Times that a request is made before its failure counts."""
+MOST_FILES, MOST_DEPTH = 1_000_000, 6
+"""Files below a folder, and folders inside each other, that are looked at to find photos."""
 FIRST_PAUSE = 0.1
 """Seconds before the second attempt; each further one waits four times as long."""
 
@@ -63,6 +65,13 @@ class Storage(Protocol):
 
     def files(self, folder: str) -> list[File]:
         """The files directly in a folder, by name.
+
+        Raises:
+            DatasetError: there is no such folder, or it cannot be listed.
+        """
+
+    def below(self, folder: str) -> list[str]:
+        """The files in and below a folder, by their paths inside it; at most MOST_FILES.
 
         Raises:
             DatasetError: there is no such folder, or it cannot be listed.
@@ -125,6 +134,28 @@ class LocalStorage:
         except OSError as error:
             raise _unreadable(folder, error) from error
         return [File(name, status.st_size, str(status.st_mtime_ns)) for name, status in sorted(found)]
+
+    def below(self, folder: str) -> list[str]:
+        """See Storage."""
+        found: list[str] = []
+        seen = set()  # links may lead back
+        try:
+            for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: _raise(error, folder)):
+                inside = os.path.relpath(place, folder)
+                prefix = "" if inside == "." else f"{inside}/"
+                found += [f"{prefix}{name}" for name in names if not name.startswith("._")]
+                seen.add(os.path.realpath(place))
+                deep = prefix.count("/") >= MOST_DEPTH
+                folders[:] = sorted(
+                    name
+                    for name in folders
+                    if not deep and name[0] != "." and os.path.realpath(os.path.join(place, name)) not in seen
+                )
+                if len(found) >= MOST_FILES:
+                    break
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        return sorted(found[:MOST_FILES])
 
 
 class RemoteStorage:
@@ -206,6 +237,15 @@ class RemoteStorage:
         files = [_file(entry) for entry in found if entry["type"] == "file"]
         return sorted((file for file in files if file.name), key=lambda file: file.name)
 
+    def below(self, folder: str) -> list[str]:
+        """See Storage."""
+        if folder.startswith(("http://", "https://")):
+            raise DatasetError(f"{folder} cannot be listed.", "Name the folder of the photos with --images.")
+        with _named(folder, self._failures):
+            found = self._repeat(lambda: self._files.find(folder, maxdepth=MOST_DEPTH))
+        start = len(self._files._strip_protocol(folder).rstrip("/")) + 1
+        return sorted(path[start:] for path in found[:MOST_FILES])
+
     def _info(self, path: str) -> dict[str, Any]:
         with _named(path, self._failures):
             try:
@@ -224,6 +264,12 @@ class RemoteStorage:
             time.sleep(pause)
             pause *= 4
         return request()
+
+
+def _raise(error: OSError, folder: str) -> None:
+    """Fail for the folder itself; one below it that cannot be listed is passed over."""
+    if error.filename == folder:
+        raise error
 
 
 def _file(entry: dict[str, Any]) -> File:

@@ -56,7 +56,11 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def decode(
-    source: Source, *, max_pixels: int = MAX_PIXELS, on_size: OnSize = lambda height, width: None
+    source: Source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    turn: bool = True,
+    on_size: OnSize = lambda height, width: None,
 ) -> NDArray[np.uint8]:
     """Read an image as a person sees it.
 
@@ -68,6 +72,7 @@ def decode(
         source: a path, an encoded image, a PIL image, or uint8 [H, W], [H, W, 1], [H, W, 3] RGB or
             [H, W, 4] RGBA.
         max_pixels: limit for height times width; checked before anything is decoded.
+        turn: whether EXIF orientation is applied.
         on_size: called with height and width (before it is turned upright) when they are known and allowed.
 
     Returns:
@@ -79,7 +84,7 @@ def decode(
     if isinstance(source, np.ndarray):
         return _decode_array(source, max_pixels, on_size)
     if isinstance(source, PilImage.Image):
-        return _decode_pil(source, "The image", max_pixels, on_size)
+        return _decode_pil(source, "The image", max_pixels, on_size, turn)
     with ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
             file, name = io.BytesIO(source), "The image"
@@ -89,7 +94,7 @@ def decode(
             raise ImageError(
                 f"A {type(source).__name__} is not an image.", "Give a path, bytes, a PIL image or an array."
             )
-        return _decode_file(file, name, max_pixels, on_size)
+        return _decode_file(file, name, max_pixels, on_size, turn)
 
 
 def _open(path: str | os.PathLike[str]) -> Any:
@@ -104,7 +109,7 @@ def _open(path: str | os.PathLike[str]) -> Any:
         raise ImageError(f"The image {os.fspath(path)} cannot be read: {reason}.", "Check the path.") from error
 
 
-def _decode_file(file: Any, name: str, max_pixels: int, on_size: OnSize) -> NDArray[np.uint8]:
+def _decode_file(file: Any, name: str, max_pixels: int, on_size: OnSize, turn: bool) -> NDArray[np.uint8]:
     try:
         head = file.read(12)
         file.seek(0)
@@ -127,16 +132,17 @@ def _decode_file(file: Any, name: str, max_pixels: int, on_size: OnSize) -> NDAr
     except Exception as error:  # damaged headers raise almost anything in Pillow's plugins
         raise _broken(name, error) from error
     with image:
-        return _decode_pil(image, name, max_pixels, on_size)
+        return _decode_pil(image, name, max_pixels, on_size, turn)
 
 
-def _decode_pil(image: PilImage.Image, name: str, max_pixels: int, on_size: OnSize) -> NDArray[np.uint8]:
+def _decode_pil(image: PilImage.Image, name: str, max_pixels: int, on_size: OnSize, turn: bool) -> NDArray[np.uint8]:
     _check_size(image.height, image.width, name, max_pixels)
     on_size(image.height, image.width)
     try:
         image.load()
-        turn = _ORIENTATIONS.get(_orientation(image, name))  # after load: that is what turns a TIFF
-        pixels = _to_rgb(image if turn is None else image.transpose(turn), name)
+        # After load: that is what turns a TIFF.
+        transpose = _ORIENTATIONS.get(_orientation(image, name)) if turn else None
+        pixels = _to_rgb(image if transpose is None else image.transpose(transpose), name)
     except ImageError:
         raise
     except Exception as error:  # as above: there is no closed list

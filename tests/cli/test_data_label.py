@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blu_export.cli.main import main
-from blu_export.data.coco import load_coco
+from blu_export.data.formats.coco import load_coco
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 

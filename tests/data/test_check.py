@@ -14,8 +14,9 @@ from tcp_line import Line
 
 from blu_export.cli.main import main
 from blu_export.data.check import check, choose
-from blu_export.data.coco import load_coco
 from blu_export.data.dataset import Annotation, Dataset, Record
+from blu_export.data.formats.coco import load_coco
+from blu_export.data.problems import USELESS
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 def kinds(folder: Path) -> list[str]:
     dataset = load_coco(folder / "annotations" / "instances_val2017.json", folder / "val2017")
-    return [problem.kind for problem in check(dataset).problems]
+    return [problem.kind for problem in check(dataset).problems if problem.kind not in USELESS]
 
 
 def test_counts(coco_folder: Path) -> None:
@@ -65,8 +66,8 @@ def test_counts(coco_folder: Path) -> None:
         ("bbox", [10, 10, 71, 20], ["box and mask differ"]),  # beyond the edge by a rounding
         ("bbox", [10, 30, 30, 10], ["box and mask differ"]),
         ("bbox", [9.4, 10.6, 20.5, 20], []),
-        ("segmentation", [[10, 10, 20, 20]], ["empty mask"]),
-        ("segmentation", [], ["empty mask"]),
+        ("segmentation", [[10, 10, 20, 20]], ["broken mask"]),
+        ("segmentation", [], ["no mask"]),
         ("segmentation", {"size": [60, 80], "counts": [4800]}, ["empty mask"]),
         ("segmentation", {"size": [60, 80], "counts": [4700, 1]}, ["broken mask"]),
         ("segmentation", {"size": [80, 60], "counts": [0, 4800]}, ["broken mask"]),
@@ -75,8 +76,8 @@ def test_counts(coco_folder: Path) -> None:
         ("segmentation", {"size": [60, 80], "counts": [10, -20, 4810]}, ["broken mask"]),
         ("segmentation", [[10, 10, 3e8, 10, 30, 30]], ["broken mask"]),
         ("segmentation", [[10, 10, float("nan"), 10, 30, 30]], ["broken mask"]),
-        ("segmentation", [10, 10, 30, 10, 30, 30], ["broken mask"]),
-        ("segmentation", None, ["broken mask"]),
+        ("segmentation", [10, 10, 30, 10, 30, 30], []),
+        ("segmentation", None, ["no mask"]),
     ],
 )
 def test_what_is_wrong_with_an_object(coco_folder: Path, field: str, value: object, found: list[str]) -> None:
@@ -88,7 +89,7 @@ def test_what_is_wrong_with_a_photo(coco_folder: Path) -> None:
     photos = coco_folder / "val2017"
     Image.new("RGB", (60, 80)).save(photos / "1.png")
     (photos / "2.png").unlink()
-    assert kinds(coco_folder) == ["wrong size", "broken photo"]
+    assert kinds(coco_folder) == ["wrong size", "missing photo"]
     (photos / "2.png").write_bytes(b"no picture")
     (photos / "1.png").write_bytes((photos / "1.png").read_bytes()[:60])
     assert kinds(coco_folder) == ["broken photo", "broken photo"]
@@ -136,7 +137,7 @@ def test_warnings_are_none(blu: Callable[..., tuple[int, str, str]], coco_folder
     edit(coco_folder, lambda content: content["annotations"][0].update(segmentation=[]))
     code, out, _ = blu(coco_folder, "--split", "val", "--no-sheet")
     assert code == 0
-    assert "warning: empty mask ×1" in out
+    assert "warning: no mask ×1" in out
 
 
 @pytest.mark.parametrize("bucket", [False, True])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from blu_export.cli.data_label import read_tags
-from blu_export.data.coco import parse_coco
+from blu_export.data.formats.coco import load_coco
+from blu_export.data.options import ReadOptions
 from blu_export.data.pseudo import pseudo_labels
 from blu_export.detections import Detections
 from blu_export.errors import DatasetError
@@ -25,7 +26,7 @@ def found(*pairs: tuple[int, float]) -> Detections:
     return Detections(rois, np.array(ids, np.int32), np.array(scores, np.float32), crops, (20, 10), NAMES)
 
 
-def test_tags_correct_what_was_found() -> None:
+def test_tags_correct_what_was_found(tmp_path: Path) -> None:
     photos = [
         ("/a.jpg", ["hat", "shoes"], found((1, 0.9), (3, 0.8), (2, 0.7), (2, 0.3), (1, 0.1))),
         ("/missing.jpg", ["hat", "bag"], found((1, 0.9))),
@@ -34,7 +35,8 @@ def test_tags_correct_what_was_found() -> None:
     ]
     content = pseudo_labels(photos, NAMES, keep=0.5, doubt=0.2)
     assert [image["file_name"] for image in content["images"]] == ["/a.jpg", "/nothing.jpg"]
-    dataset = parse_coco(content, "photos", "pseudo.json")
+    (tmp_path / "pseudo.json").write_text(json.dumps(content))
+    dataset = load_coco(tmp_path / "pseudo.json", options=ReadOptions(keep_empty_classes=True))
     assert dataset.class_names == NAMES
     objects = [(a.category, a.iscrowd) for a in dataset.records[0].annotations]
     assert objects == [(1, False), (2, False), (2, True)]  # no bag; the doubtful shoe neither right nor wrong

@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from blu_export.cli.main import main
-from blu_export.data.coco import load_coco
 from blu_export.data.dataset import Annotation, Dataset, Record
+from blu_export.data.formats.coco import load_coco
 from blu_export.errors import DatasetError, UsageError
 from blu_export.evaluate.coco import NAMES, STATS, Errors, Evaluator, Expectation, map_classes
 from blu_export.evaluate.files import as_detections, read_results, write_results

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from blu_export.data import deepfashion2 as module
 from blu_export.data.dataset import Annotation, Record
-from blu_export.data.deepfashion2 import _flatten, _records, index_path, load_deepfashion2, parse_annotation
+from blu_export.data.formats import deepfashion2 as module
+from blu_export.data.formats.deepfashion2 import _flatten, _records, index_path, load_deepfashion2, parse_annotation
 from blu_export.data.load import has_split, load_dataset
+from blu_export.data.options import ReadOptions
 from blu_export.errors import DatasetError
 
 
@@ -157,36 +158,77 @@ def test_many_files_are_read_by_several_processes(deepfashion2: Path, monkeypatc
     assert len(shown) == 1 + 3
 
 
-def test_broken_files_are_all_named(deepfashion2: Path) -> None:
+def test_broken_files_cost_their_photos(deepfashion2: Path) -> None:
     folder = deepfashion2 / "train"
     (folder / "annos" / "000001.json").write_text("{")
     (folder / "image" / "000002.jpg").unlink()
+    for cached in (False, None, True):  # the index remembers
+        dataset = load_deepfashion2(folder, cached=cached)
+        assert [record.image_id for record in dataset.records] == [3]
+        assert [problem.kind for problem in dataset.problems] == ["broken record", "missing photo"]
+        assert "000001.json" in dataset.problems[0].detail
+    with pytest.raises(DatasetError, match="2 entries of .* are broken"):
+        load_deepfashion2(folder, options=ReadOptions(strict=True))
     (folder / "image" / "000003.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    with pytest.raises(DatasetError, match="3 of 3 annotated photos") as error:
-        load_deepfashion2(folder)
-    for name in ("000001.json", "000002.jpg", "000003.jpg"):
-        assert name in str(error.value)
-    assert not index_path(str(folder)).exists()
+    with pytest.raises(DatasetError, match="3 entries of .* are broken: .*broken photo ×1"):
+        load_deepfashion2(folder, cached=False)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[]", "no annotation"),
-        ('{"item1": {"category_id": 14}}', "category 14 is not 1 to 13"),
-        ('{"item1": {"category_id": 1, "bounding_box": [1, 2, 3], "segmentation": []}}', "not enough values"),
-        ('{"item1": {"category_id": 1, "bounding_box": [1, 2, 3, 4]}}', "segmentation"),
-        ('{"item1": {"category_id": 1, "bounding_box": [1, 2, 3, 4], "segmentation": [1]}}', "no annotation"),
-        ('{"item1": ' + 100_000 * "[", "no annotation|Expecting"),
-    ],
-)
-def test_foreign_annotations(content: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_broken_items_cost_themselves(deepfashion2: Path) -> None:
+    path = deepfashion2 / "train" / "annos" / "000001.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            content
+            | {
+                "item3": content["item1"] | {"category_id": 14},
+                "item4": content["item1"] | {"segmentation": [[0, 0, 9000, 0, 9000, 9]]},
+                "item5": content["item1"] | {"segmentation": []},
+            }
+        )
+    )
+    dataset = load_deepfashion2(deepfashion2 / "train")
+    assert len(dataset.records[0].annotations) == 3
+    assert [problem.kind for problem in dataset.problems] == ["broken mask", "broken record", "no mask"]
+
+
+def test_other_names_of_folders_and_what_macos_leaves(deepfashion2: Path) -> None:
+    (deepfashion2 / "train" / "annos" / "._000001.json").write_bytes(b"\0\5\x16\7")
+    (deepfashion2 / "train" / "image").rename(deepfashion2 / "train" / "images")
+    (deepfashion2 / "validation").rename(deepfashion2 / "val")
+    (deepfashion2 / "train").rename(deepfashion2 / "t")
+    (deepfashion2 / "train").mkdir()
+    (deepfashion2 / "t").rename(deepfashion2 / "train" / "train")
+    for split, count in (("train", 3), ("val", 1)):
+        dataset = load_dataset(deepfashion2, split)
+        assert (len(dataset), dataset.problems) == (count, ())
+        assert dataset.load_image(0).shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"item1": ' + 100_000 * "[", "{"])
+def test_foreign_annotations(content: str) -> None:
+    with pytest.raises(ValueError, match="no annotation|Expecting"):
         parse_annotation(content.encode())
 
 
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"category_id": 14}, "category 14 is not 1 to 13"),
+        ({"category_id": 1, "bounding_box": [1, 2, 3], "segmentation": []}, "not enough values"),
+        ({"category_id": 1, "bounding_box": [1, 2, 3, 4]}, "segmentation"),
+        ({"category_id": 1, "bounding_box": [1, 2, 3, 4], "segmentation": [1]}, "odd"),
+        (3, "not subscriptable"),
+    ],
+)
+def test_foreign_items(item: object, message: str) -> None:
+    annotations, broken = parse_annotation(json.dumps({"item1": item}).encode())
+    assert annotations == []
+    assert message in broken[0]
+
+
 def test_a_photo_without_items() -> None:
-    assert parse_annotation(b'{"source": "shop", "items": 3, "itemX": {}}') == []
+    assert parse_annotation(b'{"source": "shop", "items": 3, "itemX": {}}') == ([], [])
 
 
 def test_a_turned_photo_has_the_size_it_is_shown_at(deepfashion2: Path) -> None:

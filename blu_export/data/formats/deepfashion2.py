@@ -26,6 +26,9 @@ from PIL import Image
 
 from blu_export.cache import cache_folder
 from blu_export.data.dataset import Annotation, Dataset, Record, decode_photo
+from blu_export.data.options import ReadOptions
+from blu_export.data.problems import Problem, summarize
+from blu_export.data.segmentation import check_outline, normalize
 from blu_export.data.storage import File, Storage, join, open_storage
 from blu_export.errors import BluError, DatasetError
 from blu_export.files import atomic_write
@@ -47,12 +50,12 @@ CLASS_NAMES = (
     "sling dress",
 )
 """By category id."""
-FOLDERS = {"train": "train", "val": "validation"}
-"""Parts of the data set, and their folders."""
+FOLDERS = {"train": ("train",), "val": ("validation", "val")}
+"""Parts of the data set, and what their folders are called."""
 ANNOTATIONS = "annos"
-IMAGES = "image"
+IMAGES = ("image", "images")
 
-FORMAT = 1
+FORMAT = 2
 """Of the index; one of another format is read anew."""
 PART = 256
 """Files that a process reads at a time."""
@@ -60,9 +63,8 @@ FEW = 4 * PART
 """So many files are not worth starting processes for."""
 HEAD_BYTES = 4096
 """Enough of a photo to know its size, as a rule."""
-SHOWN = 5
-"""Broken files that an error names."""
-
+Problems = list[tuple[str, str, str]]
+"""(kind, file, detail): what ``Problem`` holds, as an index can keep it."""
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Passes items on and shows how far they have come: (items, total, unit)."""
 Arrays = dict[str, NDArray[Any]]
@@ -70,7 +72,7 @@ Arrays = dict[str, NDArray[Any]]
 
 ``photo`` int64 [P] numbers, ``size`` int32 [P, 2] (height, width), ``items`` int32 [P] per photo;
 ``category`` uint8 [I], ``box`` float32 [I, 4] (y1, x1, y2, x2), ``polygons`` int32 [I] per item;
-``values`` int32 [Q] per polygon; ``points`` float32 [V] (x, y, x, y, …).
+``values`` int32 [Q] per polygon; ``points`` float32 [V] (x, y, x, y, …); ``problems`` text [R, 3].
 """
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def load_deepfashion2(
     cached: bool | None = None,
     progress: Progress = no_progress,
     storage: Storage | None = None,
+    options: ReadOptions | None = None,
 ) -> Dataset:
     """Read one part of DeepFashion2, by its index where there is one.
 
@@ -99,27 +102,51 @@ def load_deepfashion2(
             ETags) as when it was made; True: use it without looking; False: read all files again.
         progress: shows how far reading has come.
         storage: reads it; by default what the path or URL asks for.
+        options: how to read it; its ``limit`` stands where ``limit`` is None.
 
     Raises:
-        DatasetError: the folder is missing, or some of its files are broken; the message names them.
+        DatasetError: the folder is missing, or all of its files are broken; or some, and the options are strict.
     """
-    source = os.fspath(folder)
+    source, options = os.fspath(folder), options or ReadOptions()
+    limit = options.limit if limit is None else limit
     storage = storage or open_storage(source)
+    images = next((name for name in IMAGES if storage.is_folder(join(source, name))), IMAGES[0])
     index = index_path(source)
     arrays = _load_index(index) if index and cached is not False else None
     if arrays is None or not cached:
-        files = [file for file in storage.files(join(source, ANNOTATIONS)) if file.name.endswith(".json")]
+        files = [file for file in storage.files(join(source, ANNOTATIONS)) if _is_annotation(file.name)]
         if not files:
             raise DatasetError(f"There are no annotations in {join(source, ANNOTATIONS)}.", "Check the path.")
         key = _fingerprint(files)
         if arrays is None or str(arrays["key"]) != key:
             wanted = files if cached is False else files[:limit]
-            arrays = read_annotations(source, [file.name for file in wanted], storage, progress)
+            arrays = read_annotations(source, [file.name for file in wanted], storage, progress, images)
             if index and len(wanted) == len(files):
                 arrays["key"] = np.array(key)
                 _save_index(index, arrays)
-    records = _records(arrays, join(source, IMAGES))
-    return Dataset(CLASS_NAMES, records, name=source, read=storage.fetch).limited(limit)
+    problems = tuple(Problem(*values) for values in arrays["problems"].tolist())
+    if problems and (options.strict or not len(arrays["photo"])):
+        raise DatasetError(
+            f"{len(problems)} entries of {source} are broken: {'; '.join(summarize(problems))}.",
+            "Mend or remove these files." if not options.strict else "Mend them, or leave out --strict.",
+        )
+    records = _records(arrays, join(source, images))
+    dataset = Dataset(CLASS_NAMES, records, name=source, read=storage.fetch, exif=options.exif, problems=problems)
+    return dataset.limited(limit)
+
+
+def part_folder(source: str, split: str, storage: Storage) -> str | None:
+    """The folder of one part, also where it was unpacked into one of its own name; None: there is none."""
+    for name in FOLDERS[split]:
+        for folder in (join(source, name), join(source, f"{name}/{name}")):
+            if storage.is_folder(join(folder, ANNOTATIONS)):
+                return folder
+    return None
+
+
+def _is_annotation(name: str) -> bool:
+    """Whether it is a file of annotations, and not what macOS leaves beside each file (``._000001.json``)."""
+    return name.endswith(".json") and not name.startswith("._")
 
 
 def index_path(source: str) -> Path | None:
@@ -129,45 +156,34 @@ def index_path(source: str) -> Path | None:
     return folder and folder / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
 
 
-def read_annotations(source: str, names: Sequence[str], storage: Storage, progress: Progress = no_progress) -> Arrays:
-    """Read the annotation files ``names`` of a folder, and the sizes of their photos.
-
-    Raises:
-        DatasetError: some cannot be read; all were tried.
-    """
+def read_annotations(
+    source: str, names: Sequence[str], storage: Storage, progress: Progress = no_progress, images: str = IMAGES[0]
+) -> Arrays:
+    """Read the annotation files ``names`` of a folder, and the sizes of the photos in its folder ``images``."""
     parts = [names[start : start + PART] for start in range(0, len(names), PART)]
-    broken: list[str] = []
     read: list[Arrays] = []
 
-    def count(results: Iterable[tuple[Arrays, list[str]]]) -> Iterator[None]:
-        for part, (arrays, errors) in zip(parts, results, strict=True):
+    def count(results: Iterable[Arrays]) -> Iterator[None]:
+        for part, arrays in zip(parts, results, strict=True):
             read.append(arrays)
-            broken.extend(errors)
             yield from (None for _ in part)
 
     if len(names) <= FEW:
-        results: Iterable[tuple[Arrays, list[str]]] = (_read_part(source, part, storage) for part in parts)
+        results: Iterable[Arrays] = (_read_part(source, part, images, storage) for part in parts)
         list(progress(count(results), len(names), "files"))
     else:
         # Not forked: TensorFlow and fsspec may have threads here already.
         pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_ignore_interrupt)
         try:
-            results = pool.map(_read_part, [source] * len(parts), parts)
+            results = pool.map(_read_part, [source] * len(parts), parts, [images] * len(parts))
             list(progress(count(results), len(names), "files"))
         finally:
             pool.shutdown(cancel_futures=True)
-    if broken:
-        rest = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-        raise DatasetError(
-            f"{len(broken)} of {len(names)} annotated photos of {source} are broken: "
-            f"{'; '.join(broken[:SHOWN])}{rest}.",
-            "Mend or remove these files.",
-        )
     return {name: np.concatenate([arrays[name] for arrays in read]) for name in read[0]}
 
 
-def parse_annotation(content: bytes) -> list[Annotation]:
-    """The items of one annotation file, by number.
+def parse_annotation(content: bytes) -> tuple[list[Annotation], list[str]]:
+    """The items of one annotation file, by number, and a sentence on each that is none.
 
     Polygons of an item overlap (an outline, then its parts); what is meant is their union.
 
@@ -176,9 +192,15 @@ def parse_annotation(content: bytes) -> list[Annotation]:
     """
     try:
         items = {key: item for key, item in json.loads(content).items() if re.fullmatch("item[0-9]+", key)}
-        return [_annotation(items[key]) for key in sorted(items, key=lambda key: int(key[4:]))]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (AttributeError, RecursionError) as error:
         raise ValueError(f"no annotation of DeepFashion2 ({error!r})") from error
+    annotations, broken = [], []
+    for key in sorted(items, key=lambda key: int(key[4:])):
+        try:
+            annotations.append(_annotation(items[key]))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            broken.append(f"{key}: {error!r}" if isinstance(error, KeyError) else f"{key}: {error}")
+    return annotations, broken
 
 
 def _annotation(item: dict[str, Any]) -> Annotation:
@@ -186,7 +208,7 @@ def _annotation(item: dict[str, Any]) -> Annotation:
     if not 0 < category < len(CLASS_NAMES):
         raise ValueError(f"category {category} is not 1 to {len(CLASS_NAMES) - 1}")
     x1, y1, x2, y2 = map(float, item["bounding_box"])
-    return Annotation(category, (y1, x1, y2, x2), [list(map(float, polygon)) for polygon in item["segmentation"]])
+    return Annotation(category, (y1, x1, y2, x2), normalize(item["segmentation"]))
 
 
 def _ignore_interrupt() -> None:
@@ -194,31 +216,46 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read_part(source: str, names: Sequence[str], storage: Storage | None = None) -> tuple[Arrays, list[str]]:
-    """Arrays of the files that can be read, and a sentence on each that cannot."""
+def _read_part(source: str, names: Sequence[str], images: str, storage: Storage | None = None) -> Arrays:
+    """Arrays of the files that can be read, and what is wrong with the others."""
     storage = storage or open_storage(source)
-    broken: list[str] = []
+    problems: Problems = []
 
     def read(name: str) -> Record | None:
-        stem, photo = name.removesuffix(".json"), join(source, f"{IMAGES}/{name.removesuffix('.json')}.jpg")
+        stem, photo = name.removesuffix(".json"), join(source, f"{images}/{name.removesuffix('.json')}.jpg")
+        file = join(source, f"{ANNOTATIONS}/{name}")
         try:
             if not stem.isdecimal() or f"{int(stem):06}" != stem:
                 raise ValueError("its name is not a number of six digits")
-            annotations = parse_annotation(storage.read(join(source, f"{ANNOTATIONS}/{name}")))
+            annotations, broken = parse_annotation(storage.read(file))
+        except (BluError, ValueError) as error:
+            problems.append(("broken record", file, f"{name}: {error.what if isinstance(error, BluError) else error}"))
+            return None
+        problems.extend(("broken record", file, f"{name}: {reason}") for reason in broken)
+        try:
             height, width = _photo_size(photo, storage)
-            return Record(int(stem), photo, height, width, tuple(annotations))
         except BluError as error:
-            broken.append(error.what.rstrip("."))
-        except ValueError as error:
-            broken.append(f"{name}: {error}")
-        return None
+            kind = "broken photo" if storage.file(photo) else "missing photo"
+            problems.append((kind, photo, error.what))
+            return None
+        kept = []
+        for number, annotation in enumerate(annotations, start=1):
+            try:
+                check_outline(annotation.segmentation, height, width)
+                kept.append(annotation)
+            except ValueError as error:
+                problems.append(("broken mask", photo, f"{name}: object {number}: {error}"))
+            if not annotation.segmentation:
+                problems.append(("no mask", photo, f"{name}: object {number}"))
+        return Record(int(stem), photo, height, width, tuple(kept))
 
     if storage.parallel > 1:
         with ThreadPoolExecutor(storage.parallel) as threads:
             records = list(threads.map(read, names))
     else:
         records = list(map(read, names))
-    return _flatten([record for record in records if record is not None]), broken
+    arrays = _flatten([record for record in records if record is not None])
+    return arrays | {"problems": np.array(sorted(problems), np.str_).reshape(-1, 3)}
 
 
 def _photo_size(path: str, storage: Storage) -> tuple[int, int]:

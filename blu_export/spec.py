@@ -235,6 +235,20 @@ class ModelSpec:
         )
 
 
+def canvas_settings(name: str) -> list[str]:
+    """The settings (see ``with_settings``) for a canvas as options name it: ``square``, ``fit``, ``576x1024``.
+
+    Raises:
+        UsageError: that is no canvas.
+    """
+    if name in ("square", "fit"):
+        return [f"image_resize_mode={name}", "image_canvas=0,0"]
+    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", name.strip().lower())
+    if size is None:
+        raise UsageError(f"'{name}' is no canvas.", "Write fit, square, or HEIGHTxWIDTH such as 576x1024.")
+    return ["image_resize_mode=rectangle", f"image_canvas={size[1]},{size[2]}"]
+
+
 _LIMITS = {
     "rpn_anchor_stride": 64,
     "pre_nms_limit": 100_000,

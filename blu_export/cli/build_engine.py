@@ -37,6 +37,10 @@ def build_engine(
         str, typer.Option(help="tensorrt needs the GPU, tensorrt-rtx none; auto takes what works here.")
     ] = "auto",
     batch: Annotated[str, typer.Option(help="Smallest, best and largest batch.", metavar="MIN,OPT,MAX")] = "1,1,8",
+    canvas: Annotated[
+        str | None,
+        typer.Option(help="fit: canvases that fit the photos, in one engine; or 576x1024. Default: the file's."),
+    ] = None,
     workspace: Annotated[
         str | None, typer.Option(help="Most scratch memory while building and running: 4G, 512M.")
     ] = None,
@@ -78,6 +82,7 @@ def build_engine(
         target=target,
         builder=builder,
         batch=parse_batch(batch),
+        canvas=canvas,
         workspace=None if workspace is None else parse_size(workspace),
         timing_cache=timing_cache,
         level=level,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,12 +47,12 @@ def export_onnx(
         bool,
         typer.Option(
             "--fit",
-            help="A canvas that fits each photo, padded to multiples of 64: short for --set image_resize_mode=fit.",
+            help="Short for --canvas fit: a canvas for each photo, its sides padded to multiples of 64 only.",
         ),
     ] = False,
     canvas: Annotated[
         str | None,
-        typer.Option(help="One canvas for all photos, such as 576x1024 for a camera's.", metavar="HEIGHTxWIDTH"),
+        typer.Option(help="fit, square, or one canvas for all photos, such as 576x1024 for a camera's."),
     ] = None,
     target: Annotated[str, typer.Option(help="portable (ONNX Runtime, OpenVINO) or tensorrt.")] = "portable",
     opset: Annotated[int, typer.Option(help="Version of the ONNX operator set, 17 to 22.")] = 18,
@@ -101,12 +100,15 @@ def export_onnx(
     """
     from blu_export.embedded import embedded
     from blu_export.export.onnx import export_onnx as export
+    from blu_export.spec import canvas_settings
 
     if fp16 and int8:
         raise UsageError("A file has one precision.", "Give --fp16 or --int8.")
     precision = "fp16" if fp16 else "int8" if int8 else "float32"
     source = weights or embedded(DEFAULT_WEIGHTS)
-    settings = [*(settings or []), *canvas_settings(fit, canvas)]
+    if fit and canvas not in (None, "fit"):
+        raise UsageError("A model has one canvas.", "Give --fit or --canvas.")
+    settings = [*(settings or []), *canvas_settings("fit" if fit else canvas)] if fit or canvas else settings or []
     photos, annotated = compared_on(images)
     done = export(
         source,
@@ -139,23 +141,6 @@ def default_name(weights: Path, target: str, precision: str) -> str:
     stem = weights.name.removesuffix(weights.suffix).removesuffix(".weights")
     parts = [stem, precision if precision != "float32" else "", target if target != "portable" else "", "onnx"]
     return ".".join(filter(None, parts))
-
-
-def canvas_settings(fit: bool, canvas: str | None) -> list[str]:
-    """The settings that ``--fit`` and ``--canvas HEIGHTxWIDTH`` are short for.
-
-    Raises:
-        UsageError: both are given, or that is no size.
-    """
-    if canvas is None:
-        return ["image_resize_mode=fit"] if fit else []
-    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", canvas.strip().lower())
-    if fit or size is None:
-        raise UsageError(
-            "A model has one canvas." if fit else f"'{canvas}' is no canvas.",
-            "Give --fit, or --canvas HEIGHTxWIDTH such as 576x1024.",
-        )
-    return ["image_resize_mode=rectangle", f"image_canvas={size[1]},{size[2]}"]
 
 
 def compared_on(images: list[str] | None) -> tuple[list[Any] | None, Dataset | None]:

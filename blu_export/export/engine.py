@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.export.engine_graph import Prepared, prepare
 from blu_export.extras import install_command
 from blu_export.files import atomic_write, sha256_of
+from blu_export.spec import ModelSpec
 from blu_export.tensorrt.builder import BuildOptions, Progress, build, check_target, is_rtx, make_logger, title
 from blu_export.tensorrt.cuda import Cuda, DeviceError
 from blu_export.tensorrt.inspector import inspect
 from blu_export.tensorrt.libraries import BUILDERS, is_installed, load_builder
-from blu_export.tensorrt.sidecar import Batch, Sidecar, sidecar_path
+from blu_export.tensorrt.sidecar import Batch, Canvases, Sidecar, sidecar_path
 from blu_export.tensorrt.targets import THIS_GPU, Target, parse_target
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Request:
     """Card, capability, or ``this-gpu``; None is this GPU where there is one, else DEFAULT_TARGET."""
     builder: str = "auto"
     batch: Batch = DEFAULT_BATCH
+    canvas: str | None = None
+    """``fit``, ``square``, ``576x1024``; None: the file's."""
     workspace: int | None = None
     """Bytes; see BuildOptions."""
     timing_cache: Path | None = None
@@ -146,7 +150,11 @@ def build_engine(
     if decided.builder == "tensorrt-rtx" and decided.target.capability == TURING and request.precision == "int8":
         say("  NVIDIA's support matrix of TensorRT-RTX names fp16 for Turing cards, and not int8: prefer --fp16")
     photos = list(photos)
-    prepared = prepare(request.onnx, request.precision, photos, request.method)
+    prepared = prepare(request.onnx, request.precision, photos, request.method, request.canvas)
+    canvases = Canvases.of(prepared.spec, usual_canvas(photos, prepared.spec) if request.calibration else None)
+    if not canvases.fixed:
+        low, best, high = (f"{h}x{w}" for h, w in (canvases.smallest, canvases.best, canvases.largest))
+        say(f"  canvases from {low} to {high}, best for {best}")
     for note in prepared.notes:
         say(f"  {note}")
     if request.precision != "float32":
@@ -165,9 +173,9 @@ def build_engine(
         f"{request.onnx.stem}.{request.precision}.{decided.target.sm}.engine"
     )  # fmt: skip
     options = BuildOptions(
-        request.batch, decided.target.capability, request.workspace, request.timing_cache, request.level
+        request.batch, canvases, decided.target.capability, request.workspace, request.timing_cache, request.level
     )
-    built = build(trt, prepared.model.SerializeToString(), prepared.spec, options, prepared.names, progress)
+    built = build(trt, prepared.model.SerializeToString(), options, prepared.names, progress)
     say(f"  built in {built.seconds:.0f} s, {built.log['warnings']} warnings")
     sidecar = Sidecar(
         engine_sha256="",
@@ -180,6 +188,7 @@ def build_engine(
         capability=decided.target.capability,
         precision=request.precision,
         batch=request.batch,
+        canvases=canvases,
         rebuild=rebuild_command(request, decided, output),
         built_on=device.name if device and decided.here else "",
         build_seconds=round(built.seconds, 1),
@@ -208,6 +217,8 @@ def rebuild_command(request: Request, decided: Plan, output: Path) -> str:
     batch = request.batch
     words = ["blu", "build-engine", os.fspath(request.onnx), flag, "--target", decided.target.sm]
     words += ["--builder", decided.builder, "--batch", f"{batch.smallest},{batch.best},{batch.largest}"]
+    if request.canvas is not None:
+        words += ["--canvas", request.canvas]
     for source in request.calibration:
         words += ["--calibration", source]
     options = {
@@ -218,6 +229,15 @@ def rebuild_command(request: Request, decided: Plan, output: Path) -> str:
     }
     words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return shlex.join([*words, *([] if request.verify else ["--no-verify"]), "-o", os.fspath(output)])
+
+
+def usual_canvas(photos: Iterable[Any], spec: ModelSpec) -> tuple[int, int]:
+    """(height, width) of the canvas that most of the photos have."""
+    from blu_export.quantize.precision import canvases
+
+    sizes = Counter(canvas.shape[1:3] for canvas, _ in canvases(photos, spec))
+    (height, width), _ = sizes.most_common(1)[0]
+    return height, width
 
 
 def _choose(target: Target, device: Cuda | None) -> tuple[str, str]:
@@ -258,7 +278,7 @@ def _checked_on_gpu(
     if loaded is None:
         raise ModelFileError(f"{title(trt)} does not load the engine that it built: {logger.last_error()}.")
     if request.precision != "float32" and not is_rtx(trt):
-        report = inspect(trt, loaded, prepared.spec, request.batch, prepared.layers.kinds)
+        report = inspect(trt, loaded, sidecar.canvases, request.batch, prepared.layers.kinds)
         say(f"  learned layers: {report.note()}")
         report.require("Build again with another --level, or report it: the file's types were not respected.")
         sidecar = replace(sidecar, reduced_share=report.share, reduced_note=report.note())

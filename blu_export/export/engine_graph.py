@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from blu_export.contract import Metadata
 from blu_export.errors import UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
-from blu_export.spec import ModelSpec
+from blu_export.spec import ModelSpec, canvas_settings
 from blu_export.tensorrt.inspector import LayerReport
 from blu_export.tensorrt.sidecar import UNKNOWN
 
@@ -88,7 +88,13 @@ class Prepared:
             return verify(first, second, itertools.islice(photos, VERIFIED_PHOTOS))
 
 
-def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any], method: str = "minmax") -> Prepared:
+def prepare(
+    path: str | os.PathLike[str],
+    precision: str,
+    photos: Iterable[Any],
+    method: str = "minmax",
+    canvas: str | None = None,
+) -> Prepared:
     """Read an exported model and make the graph for the builder.
 
     Args:
@@ -96,6 +102,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
         photos: what ``image.decode`` takes: ranges and costs are measured on them. Not looked at where
             the file is in ``precision`` already.
         method: see ``precision.apply_precision``.
+        canvas: another one than the file's: ``fit``, ``square``, ``576x1024``. The network is the same.
 
     Raises:
         ModelFileError: not a file that blu exported.
@@ -113,7 +120,8 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
             f"{path} is a file of Keras; engines are built from ONNX.", f"Export it: blu export onnx --weights {path}"
         )
     source = read_onnx(path)
-    spec = spec_of(source, str(path))
+    named = spec_of(source, str(path))
+    spec = named if canvas is None else named.with_settings(canvas_settings(canvas))
     found, target = source.precision, source.metadata.get(Metadata.TARGET, "portable")
     sha256 = hashlib.sha256(source.data).hexdigest()
     if found not in ("float32", precision):
@@ -121,7 +129,7 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
             f"{path} is {found}, and cannot become {precision}.", "Name the float32 file that it was made from."
         )
     model = onnx.load_from_string(source.data)
-    if found == precision and target == "tensorrt":
+    if found == precision and target == "tensorrt" and spec == named:
         check_graph(model, "tensorrt")
         return Prepared(
             source, path, sha256, spec, precision, model, source.json_metadata(Metadata.FALLBACK_LAYERS) or {}
@@ -132,6 +140,8 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
             "Name the float32 file that it was made from.",
         )
     parts = split(model, spec)
+    if spec != named:
+        source = _on_canvas(parts, spec, source)
     if found == precision:
         typed = TypedSubnetworks(parts, precision, "tensorrt", source.json_metadata(Metadata.FALLBACK_LAYERS) or {})
     else:
@@ -145,20 +155,29 @@ def prepare(path: str | os.PathLike[str], precision: str, photos: Iterable[Any],
     return Prepared(source, path, sha256, spec, precision, composed, dict(typed.kept), notes, emulation)
 
 
+def _on_canvas(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, source: OnnxFile) -> OnnxFile:
+    """The file on another canvas: what the engine is compared with."""
+    from blu_export.graph.compose import compose
+
+    model = compose(parts, spec)
+    _describe(model, spec, source.precision, source.json_metadata(Metadata.FALLBACK_LAYERS) or {}, "portable")
+    return parse_onnx(model.SerializeToString(), "the file on another canvas")
+
+
 def _few(typed: TypedSubnetworks, precision: str) -> tuple[str, ...]:
     if precision == "int8" and 0 < typed.photos < FEW_PHOTOS:
         return (f"ranges from so few photos are a guess: give {FEW_PHOTOS} or more with --calibration",)
     return ()
 
 
-def _describe(model: onnx.ModelProto, spec: ModelSpec, precision: str, kept: Any) -> None:
+def _describe(model: onnx.ModelProto, spec: ModelSpec, precision: str, kept: Any, target: str = "tensorrt") -> None:
     from onnx import helper
 
     helper.set_model_props(
         model,
         {
             Metadata.SPEC: spec.to_json(),
-            Metadata.TARGET: "tensorrt",
+            Metadata.TARGET: target,
             Metadata.PRECISION: precision,
             Metadata.FALLBACK_LAYERS: json.dumps(dict(kept)),
         },

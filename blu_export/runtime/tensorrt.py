@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from blu_export.contract import graph_inputs, graph_outputs
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.runtime.base import Runner
-from blu_export.spec import ModelSpec
 from blu_export.tensorrt.builder import make_logger, title
 from blu_export.tensorrt.cuda import Cuda, CudaError
 from blu_export.tensorrt.lane import Lane
@@ -119,7 +118,7 @@ class TensorRtRunner(Runner):
         def cut() -> Iterator[Canvases]:
             most = self.sidecar.batch.largest
             for canvas, window in batches:
-                _check_input(self.spec, canvas, window)
+                _check_input(self.sidecar, canvas, window)
                 starts = range(0, max(len(canvas), 1), most)
                 pieces.append(len(starts))
                 for start in starts:
@@ -203,16 +202,21 @@ class TensorRtRunner(Runner):
 
     def _new_lane(self) -> Lane:
         assert self._engine is not None
-        lane = Lane(self._trt, self._cuda, self._engine, self.spec, self.sidecar.batch)
+        lane = Lane(self._trt, self._cuda, self._engine, self.spec, self.sidecar)
         self._made += 1
         return lane
 
 
-def _check_input(spec: ModelSpec, canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> None:
-    wanted = (*(spec.canvas or ()), 3)
-    if canvas.dtype != np.uint8 or canvas.shape[1:] != wanted or window.shape != (len(canvas), 4) or not len(canvas):
+def _check_input(sidecar: Sidecar, canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> None:
+    canvases = sidecar.canvases
+    good = canvas.dtype == np.uint8 and canvas.ndim == 4 and canvas.shape[3] == 3 and len(canvas) > 0
+    if not good or window.shape != (len(canvas), 4) or not canvases.hold(canvas.shape[1], canvas.shape[2]):
+        sides = [
+            str(low) if low == high else f"{low} to {high}"
+            for low, high in zip(canvases.smallest, canvases.largest, strict=True)
+        ]
         raise UsageError(
-            f"The engine takes canvases uint8 [B, {wanted[0]}, {wanted[1]}, 3] and windows [B, 4], "
+            f"The engine takes canvases uint8 [B, {sides[0]}, {sides[1]}, 3] and windows [B, 4], "
             f"not {canvas.dtype} {list(canvas.shape)} and {list(window.shape)}."
         )
 
@@ -231,9 +235,14 @@ def _check_shapes(trt: ModuleType, engine: tensorrt.ICudaEngine, sidecar: Sideca
     if batch.smallest == batch.largest:  # a profile of one size may make it a constant
         found = {name: (kind, (-1, *shape[1:])) for name, (kind, shape) in found.items()}
     profile: list[Any] = list(engine.get_tensor_profile_shape("canvas", 0)) if "canvas" in found else []
-    sizes = [shape[0] for shape in profile]
-    if found != wanted or sizes != [batch.smallest, batch.best, batch.largest]:
-        differing = ", ".join(sorted({n for n in {*wanted, *found} if wanted.get(n) != found.get(n)})) or "batch sizes"
+    canvases = sidecar.canvases
+    sizes = zip((batch.smallest, batch.best, batch.largest),
+                (canvases.smallest, canvases.best, canvases.largest), strict=True)  # fmt: skip
+    if found != wanted or [tuple(shape) for shape in profile] != [(size, *canvas, 3) for size, canvas in sizes]:
+        differing = (
+            ", ".join(sorted({n for n in {*wanted, *found} if wanted.get(n) != found.get(n)}))
+            or "batch sizes or canvases"
+        )
         raise ModelFileError(
             f"{source} has other {differing} than its sidecar says.", f"Build it again: {sidecar.rebuild}"
         )

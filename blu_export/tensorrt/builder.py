@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.files import atomic_write
-from blu_export.spec import ModelSpec
-from blu_export.tensorrt.sidecar import Batch
+from blu_export.tensorrt.sidecar import Batch, Canvases
 
 if TYPE_CHECKING:
     import tensorrt
@@ -39,6 +38,7 @@ class BuildOptions:
     """What an engine is built for."""
 
     batch: Batch
+    canvases: Canvases
     capability: tuple[int, int]
     workspace: int | None = None
     """Most scratch memory, bytes; None lets the builder take what the card has."""
@@ -60,7 +60,6 @@ class Built:
 def build(
     trt: ModuleType,
     model: bytes,
-    spec: ModelSpec,
     options: BuildOptions,
     node_names: Collection[str],
     progress: Progress | None = None,
@@ -93,12 +92,18 @@ def build(
     config: tensorrt.IBuilderConfig = builder.create_builder_config()
     _configure(trt, config, options)
     cache = _load_timing_cache(config, options.timing_cache)
-    height, width = spec.canvas or (0, 0)
     profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
-    sizes = (options.batch.smallest, options.batch.best, options.batch.largest)
-    for name, shape in (("canvas", (height, width, 3)), ("window", (4,))):
-        shapes: list[Any] = [(size, *shape) for size in sizes]  # tuples become TensorRT's Dims by themselves
-        profile.set_shape(name, *shapes)
+    batch, canvases = options.batch, options.canvases
+    sizes = (batch.smallest, batch.best, batch.largest)
+    shapes: dict[str, list[Any]] = {  # tuples become TensorRT's Dims by themselves
+        "canvas": [
+            (size, *canvas, 3)
+            for size, canvas in zip(sizes, (canvases.smallest, canvases.best, canvases.largest), strict=True)
+        ],
+        "window": [(size, 4) for size in sizes],
+    }
+    for name, of_profile in shapes.items():
+        profile.set_shape(name, *of_profile)
     config.add_optimization_profile(profile)
     monitor = _make_monitor(trt, progress)
     config.progress_monitor = monitor

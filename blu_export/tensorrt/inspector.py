@@ -10,8 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from blu_export.errors import CheckFailedError
-from blu_export.spec import ModelSpec
-from blu_export.tensorrt.sidecar import UNKNOWN, Batch
+from blu_export.tensorrt.sidecar import UNKNOWN, Batch, Canvases
 
 if TYPE_CHECKING:
     import tensorrt
@@ -57,7 +56,7 @@ class LayerReport:
 
 
 def inspect(
-    trt: ModuleType, engine: tensorrt.ICudaEngine, spec: ModelSpec, batch: Batch, layers: Collection[str]
+    trt: ModuleType, engine: tensorrt.ICudaEngine, canvases: Canvases, batch: Batch, layers: Collection[str]
 ) -> LayerReport:
     """Ask the inspector of a loaded engine.
 
@@ -68,8 +67,7 @@ def inspect(
     inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
     context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:  # formats of dynamic shapes are shown for a context's shapes only
-        height, width = spec.canvas or (0, 0)
-        context.set_input_shape("canvas", (batch.best, height, width, 3))
+        context.set_input_shape("canvas", (batch.best, *canvases.best, 3))
         context.set_input_shape("window", (batch.best, 4))
         inspector.execution_context = context
     return read_report(inspector.get_engine_information(trt.LayerInformationFormat.JSON), layers)

@@ -1,13 +1,15 @@
 """A lane: a stream with its own buffers and execution contexts, on which batches run one after the other.
 
-Every batch size has an execution context of its own, since a CUDA graph belongs to the shapes of the
-context that it was captured from. The contexts share one piece of scratch memory.
+Every batch size and canvas has an execution context of its own, since a CUDA graph belongs to the shapes of the
+context that it was captured from. The contexts share one piece of scratch memory, and of many the one that was used
+longest ago is given up.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,18 @@ from blu_export.errors import BluError
 from blu_export.spec import ModelSpec
 from blu_export.tensorrt.builder import is_rtx
 from blu_export.tensorrt.cuda import Cuda, CudaError
-from blu_export.tensorrt.sidecar import Batch
+from blu_export.tensorrt.sidecar import Sidecar
 
 if TYPE_CHECKING:
     import tensorrt
 
 log = logging.getLogger(__name__)
 
+MOST_CONTEXTS = 24
+"""Shapes that are kept ready: a CUDA graph holds some megabytes."""
+
+Shape = tuple[int, int, int]
+"""(batch, height, width)."""
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -43,11 +50,11 @@ class Lane:
     """
 
     def __init__(
-        self, trt: ModuleType, cuda: Cuda, engine: tensorrt.ICudaEngine, spec: ModelSpec, batch: Batch
+        self, trt: ModuleType, cuda: Cuda, engine: tensorrt.ICudaEngine, spec: ModelSpec, sidecar: Sidecar
     ) -> None:
-        self._trt, self._cuda, self._engine, self._batch = trt, cuda, engine, batch
-        self._contexts: dict[int, tensorrt.IExecutionContext] = {}
-        self._captured: dict[int, Any] = {}
+        self._trt, self._cuda, self._engine, self._batch = trt, cuda, engine, sidecar.batch
+        self._contexts: dict[Shape, tensorrt.IExecutionContext] = {}  # the one used longest ago first
+        self._captured: dict[Shape, Any] = {}
         self._pinned: list[int] = []
         self._device: dict[str, int] = {}
         self._scratch = 0
@@ -55,10 +62,9 @@ class Lane:
         self.graphs = "off"
         if is_rtx(trt):
             self.graphs = "left to TensorRT-RTX"
-        most, rows = batch.largest, spec.detection_max_instances
-        height, width = spec.canvas or (0, 0)
+        most, rows = self._batch.largest, spec.detection_max_instances
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "canvas": ((most, height, width, 3), np.uint8),
+            "canvas": ((most * prod(sidecar.canvases.largest) * 3,), np.uint8),
             "window": ((most, 4), np.float32),
             "detections": ((most, rows, 6), np.float32),
             "masks": ((most, rows, *spec.mask_shape), np.float32),
@@ -82,19 +88,25 @@ class Lane:
         self._cuda.select()
         self._asked = len(canvas)
         size = max(self._asked, self._batch.smallest)
-        self._host["canvas"][: self._asked] = canvas
+        shape = (size, canvas.shape[1], canvas.shape[2])
+        pixels = self._canvases(shape)
+        pixels[: self._asked] = canvas
         self._host["window"][: self._asked] = window
         if size > self._asked:
-            self._host["canvas"][self._asked : size] = 0
+            pixels[self._asked :] = 0
             self._host["window"][self._asked : size] = self._host["window"][0]
-        if size not in self._contexts:
-            self._contexts[size] = self._make_context(size)
-            self._enqueue(size)  # the first run sets things up that a capture must not contain
-            self._capture(size)
-        elif (graph := self._captured.get(size)) is not None:
+        if shape not in self._contexts:
+            while len(self._contexts) >= MOST_CONTEXTS:
+                self._forget(next(iter(self._contexts)))
+            self._contexts[shape] = self._make_context(shape)
+            self._enqueue(shape)  # the first run sets things up that a capture must not contain
+            self._capture(shape)
+            return
+        self._contexts[shape] = self._contexts.pop(shape)
+        if (graph := self._captured.get(shape)) is not None:
             self._cuda.call("cudaGraphLaunch", graph, self._stream)
         else:
-            self._enqueue(size)
+            self._enqueue(shape)
 
     def collect(self) -> Arrays:
         """Wait for the batch; fetch the masks of its detections, and nothing of the empty rows."""
@@ -145,7 +157,18 @@ class Lane:
         flat: NDArray[Any] = np.frombuffer(memory, dtype=kind)  # type: ignore[call-overload]
         return flat.reshape(shape)
 
-    def _make_context(self, size: int) -> tensorrt.IExecutionContext:
+    def _canvases(self, shape: Shape) -> NDArray[np.uint8]:
+        """The pinned memory for canvases of this shape: uint8 [B, H, W, 3]."""
+        pixels: NDArray[np.uint8] = self._host["canvas"][: prod(shape) * 3].reshape(*shape, 3)
+        return pixels
+
+    def _forget(self, shape: Shape) -> None:
+        """Give up what is kept ready for a shape; nothing of this lane is under way."""
+        del self._contexts[shape]
+        if (graph := self._captured.pop(shape, None)) is not None:
+            self._cuda.call("cudaGraphExecDestroy", graph)
+
+    def _make_context(self, shape: Shape) -> tensorrt.IExecutionContext:
         trt = self._trt
         engine: tensorrt.ICudaEngine = self._engine
         context: tensorrt.IExecutionContext | None
@@ -158,21 +181,24 @@ class Lane:
             context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise CudaError(
-                "cudaErrorMemoryAllocation", "create_execution_context", f"no context for a batch of {size}"
+                "cudaErrorMemoryAllocation", "create_execution_context", f"no context for a batch of {shape[0]}"
             )
         if self._scratch:  # the lane's contexts never run at the same time
             context.set_device_memory(self._scratch, engine.device_memory_size_v2)
-        shapes = {name: (size, *self._host[name].shape[1:]) for name in ("canvas", "window")}
-        good = [context.set_input_shape(name, shape) for name, shape in shapes.items()]
+        good = [context.set_input_shape("canvas", (*shape, 3)), context.set_input_shape("window", (shape[0], 4))]
         good += [context.set_tensor_address(name, pointer) for name, pointer in self._device.items()]
         if not all(good):
-            raise BluError(f"The engine does not take a batch of {size}.", "Build it again with another --batch.")
+            raise BluError(
+                f"The engine does not take {shape[0]} canvases of {shape[1]}x{shape[2]}.",
+                "Build it again with another --batch or --canvas.",
+            )
         return context
 
-    def _enqueue(self, size: int) -> None:
-        for name in ("canvas", "window"):
-            self._copy(name, "cudaMemcpyHostToDevice", self._host[name][:size].nbytes)
-        context: tensorrt.IExecutionContext = self._contexts[size]
+    def _enqueue(self, shape: Shape) -> None:
+        size = shape[0]
+        self._copy("canvas", "cudaMemcpyHostToDevice", self._canvases(shape).nbytes)
+        self._copy("window", "cudaMemcpyHostToDevice", self._host["window"][:size].nbytes)
+        context: tensorrt.IExecutionContext = self._contexts[shape]
         if not context.execute_async_v3(int(self._stream)):
             raise BluError(f"TensorRT could not start a batch of {size}.", "Its log, shown before this, says why.")
         for name in ("num_detections", "detections"):
@@ -184,7 +210,7 @@ class Lane:
         ends = (device, host) if direction == "cudaMemcpyHostToDevice" else (host, device)
         self._cuda.call("cudaMemcpyAsync", *ends, size, getattr(runtime.cudaMemcpyKind, direction), self._stream)
 
-    def _capture(self, size: int) -> None:
+    def _capture(self, shape: Shape) -> None:
         """Record a run as a CUDA graph; an engine whose loops need the host between kernels has none."""
         if self.graphs not in ("off", "on"):
             return
@@ -194,13 +220,13 @@ class Lane:
         cuda.call("cudaStreamBeginCapture", self._stream, mode)
         problem: BluError | None = None
         try:
-            self._enqueue(size)
+            self._enqueue(shape)
         except BluError as error:
             problem = error
         try:  # ends the capture in any case
             graph = cuda.call("cudaStreamEndCapture", self._stream)
             if problem is None:
-                self._captured[size] = cuda.call("cudaGraphInstantiate", graph, 0)
+                self._captured[shape] = cuda.call("cudaGraphInstantiate", graph, 0)
                 cuda.call("cudaGraphDestroy", graph)
                 self.graphs = "on"
         except CudaError as error:
@@ -209,5 +235,5 @@ class Lane:
             runtime.cudaGetLastError()  # the failed capture's, which the next call would report as its own
             self.graphs = f"not possible: {problem.what}"
             log.warning("this engine runs without CUDA graphs: %s", problem.what)
-            self._contexts[size] = self._make_context(size)
-            self._enqueue(size)
+            self._contexts[shape] = self._make_context(shape)
+            self._enqueue(shape)

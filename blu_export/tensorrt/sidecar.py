@@ -17,7 +17,8 @@ from typing import Any
 
 from blu_export.errors import ModelFileError
 from blu_export.files import atomic_write
-from blu_export.spec import ModelSpec
+from blu_export.image import canvas_of
+from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
 SIDECAR_VERSION = 1
 UNKNOWN = "unknown"
@@ -31,6 +32,39 @@ class Batch:
     best: int
     """What the builder optimises for."""
     largest: int
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """Canvases of an engine's optimisation profile, each (height, width) in pixels."""
+
+    smallest: tuple[int, int]
+    best: tuple[int, int]
+    """What the builder optimises for."""
+    largest: tuple[int, int]
+
+    @classmethod
+    def of(cls, spec: ModelSpec, best: tuple[int, int] | None = None) -> Canvases:
+        """The spec's one canvas, or those of photos that it follows, up to ``image_max_dim`` on each side.
+
+        Args:
+            best: the most frequent one; default: that of photos in 4:3, or the largest where there is no limit.
+        """
+        if spec.canvas is not None:
+            return cls(spec.canvas, spec.canvas, spec.canvas)
+        side = -(-spec.image_max_dim // SIZE_MULTIPLE) * SIZE_MULTIPLE
+        usual = (side, side) if spec.largest_canvas is None else canvas_of(480, 640, spec)
+        return cls((SIZE_MULTIPLE, SIZE_MULTIPLE), best or usual, (side, side))
+
+    def hold(self, height: int, width: int) -> bool:
+        """Whether the engine takes a canvas of this size."""
+        sides = zip(self.smallest, (height, width), self.largest, strict=True)
+        return all(low <= side <= high for low, side, high in sides)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is one only."""
+        return self.smallest == self.largest
 
 
 @dataclass(frozen=True)
@@ -51,6 +85,7 @@ class Sidecar:
     precision: str
     """Of the subnetworks: ``float32``, ``fp16`` or ``int8``."""
     batch: Batch
+    canvases: Canvases
     rebuild: str
     """The command that builds it again."""
     onnx_name: str = ""
@@ -78,6 +113,7 @@ class Sidecar:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["spec"] = json.loads(self.spec.to_json())
         values["batch"] = dataclasses.asdict(self.batch)
+        values["canvases"] = dataclasses.asdict(self.canvases)
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -95,6 +131,7 @@ class Sidecar:
                 raise ModelFileError(f"{source} was written by a newer blu.", "Upgrade blu-export.")
             values["spec"] = ModelSpec.from_json(json.dumps(values["spec"]), source)
             values["batch"] = Batch(**values["batch"])
+            values["canvases"] = _read_canvases(values.get("canvases"), values["spec"])
             values["capability"] = tuple(int(n) for n in values["capability"])
             sidecar = cls(**values)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -144,6 +181,19 @@ class Sidecar:
                 f"{engine} was built for {self.target} ({there}), and this GPU is {name} ({here}).",
                 f"Build it for this GPU: {_retargeted(self.rebuild, here)}",
             )
+
+
+def _read_canvases(values: Any, spec: ModelSpec) -> Canvases:
+    """Those of a sidecar; one that does not name them is of an engine of one canvas."""
+    if values is None:
+        return Canvases.of(spec)
+    height_width = {name: tuple(int(side) for side in values[name]) for name in ("smallest", "best", "largest")}
+    if any(len(size) != 2 for size in height_width.values()):
+        raise ValueError("a canvas is not height and width")
+    canvases = Canvases(**height_width)  # type: ignore[arg-type]
+    if not (canvases.hold(*canvases.best) and min(canvases.smallest) > 0):
+        raise ValueError("the canvases are not in order")
+    return canvases
 
 
 def sidecar_path(engine: str | os.PathLike[str]) -> Path:

@@ -23,7 +23,7 @@ from blu_export.export.engine import Request, build_engine
 from blu_export.export.engine_graph import prepare
 from blu_export.tensorrt.builder import BuildOptions, build
 from blu_export.tensorrt.libraries import is_installed, tensorrt_rtx
-from blu_export.tensorrt.sidecar import UNKNOWN, Batch, read_sidecar
+from blu_export.tensorrt.sidecar import UNKNOWN, Batch, Canvases, read_sidecar
 
 pytestmark = pytest.mark.skipif(not is_installed("tensorrt-rtx"), reason="needs the extra rtx")
 T4, RTX3090 = (7, 5), (8, 6)
@@ -78,14 +78,39 @@ def test_a_t4_engine_and_what_its_sidecar_says(
     assert (again.spec, again.batch, again.capability) == (sidecar.spec, sidecar.batch, sidecar.capability)
 
 
+def test_one_engine_of_all_canvases_that_fit(
+    small_onnx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fit.engine"
+    code, _, err = run(capfd, small_onnx, "--canvas", "fit", "--target", "t4", "--batch", "1,2,4", "-o", path)
+    assert code == 0, err
+    assert "canvases from 64x64 to " in err and "matched instances" in err
+    sidecar = read_sidecar(path)
+    side = sidecar.spec.image_max_dim
+    assert sidecar.spec.image_resize_mode == "fit" and sidecar.canvases.largest == (side, side)
+    assert sidecar.emulation is not None and sidecar.emulation["passed"] and sidecar.log["errors"] == []
+    assert "--canvas fit" in sidecar.rebuild
+
+
+def test_a_pad64_file_is_an_engine_too(small_onnx: Path, tmp_path: Path, demo_photo: Path) -> None:
+    model = onnx.load(small_onnx)
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace('"square"', '"pad64"')
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        dimension.dim_param = "side"
+    onnx.save(model, tmp_path / "pad64.onnx")
+    request = Request(tmp_path / "pad64.onnx", "fp16", "t4", output=tmp_path / "pad64.engine", verify=False)
+    _, sidecar = build_engine(request, [demo_photo], None, lambda line: None)
+    assert sidecar.canvases == Canvases.of(sidecar.spec) and not sidecar.canvases.fixed
+
+
 def test_one_engine_serves_one_card(small_onnx: Path, tmp_path: Path, demo_photo: Path, trt: ModuleType) -> None:
     prepared = prepare(small_onnx, "fp16", [demo_photo])
     engines = {
         capability: build(
             trt,
             prepared.model.SerializeToString(),
-            prepared.spec,
-            BuildOptions(Batch(1, 1, 8), capability),
+            BuildOptions(Batch(1, 1, 8), Canvases.of(prepared.spec), capability),
             prepared.names,
         ).engine
         for capability in (T4, RTX3090)
@@ -125,7 +150,7 @@ def test_a_node_that_is_refused_is_named_with_its_stage(small_onnx: Path, trt: M
     names = {n.name for n in model.graph.node}
     prepared = prepare(small_onnx, "float32", [])
     with pytest.raises(ModelFileError, match=r"refuses node (\w+)/\S+ of stage \1: .*(NonZero|NonMaxSuppression)"):
-        build(trt, model.SerializeToString(), prepared.spec, BuildOptions(Batch(1, 1, 1), T4), names)
+        build(trt, model.SerializeToString(), BuildOptions(Batch(1, 1, 1), Canvases.of(prepared.spec), T4), names)
 
 
 def test_a_capability_it_does_not_build_for_is_said_at_once(small_onnx: Path, tmp_path: Path) -> None:
@@ -157,8 +182,8 @@ def test_full_sized_engines(make_onnx: Callable[[str], Path], demo_photo: Path, 
     weights = sum(len(t.raw_data) for t in prepared.model.graph.initializer if t.name.startswith("trunk/"))
     model = prepared.model.SerializeToString()
     for capability in (T4, RTX3090):
-        options = BuildOptions(Batch(1, 1, 8), capability)
-        built = build(trt, model, prepared.spec, options, prepared.names)
+        options = BuildOptions(Batch(1, 1, 8), Canvases.of(prepared.spec), capability)
+        built = build(trt, model, options, prepared.names)
         print(
             f"{name} for sm{capability[0]}{capability[1]}: {len(built.engine) / 2**20:.0f} MiB, {built.seconds:.1f} s"
         )

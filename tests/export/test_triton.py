@@ -25,7 +25,7 @@ from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.export.triton import HELD_MODULES, TritonSettings, export_triton, protobuf_text
 from blu_export.spec import ModelSpec
-from blu_export.tensorrt.sidecar import Batch, Sidecar
+from blu_export.tensorrt.sidecar import Batch, Canvases, Sidecar
 
 pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc] for Triton's schema")
 from google.protobuf import text_format
@@ -195,10 +195,12 @@ def test_a_failure_leaves_nothing(fake_onnx: FakeOnnx, tmp_path: Path, monkeypat
 def write_engine(folder: Path, builder: str = "tensorrt", sizes: tuple[int, int, int] = (1, 4, 16)) -> Path:
     engine = folder / "coats.engine"
     engine.write_bytes(b"an engine")
+    spec = ModelSpec(class_names=("BG", "coat"), image_min_dim=512, image_max_dim=512)
     Sidecar(
         engine_sha256=hashlib.sha256(b"an engine").hexdigest(),
         onnx_sha256="",
-        spec=ModelSpec(class_names=("BG", "coat"), image_min_dim=512, image_max_dim=512),
+        spec=spec,
+        canvases=Canvases.of(spec),
         builder=builder,
         builder_version="10.16",
         target="t4",

@@ -19,7 +19,7 @@ from blu_export.runtime import load_runner
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.runtime.tensorrt import TensorRtRunner
 from blu_export.tensorrt.cuda import LOST, Cuda, CudaError
-from blu_export.tensorrt.sidecar import Batch, Sidecar
+from blu_export.tensorrt.sidecar import Batch, Canvases, Sidecar
 
 pytest.importorskip("onnxruntime")
 
@@ -50,6 +50,7 @@ class Machine:
             "capability": (7, 5),
             "precision": "fp16",
             "batch": Batch(*self.trt.sizes),
+            "canvases": Canvases(*self.trt.canvases) if self.trt.canvases else Canvases.of(self.reference.spec),
             "rebuild": "blu build-engine fake.onnx --fp16 --target t4 -o fake.engine",
         }
         Sidecar(**(values | changes)).write(self.path)
@@ -83,6 +84,34 @@ def test_batches_of_any_size_give_what_the_model_gives(machine: Machine, count: 
     with machine.runner() as runner:
         for _ in range(3):  # first run, capture, replay
             same(runner.run(canvas, window), machine.reference.run(canvas, window))
+
+
+def test_canvases_of_many_shapes(
+    fake_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shape has its context and graph, of which a bounded number is kept; others than the profile's are refused."""
+    made = Machine(fake_onnx(image_resize_mode="fit", image_max_dim=256), tmp_path, monkeypatch)
+    made.trt.canvases = ((64, 64), (192, 256), (256, 256))
+    made.describe()
+    monkeypatch.setattr("blu_export.tensorrt.lane.MOST_CONTEXTS", 3)
+    random = np.random.default_rng(3)
+    with made.reference, made.runner() as runner:
+        for height, width, count in [
+            (64, 128, 1),
+            (64, 128, 2),
+            (256, 192, 2),
+            (64, 128, 1),
+            (128, 64, 1),
+            (64, 64, 4),
+        ] * 2:
+            canvas = random.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+            window = np.tile(np.array([0, 0, height, width], np.float32), (count, 1))
+            same(runner.run(canvas, window), made.reference.run(canvas, window))
+            assert made.cuda.graphs <= 3
+        for size in ((320, 64), (32, 64)):
+            with pytest.raises(UsageError, match=r"64 to 256, 64 to 256, 3\]"):
+                runner.run(np.zeros((1, *size, 3), np.uint8), np.zeros((1, 4), np.float32))
+    assert made.cuda.graphs == 0
 
 
 def test_a_small_batch_is_filled_up_to_the_engines_smallest(machine: Machine) -> None:
@@ -291,7 +320,7 @@ def test_another_card(machine: Machine) -> None:
 
 def test_other_shapes_than_the_sidecar_says(machine: Machine) -> None:
     machine.describe(batch=Batch(1, 1, 16))
-    with pytest.raises(ModelFileError, match="other batch sizes than its sidecar says"):
+    with pytest.raises(ModelFileError, match="other batch sizes or canvases than its sidecar says"):
         machine.runner()
     machine.describe(spec=machine.reference.spec.replace(detection_max_instances=7))
     with pytest.raises(ModelFileError, match="other detections, masks than"):

@@ -56,6 +56,8 @@ class FakeBuilder:
     def create_optimization_profile(self) -> SimpleNamespace:
         def set_shape(name: str, smallest: Any, best: Any, largest: Any) -> None:
             self.trt.sizes = (smallest[0], best[0], largest[0])
+            if name == "canvas":
+                self.trt.canvases = (smallest[1:3], best[1:3], largest[1:3])
 
         return SimpleNamespace(set_shape=set_shape)
 

@@ -210,6 +210,8 @@ class FakeTensorRt:
         self.__version__ = "11.4.0"
         self.cuda, self.capturable = cuda, capturable
         self.sizes = (1, 1, 4)
+        self.canvases: tuple[tuple[int, int], ...] = ()
+        """Smallest, best and largest; the engine's own one where there are none."""
         self.refusing = False
 
     def Runtime(self, logger: Any) -> Any:
@@ -249,7 +251,8 @@ class FakeEngine:
         return [-1 if isinstance(side, str) else side for side in self.tensors[name].shape]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
-        return [[size, *self.get_tensor_shape(name)[1:]] for size in self.trt.sizes]
+        canvases = self.trt.canvases or [tuple(self.get_tensor_shape(name)[1:3])] * 3
+        return [[size, *canvas, 3] for size, canvas in zip(self.trt.sizes, canvases, strict=True)]
 
     def create_runtime_config(self) -> Any:
         return SimpleNamespace(cuda_graph_strategy=None)
@@ -272,6 +275,9 @@ class FakeContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         smallest, _, largest = self.engine.trt.sizes
         self.shapes[name] = tuple(shape)
+        if name == "canvas":
+            low, _, high = self.engine.get_tensor_profile_shape("canvas", 0)
+            return all(a <= side <= b for a, side, b in zip(low, shape, high, strict=True))
         return smallest <= shape[0] <= largest
 
     def set_tensor_address(self, name: str, memory: int) -> bool:

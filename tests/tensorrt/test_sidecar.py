@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.spec import ModelSpec
-from blu_export.tensorrt.sidecar import Batch, Sidecar, read_sidecar
+from blu_export.tensorrt.sidecar import Batch, Canvases, Sidecar, read_sidecar
 from blu_export.tensorrt.targets import CARDS, Target, parse_target
 
 
@@ -27,6 +27,7 @@ def make(**changes: Any) -> Sidecar:
         "capability": (7, 5),
         "precision": "fp16",
         "batch": Batch(1, 1, 8),
+        "canvases": Canvases((64, 64), (64, 64), (64, 64)),
         "rebuild": "blu build-engine 'my model.onnx' --fp16 --target sm75 -o coat.engine",
     }
     return Sidecar(**(values | changes))
@@ -47,6 +48,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         {"batch": {"smallest": 2, "best": 1, "largest": 4}},
         {"batch": {"smallest": 0, "best": 1, "largest": 4}},
         {"batch": [1, 1, 1]},
+        {"canvases": {"smallest": [64, 64], "best": [32, 64], "largest": [64, 64]}},
+        {"canvases": {"smallest": [64], "best": [64], "largest": [64]}},
+        {"canvases": [64, 64]},
         {"spec": {"class_names": []}},
         {"spec": None},
         {"rebuild": 5},

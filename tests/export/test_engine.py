@@ -27,7 +27,7 @@ from blu_export.runtime import load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 from blu_export.tensorrt.cuda import Cuda
-from blu_export.tensorrt.sidecar import UNKNOWN, Batch, read_sidecar
+from blu_export.tensorrt.sidecar import UNKNOWN, Batch, Canvases, read_sidecar
 
 ANY_FILE = Path("model.onnx")
 
@@ -72,6 +72,17 @@ def test_with_the_card_the_engine_is_inspected_run_and_compared(bench: Bench) ->
         molded = mold(decode(bench.photo), runner.spec)
         found, wanted = (r.run(molded.canvas[None], molded.window[None])[0] for r in (runner, reference))
     np.testing.assert_allclose(found[0, :5, 5], wanted[0, :5, 5], atol=5e-3)
+
+
+def test_an_engine_of_canvases_that_fit(bench: Bench) -> None:
+    path, sidecar = bench.build(canvas="fit", calibration=(str(bench.photo),))
+    side = sidecar.spec.image_max_dim
+    assert sidecar.canvases == Canvases((64, 64), (side, side), (side, side)), "the demo photo is square"
+    assert sidecar.parity is not None and sidecar.parity["passed"] and "--canvas fit" in sidecar.rebuild
+    with load_runner(path) as runner:
+        wide = mold(decode(bench.photo)[: 512 // 3], runner.spec)
+        assert wide.canvas.shape[:2] == (64, side)
+        assert runner.run(wide.canvas[None], wide.window[None])[0].any()
 
 
 def test_an_engine_in_float32_is_not_written(bench: Bench) -> None:

@@ -89,7 +89,7 @@ def test_batches_of_any_size_give_what_the_model_gives(machine: Machine, count: 
 def test_canvases_of_many_shapes(
     fake_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each shape has its context and graph, of which a bounded number is kept; others than the profile's are refused."""
+    """Each shape has its context and graph, of which a bounded number is kept; the profile's limits are said."""
     made = Machine(fake_onnx(image_resize_mode="fit", image_max_dim=256), tmp_path, monkeypatch)
     made.trt.canvases = ((64, 64), (192, 256), (256, 256))
     made.describe()

@@ -112,7 +112,7 @@ def export_onnx(
     photos, annotated = compared_on(images)
     done = export(
         source,
-        output or Path(default_name(source, target, precision)),
+        output or Path(default_name(source, target, precision, "fit" if fit else canvas or "")),
         class_names=None if classes is None else read_class_names(classes),
         settings=settings,
         ignore_layers=ignore_layers or [],
@@ -136,10 +136,10 @@ def export_onnx(
     wrote(done.path, next_command(done))
 
 
-def default_name(weights: Path, target: str, precision: str) -> str:
-    """``garments.onnx``; ``garments.int8.tensorrt.onnx`` where it is not the usual form."""
+def default_name(weights: Path, target: str, precision: str, canvas: str = "") -> str:
+    """``garments.onnx``; ``garments.fit.int8.tensorrt.onnx`` where it is not the usual form."""
     stem = weights.name.removesuffix(weights.suffix).removesuffix(".weights")
-    parts = [stem, precision if precision != "float32" else "", target if target != "portable" else "", "onnx"]
+    parts = [stem, canvas, precision if precision != "float32" else "", target if target != "portable" else "", "onnx"]
     return ".".join(filter(None, parts))
 
 

@@ -20,9 +20,6 @@ from blu_export.evaluate.coco import KINDS, Evaluator, detect
 from blu_export.parity.match import MatchResult, match
 from blu_export.spec import ModelSpec
 
-AP_TOLERANCE = 0.003
-"""Most that the average precision (0..1) may fall for the canvas to stand in for the square one."""
-
 
 @dataclass(frozen=True)
 class CanvasComparison:

@@ -6,6 +6,9 @@ the same weights with the same settings and the parity that was measured at its 
 
 What is fastest was either measured on this machine by ``blu benchmark`` (``runtime.tuning``), or follows from
 a rule. Nothing is measured while a model is being loaded.
+
+``coco.fit.onnx`` beside ``coco.onnx`` is the same network on canvases that fit the photos. It may stand in where
+the average precision that was measured at its export is that of the square canvas, within CANVAS_AP.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from blu_export.extras import install_command
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import takes_gpu
-from blu_export.runtime.tuning import RUNTIMES, Known, label, precision_path, recall
+from blu_export.runtime.tuning import RUNTIMES, Known, fit_path, label, precision_path, recall
 from blu_export.spec import ModelSpec
 
 MAX_LANES = 8
 """Each lane holds a network's worth of activations."""
+CANVAS_AP = 0.003
+"""Most that the average precision (0..1) on another canvas may differ from that on the square one."""
 ALIKE = 1.05
 """Times the fastest runtime's seconds: another that takes no longer is as fast as far as one can measure."""
 
@@ -90,18 +95,31 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
         why = f"usually the fastest for {files[chosen[0]].precision}; {measure} measures it here"
     if chosen[0] != path:
         why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"
+        if fit_path(path) in files and chosen[0].name.startswith(fit_path(path).stem):
+            changes = _canvas_changes(files[fit_path(path)])
+            why += f", AP {' and '.join(f'{100 * v:+.1f} ({kind})' for kind, v in changes.items())} for its canvas"
     # One photo a core was the faster way wherever it was measured (docs/performance.md).
     lanes = 1 if on_gpu else known.lanes.get(label(*chosen), min(usable_cores(), MAX_LANES))
     return Choice(chosen[0], files[chosen[0]], chosen[1], lanes, why)
 
 
 def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile]]:
-    """The reduced precision beside a float32 file that may stand in for it: half on a GPU, else int8.
+    """What lies beside a float32 file and may stand in for it, the fastest last.
 
-    A processor computes half in float32: slower than the exact file, and less exact. ONNX Runtime has no int8
-    convolution for GPUs.
+    The reduced precision is half on a GPU, else int8: a processor computes half in float32, slower than the exact
+    file, and less exact, and ONNX Runtime has no int8 convolution for GPUs. Then come the same on canvases that fit.
     """
     model = read_onnx(path)
+    yield from _reduced(path, model, on_gpu)
+    beside = fit_path(path)
+    if model.precision == "float32" and beside != path and beside.is_file():
+        fit = read_onnx(beside)
+        if canvas_can_replace(fit, spec_of(fit, os.fspath(beside)), spec_of(model, os.fspath(path))):
+            yield beside, fit
+            yield from _reduced(beside, fit, on_gpu)
+
+
+def _reduced(path: Path, model: OnnxFile, on_gpu: bool) -> Iterator[tuple[Path, OnnxFile]]:
     reduced = "fp16" if on_gpu else "int8"
     beside = precision_path(path, reduced)
     if model.precision == "float32" and beside.is_file():
@@ -119,6 +137,25 @@ def can_replace(model: OnnxFile, spec: ModelSpec, exact: ModelSpec) -> bool:
     return (
         passed and known and _same_model(spec, exact) and model.metadata.get(Metadata.TARGET, "portable") == "portable"
     )
+
+
+def canvas_can_replace(model: OnnxFile, spec: ModelSpec, square: ModelSpec) -> bool:
+    """Whether a model on canvases that fit is the square one's, and finds as well as it on annotated photos."""
+    same_canvas = spec.replace(image_resize_mode=square.image_resize_mode)
+    return (
+        (spec.image_resize_mode, square.image_resize_mode) == ("fit", "square")
+        and can_replace(model, same_canvas, square)
+        and all(abs(change) <= CANVAS_AP for change in _canvas_changes(model).values() or [CANVAS_AP + 1])
+    )
+
+
+def _canvas_changes(model: OnnxFile) -> dict[str, float]:
+    """Average precision (0..1) of boxes and masks above the square canvas's; nothing where it was not measured."""
+    found = model.json_metadata(Metadata.CANVAS)
+    try:
+        return {kind: float(found["average_precision"][kind]["delta"]) for kind in ("box", "mask")}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _same_model(a: ModelSpec, b: ModelSpec) -> bool:

@@ -29,6 +29,11 @@ def precision_path(path: Path, precision: str) -> Path:
     return path.with_name(f"{stem}.onnx" if precision == "float32" else f"{stem}.{precision}.onnx")
 
 
+def fit_path(path: Path) -> Path:
+    """Where a float32 file's model on canvases that fit lies: ``coco.fit.onnx`` beside ``coco.onnx``."""
+    return path.with_name(f"{path.name.removesuffix('.onnx').removesuffix('.fit')}.fit.onnx")
+
+
 @dataclass(frozen=True)
 class Known:
     """What was measured here of one model, by "file runtime"."""
@@ -82,7 +87,7 @@ def _record(path: Path) -> Path | None:
 
 def _state(path: Path) -> dict[str, Any]:
     """What a measurement depends on. Sizes and times of the files rather than hashes: it is looked up at each start."""
-    files = [path, *(precision_path(path, precision) for precision in REDUCED)]
+    files = [of for exact in (path, fit_path(path)) for of in (exact, *(precision_path(exact, p) for p in REDUCED))]
     stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
     return {"files": stats, "versions": {name: _version(name) for name in RUNTIMES}, "processor": repr(processor())}
 

@@ -86,6 +86,50 @@ def test_what_may_not_stand_in(family: Callable[..., Path], arguments: dict[str,
     assert choose(path, "auto", "auto", None).path == path
 
 
+def canvas_metadata(box: float = 0.001, mask: float = -0.003) -> dict[str, str | None]:
+    changes = {"box": {"delta": box}, "mask": {"delta": mask}}
+    return {
+        "blu_precision": "float32",
+        "blu_parity": json.dumps(PASSED),
+        "blu_canvas": json.dumps({"average_precision": changes}),
+    }
+
+
+def test_canvases_that_fit_stand_in(family: Callable[..., Path], fake_onnx: FakeOnnx, tmp_path: Path) -> None:
+    path = family()
+    fake_onnx(canvas_metadata(), provenance=WEIGHTS, image_resize_mode="fit").rename(tmp_path / "model.fit.onnx")
+    found = choose(path, "auto", "auto", "cpu")
+    assert found.path.name == "model.fit.onnx"
+    assert "AP +0.1 (box) and -0.3 (mask) for its canvas" in found.why
+    int8 = {"blu_precision": "int8", "blu_parity": json.dumps(PASSED)}
+    fake_onnx(int8, provenance=WEIGHTS, image_resize_mode="fit").rename(tmp_path / "model.fit.int8.onnx")
+    assert choose(path, "auto", "auto", "cpu").path.name == "model.fit.int8.onnx"
+    assert choose(path, "auto", "file", "cpu").path == path
+    assert choose(tmp_path / "model.fit.onnx", "auto", "auto", "cpu").path.name == "model.fit.int8.onnx"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fields"),
+    [
+        (canvas_metadata(box=-0.0031), {}),
+        (canvas_metadata(mask=0.5), {}),
+        (canvas_metadata() | {"blu_canvas": None}, {}),
+        (canvas_metadata() | {"blu_canvas": "{}"}, {}),
+        (canvas_metadata() | {"blu_parity": json.dumps(PASSED | {"passed": False})}, {}),
+        (canvas_metadata(), {"detection_min_confidence": 0.5}),
+        (canvas_metadata(), {"provenance": {"weights_sha256": "2" * 64}}),
+        (canvas_metadata(), {"image_resize_mode": "pad64"}),
+    ],
+)
+def test_canvases_that_may_not_stand_in(
+    family: Callable[..., Path], fake_onnx: FakeOnnx, tmp_path: Path, metadata: dict[str, str | None], fields: object
+) -> None:
+    values = {"provenance": WEIGHTS, "image_resize_mode": "fit"} | dict(fields)  # type: ignore[call-overload]
+    path = family({"passed": False})
+    fake_onnx(metadata, **values).rename(tmp_path / "model.fit.onnx")
+    assert choose(path, "auto", "auto", "cpu").path == path
+
+
 def test_the_file_as_it_is_unless_asked(family: Callable[..., Path]) -> None:
     path = family()
     with load_runner(path) as runner:

@@ -167,7 +167,7 @@ def measure_accuracy(
     evaluator = Evaluator(dataset)
     rows = {(row["model"], row["runtime"], row["precision"]): row for row in result["rows"]}
     for candidate in candidates:
-        row = rows.get((candidate.model, candidate.runtime, candidate.precision))
+        row = rows.get((candidate.model, candidate.shown, candidate.precision))
         if candidate.model != DEFAULT or row is None or not (candidate.ours or candidate.file):
             continue  # a peer runs the same weights as the reference
         say(f"average precision on {len(dataset)} photos: {candidate.name}")

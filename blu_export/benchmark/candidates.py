@@ -12,9 +12,9 @@ from blu_export.contract import Metadata
 from blu_export.detector import Detector
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions, load_runner
-from blu_export.runtime.onnx_file import OnnxFile
+from blu_export.runtime.onnx_file import OnnxFile, spec_of
 from blu_export.runtime.onnxruntime import takes_gpu
-from blu_export.runtime.tuning import REDUCED, precision_path
+from blu_export.runtime.tuning import family, precision_path
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,15 @@ class Candidate:
     model: str
     """Name of the model: candidates of the same model are compared with each other."""
     runtime: str
-    """As shown in the table."""
+    """Its name, with a peer's own words behind it."""
     precision: str
     open: Callable[[int], Detector]
     """Loads it, for so many threads."""
     file: Path | None = None
     """The file, where it is one of ours. Of an .onnx file FLOPs are counted and stages profiled."""
     device: str | None = None
+    canvas: str = ""
+    """``fit`` and the like; empty for the square one."""
     ours: bool = True
     """False for a peer: what a user would have without this project."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -39,7 +41,12 @@ class Candidate:
     @property
     def name(self) -> str:
         """Unique in a run."""
-        return f"{self.model} · {self.runtime} · {self.precision}"
+        return f"{self.model} · {self.shown} · {self.precision}"
+
+    @property
+    def shown(self) -> str:
+        """The runtime as shown in the table: ``onnxruntime``, ``onnxruntime fit``."""
+        return f"{self.runtime} {self.canvas}".strip()
 
     @property
     def key(self) -> tuple[Path, str] | None:
@@ -78,7 +85,9 @@ def model_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]:
-    """What can run a model file here: each runtime, and the other precisions beside an .onnx file.
+    """What can run a model file here: each runtime, and what lies beside an .onnx file.
+
+    That is its other precisions, and the same on canvases that fit (``NAME.fit.onnx``).
 
     Args:
         path: .onnx, .engine, .h5 or .keras.
@@ -102,7 +111,7 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
     named = read_onnx(path)
     models = {path: named}
     if named.precision == "float32":
-        models |= {beside: read_onnx(beside) for p in REDUCED if (beside := precision_path(path, p)).is_file()}
+        models |= {beside: read_onnx(beside) for beside in family(path) if beside != path}
     devices = [None, "cuda"] if "onnxruntime" in chosen and takes_gpu() else [None]
     found = []
     for device in devices:
@@ -111,15 +120,14 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
                 continue  # a processor computes it in float32, slower than the exact file
             for name in chosen if device is None else ["onnxruntime"]:
                 stem = precision_path(path, "float32").stem
-                found.append(_of_file(file, stem, name, model.precision, device, _parity(model)))
+                made = _of_file(file, stem, name, model.precision, device)
+                found.append(replace(made, canvas=_canvas(model, file), notes=_parity(model)))
     if "openvino" in chosen and named.precision == "float32" and _has_bf16():
-        found.append(_of_file(path, path.stem, "openvino", "bf16"))
+        found.append(replace(_of_file(path, path.stem, "openvino", "bf16"), canvas=_canvas(named, path)))
     return found
 
 
-def _of_file(
-    path: Path, model: str, runtime: str, precision: str, device: str | None = None, notes: dict[str, Any] | None = None
-) -> Candidate:
+def _of_file(path: Path, model: str, runtime: str, precision: str, device: str | None = None) -> Candidate:
     where = device or ("cpu" if path.suffix.lower() == ".onnx" else None)  # ONNX Runtime would take a GPU by itself
 
     def open_it(threads: int) -> Detector:
@@ -128,7 +136,12 @@ def _of_file(
         )
 
     shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
-    return Candidate(model, shown, precision, open_it, path, device, runtime != "keras", notes or {})
+    return Candidate(model, shown, precision, open_it, path, device, ours=runtime != "keras")
+
+
+def _canvas(model: OnnxFile, path: Path) -> str:
+    mode = spec_of(model, str(path)).image_resize_mode
+    return "" if mode == "square" else mode
 
 
 def _parity(model: OnnxFile) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from blu_export.benchmark.timing import NOISY_SPREAD, Timing, enough_of, median_
 from blu_export.detector import STAGES, Detector
 from blu_export.errors import BluError, UsageError
 from blu_export.extras import import_extra, missing_extra
+from blu_export.image import canvas_of, decode, mold
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.tuning import precision_path, remember
 
@@ -191,14 +192,14 @@ class _ModelRun:
             settings.limit_s,
         )
         self.result["spread"] = max(self.result["spread"], rounds.spread)
-        flops = self._facts(detectors)
+        work = self._facts(detectors)
         rows: dict[Candidate, Row] = {}
         for candidate, detector in detectors.items():
             stages = times[candidate][settings.warmup :]
             medians = {stage: float(np.median([s[stage] for s in stages])) for stage in STAGES}
             row = Row(
                 model=self.model,
-                runtime=candidate.runtime,
+                runtime=candidate.shown,
                 precision=detector.runner.precision,
                 device=detector.runner.device,
                 ours=candidate.ours,
@@ -208,7 +209,7 @@ class _ModelRun:
                 around_large=_share(self.large, medians["run"]),
                 notes=dict(candidate.notes),
             )
-            if flops:
+            if flops := work.get(candidate.canvas):
                 row.flops_per_second = flops / medians["run"]
                 peak = self.result["peaks"].get(row.precision)
                 if peak and row.device == "CPU":
@@ -217,14 +218,15 @@ class _ModelRun:
             self.say(f"{candidate.name}: {1000 * row.end_to_end.p50:.1f} ms a photo")
         return rows
 
-    def _facts(self, detectors: dict[Candidate, Detector]) -> float | None:
-        """Fill in what is true of the model whatever runs it; returns its FLOPs."""
+    def _facts(self, detectors: dict[Candidate, Detector]) -> dict[str, float]:
+        """Fill in what is true of the model whatever runs it; returns its FLOPs by canvas."""
         reference = next(iter(detectors.values()))
         spec, found = reference.spec, len(reference(self.encoded))
-        stages = self._flops(detectors, found)
+        work = self._flops(detectors, found)
+        stages = next(iter(work.values()), {})
         self.large = around_the_network(spec, LARGE_PHOTO, LARGE_INSTANCES, self.settings.rounds)
         self.result["models"][self.model] = {
-            "canvas": spec.canvas,
+            "canvas": spec.largest_canvas,
             "backbone": spec.backbone,
             "classes": spec.num_classes,
             "detections": found,
@@ -232,12 +234,14 @@ class _ModelRun:
             "gflop_by_stage": {name: work / 1e9 for name, work in stages.items()},
             "around_12mp_100_instances": self.large,
         }
-        return sum(stages.values()) or None
+        return {canvas: sum(by_stage.values()) for canvas, by_stage in work.items()}
 
-    def _flops(self, detectors: dict[Candidate, Detector], found: int) -> dict[str, float]:
-        """FLOPs by stage of our float32 file; empty where there is none, or no ``onnx`` to read it."""
+    def _flops(self, detectors: dict[Candidate, Detector], found: int) -> dict[str, dict[str, float]]:
+        """FLOPs by canvas and stage of our float32 files; empty where there are none, or no ``onnx`` to read them."""
+        work: dict[str, dict[str, float]] = {}
+        photo = decode(self.encoded)
         for candidate, detector in detectors.items():
-            if candidate.key is None or candidate.precision != "float32" or detector.spec.canvas is None:
+            if candidate.key is None or candidate.precision != "float32" or candidate.canvas in work:
                 continue
             try:
                 onnx = import_extra("onnx")
@@ -246,8 +250,9 @@ class _ModelRun:
                 return {}
             from blu_export.benchmark.flops import count_flops
 
-            return count_flops(onnx.load(candidate.key[0]), detector.spec.canvas, found).by_stage
-        return {}
+            canvas = canvas_of(*photo.shape[:2], detector.spec)
+            work[candidate.canvas] = count_flops(onnx.load(candidate.key[0]), canvas, found).by_stage
+        return work
 
     def _rates(self, candidate: Candidate) -> dict[str, float]:
         """Photos per second of a list, by batch size.
@@ -291,7 +296,7 @@ class _ModelRun:
         if not self.settings.curves:
             return
         for candidate, detector in detectors.items():
-            if candidate.key and candidate.precision == "float32" and detector.spec.canvas:
+            if candidate.key and candidate.precision == "float32" and detector.spec.largest_canvas:
                 try:
                     import_extra("onnx")
                 except BluError as error:
@@ -305,7 +310,6 @@ class _ModelRun:
 
     def _profile(self, path: Path) -> dict[str, float]:
         from blu_export.benchmark.onnx_stages import profile_stages
-        from blu_export.image import decode, mold
         from blu_export.runtime.onnx_file import read_onnx, spec_of
 
         self.say(f"profiling {path.name}")

@@ -40,6 +40,18 @@ def benchmark(
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder for benchmark.json, benchmark.md and plots.")
     ] = None,
+    swept: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep",
+            help="Time and average precision for each value of a limit, such as post_nms_rois_inference=1000,500,300; "
+            "needs --dataset.",
+            metavar="FIELD=VALUE,…",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Annotated photos for --sweep: as blu evaluate takes them.")
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="OLD NEW", help="Two benchmark.json: show ratios, measure nothing."),
@@ -55,6 +67,7 @@ def benchmark(
     blu benchmark
     blu benchmark coco.onnx coco.h5 --save results/
     blu benchmark coco.onnx --runtime openvino --quick --json
+    blu benchmark --sweep post_nms_rois_inference=1000,500,300 --dataset data/garments
     blu benchmark --compare old/benchmark.json new/benchmark.json
     """
     if compare is not None:
@@ -65,6 +78,9 @@ def benchmark(
     from blu_export.benchmark.run import run_benchmark
     from blu_export.embedded import DEMO_PHOTO, embedded
 
+    if swept is not None or dataset is not None:
+        _sweep(models or [embedded()], swept, dataset, _settings(quick, repeats, threads), as_json)
+        return
     known = ("keras", "onnxruntime", "openvino", "tensorrt")
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UsageError(f"There is no runtime '{unknown[0]}'.", f"Runtimes are {', '.join(known)}.")
@@ -79,6 +95,23 @@ def benchmark(
 
         for path in save_results(result, save, say):
             wrote(path)
+
+
+def _sweep(models: list[Path], swept: str | None, dataset: str | None, settings: Settings, as_json: bool) -> None:
+    from blu_export.benchmark.sweep import parse_sweep, sweep, sweep_table
+    from blu_export.data.load import load_dataset
+
+    if swept is None or dataset is None or len(models) != 1:
+        raise UsageError(
+            "A sweep is of one model, on annotated photos.",
+            "Write: blu benchmark MODEL.onnx --sweep post_nms_rois_inference=1000,500,300 --dataset FOLDER",
+        )
+    field, values = parse_sweep(swept)
+    result = sweep(models[0], field, values, load_dataset(dataset, "val"), settings.threads, settings.repeats, say)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print_markdown(sweep_table(result))
 
 
 def _print_markdown(text: str) -> None:

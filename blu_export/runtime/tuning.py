@@ -34,6 +34,13 @@ def fit_path(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('.onnx').removesuffix('.fit')}.fit.onnx")
 
 
+def family(path: Path) -> list[Path]:
+    """A float32 file, and what there is beside it: its reduced precisions, and all of them on canvases that fit."""
+    exact = dict.fromkeys((path, fit_path(path)))
+    files = [file for each in exact for file in (each, *(precision_path(each, p) for p in REDUCED))]
+    return [file for file in files if file.is_file()]
+
+
 @dataclass(frozen=True)
 class Known:
     """What was measured here of one model, by "file runtime"."""
@@ -87,8 +94,7 @@ def _record(path: Path) -> Path | None:
 
 def _state(path: Path) -> dict[str, Any]:
     """What a measurement depends on. Sizes and times of the files rather than hashes: it is looked up at each start."""
-    files = [of for exact in (path, fit_path(path)) for of in (exact, *(precision_path(exact, p) for p in REDUCED))]
-    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
+    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in family(path)}
     return {"files": stats, "versions": {name: _version(name) for name in RUNTIMES}, "processor": repr(processor())}
 
 

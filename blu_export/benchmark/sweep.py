@@ -1,0 +1,107 @@
+"""What a limit of the box arithmetic costs and brings: the same subnetworks, composed again for each value.
+
+``post_nms_rois_inference`` and ``pre_nms_limit`` trade average precision for time without training or exporting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blu_export.benchmark.timing import take_turns
+from blu_export.contract import Metadata
+from blu_export.data.dataset import Dataset
+from blu_export.detector import Detector
+from blu_export.errors import UsageError
+from blu_export.evaluate.coco import Evaluator, detect
+from blu_export.image import decode, mold
+from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
+from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+
+FIELDS = ("post_nms_rois_inference", "pre_nms_limit", "detection_max_instances")
+"""Limits that are no part of the subnetworks."""
+TIMED_PHOTOS = 4
+
+
+def parse_sweep(text: str) -> tuple[str, list[int]]:
+    """``post_nms_rois_inference=1000,500,300``.
+
+    Raises:
+        UsageError: no such field, or no whole numbers.
+    """
+    field, _, values = text.partition("=")
+    if field not in FIELDS or not all(value.strip().isdecimal() for value in values.split(",")):
+        raise UsageError(f"'{text}' is no sweep.", f"Write FIELD=VALUE,VALUE with one of {', '.join(FIELDS)}.")
+    return field, [int(value) for value in values.split(",")]
+
+
+def sweep(
+    path: Path,
+    field: str,
+    values: Sequence[int],
+    dataset: Dataset,
+    threads: int,
+    repeats: int,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Time and average precision of a model for each value of a limit, in ONNX Runtime on the processor.
+
+    Args:
+        path: a portable file of ``blu export onnx``.
+        field: one of FIELDS.
+        dataset: annotated photos. The first TIMED_PHOTOS are timed, the values taking turns on them.
+
+    Returns:
+        ``{"field": …, "photos": N, "rows": [{"value", "network_s", "box_ap", "mask_ap"}, …]}``.
+
+    Raises:
+        UsageError: a value is not possible, or the data set lacks classes of the model.
+        ModelFileError: not such a file.
+    """
+    evaluator = Evaluator(dataset)
+    photos = [dataset.load_image(index) for index in range(min(TIMED_PHOTOS, len(dataset)))]
+    rows = []
+    with ExitStack() as opened:
+        runners = [opened.enter_context(_runner(path, {field: value}, threads)) for value in values]
+        molded = [mold(decode(photo), runners[0].spec) for photo in photos]
+
+        def timed(runner: OnnxRuntimeRunner) -> Callable[[], object]:
+            return lambda: [runner.run(each.canvas[None], each.window[None]) for each in molded]
+
+        say(f"timing {field} on {len(molded)} photos")
+        turns = take_turns({str(v): timed(r) for v, r in zip(values, runners, strict=True)}, repeats, 1)
+        for value, runner in zip(values, runners, strict=True):
+            say(f"average precision on {len(dataset)} photos: {field}={value}")
+            found = evaluator(list(chain.from_iterable(detect(Detector(runner), dataset)))).values
+            seconds = float(np.median(turns.seconds[str(value)])) / len(molded)
+            rows.append({"value": value, "network_s": seconds} | {n: found[n] for n in ("box_ap", "mask_ap")})
+    return {"field": field, "photos": len(dataset), "spread": turns.spread, "rows": rows}
+
+
+def sweep_table(result: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = [f"| {result['field']} | network | box AP | mask AP |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        cells = (f"{1000 * row['network_s']:.1f} ms", f"{row['box_ap']:.4f}", f"{row['mask_ap']:.4f}")
+        lines.append(f"| {row['value']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _runner(path: Path, changes: dict[str, int], threads: int) -> OnnxRuntimeRunner:
+    import onnx
+
+    from blu_export.graph.compose import compose
+    from blu_export.graph.split import split
+
+    source = read_onnx(path)
+    spec = spec_of(source, str(path))
+    changed = spec.replace(**changes)
+    model = compose(split(onnx.load_from_string(source.data), spec), changed)
+    metadata = {Metadata.SPEC: changed.to_json(), Metadata.PRECISION: source.precision}
+    onnx.helper.set_model_props(model, {str(key): value for key, value in metadata.items()})
+    return OnnxRuntimeRunner(parse_onnx(model.SerializeToString(), str(path)), "cpu", threads)

@@ -1,6 +1,7 @@
 """``python -m benchmarks NAME [OPTIONS]``: what this project measures. Without a name: speed.
 
     speed       every runtime side by side, beside what users would otherwise have
+    canvases    canvases that fit beside the square one, by shape of the photo
     serve       the server: throughput, overload, crashes, hangs, reloads, a soak
     precision   fp16 and int8: matched instances, mask IoU and average precision
     memory      10,000 photos through one detector
@@ -16,7 +17,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("speed", "serve", "precision", "memory", "pipeline", "unmold", "gpu")
+NAMES = ("speed", "canvases", "serve", "precision", "memory", "pipeline", "unmold", "gpu")
 
 
 def main() -> None:

@@ -92,9 +92,10 @@ def exports_folder(parent: Path) -> Path:
     import hashlib
     import shutil
 
-    import blu_export.export
+    import blu_export
 
-    sources = sorted(Path(next(iter(blu_export.export.__path__))).glob("*.py"))
+    package = Path(next(iter(blu_export.__path__)))
+    sources = sorted(path for folder in ("export", "graph", "quantize") for path in (package / folder).glob("*.py"))
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     folder = parent / f"export-{key}"
     for old in parent.glob("export-*"):

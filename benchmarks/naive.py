@@ -24,14 +24,15 @@ def export_naive(model: Any, output: Path, opset: int = 17) -> None:
     spec = model.spec
     height, width = spec.canvas
 
-    def forward(canvas: Any, window: Any) -> Any:
-        return _forward(model, canvas, window)
+    def whole(canvas: Any, window: Any) -> Any:
+        return forward(model, canvas, window)
 
     signature = [tf.TensorSpec([1, height, width, 3], tf.float32), tf.TensorSpec([1, 4], tf.float32)]
-    tf2onnx.convert.from_function(tf.function(forward), input_signature=signature, opset=opset, output_path=str(output))
+    tf2onnx.convert.from_function(tf.function(whole), input_signature=signature, opset=opset, output_path=str(output))
 
 
-def _forward(model: Any, canvas: Any, window: Any) -> Any:
+def forward(model: Any, canvas: Any, window: Any) -> Any:
+    """Detections [1, N, 6] and masks of every class, of a float32 canvas [1, H, W, 3] and its window [1, 4]."""
     import tensorflow as tf
 
     from blu_export.model.boxes import clip, decode, normalize_window

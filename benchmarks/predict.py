@@ -20,7 +20,7 @@ class PredictRunner(Runner):
 
         from blu_export.runtime.keras import KerasRunner
 
-        reference = KerasRunner(weights)
+        reference = KerasRunner(weights, settings=["image_resize_mode=square"])
         model, self.spec = reference.model, reference.spec
         anchors = model.anchors(self.spec.canvas)
 

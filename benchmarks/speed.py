@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,12 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from benchmarks.models import SPECS, exports_folder, write_default_int8, write_onnx, write_weights
-from benchmarks.naive import NaiveRunner, export_naive
-from benchmarks.predict import PredictRunner
+from benchmarks.peers import keras_on_square, peers_of
 from blu_export.benchmark.candidates import Candidate, file_candidates
 from blu_export.benchmark.report import headline, markdown, read_results, summary
 from blu_export.benchmark.run import QUICK, Settings, run_benchmark
 from blu_export.benchmark.save import insert_table, save_results
 from blu_export.cli.common import wrote
-from blu_export.detector import Detector
 from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.errors import BluError
 
@@ -117,8 +114,8 @@ def photo_640() -> Path:
 def candidates_of(model: str, photo: Path, quick: bool, dataset: Path | None) -> list[Candidate]:
     """Keras first (the baseline), then other peers, then ours in every runtime and precision here."""
     weights, onnx = model_files(model, photo, dataset)
-    baseline = [replace(each, model=model) for each in file_candidates(weights)] if weights.is_file() else []
-    peers = [] if quick or not weights.is_file() else peers_of(model, weights)
+    baseline = [keras_on_square(model, weights)] if weights.is_file() else []
+    peers = [] if quick or not weights.is_file() else peers_of(model, weights, exports_folder(CACHE), say)
     return [*baseline, *peers, *(replace(each, model=model) for each in file_candidates(onnx))]
 
 
@@ -132,28 +129,6 @@ def model_files(model: str, photo: Path, dataset: Path | None) -> tuple[Path, Pa
         return onnx.with_suffix(".h5"), write_default_int8(onnx, dataset, CACHE, say) if dataset else onnx
     weights = write_weights(model, photo, CACHE, say)
     return weights, write_onnx(weights, photo, CACHE, say)
-
-
-def peers_of(model: str, weights: Path) -> list[Candidate]:
-    """``keras.Model.predict``, and tf2onnx's own conversion of the same graph in ONNX Runtime."""
-    naive = exports_folder(CACHE) / f"{model}.naive.onnx"
-
-    def peer(runtime: str, open_it: Callable[[int], Detector]) -> Candidate:
-        return Candidate(model, runtime, "float32", open_it, ours=False)
-
-    def open_naive(threads: int) -> Detector:
-        from blu_export.runtime.keras import KerasRunner
-
-        reference = KerasRunner(weights)
-        if not naive.exists():
-            say(f"converting {model} with tf2onnx's own handlers (minutes)")
-            export_naive(reference.model, naive)
-        return Detector(NaiveRunner(naive, reference.spec, threads))
-
-    return [
-        peer("keras predict", lambda threads: Detector(PredictRunner(weights))),
-        peer("onnxruntime, naive tf2onnx", open_naive),
-    ]
 
 
 def measure_accuracy(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.benchmark.recompose import recompose
 from blu_export.benchmark.timing import median_seconds, take_turns
-from blu_export.contract import Metadata
 from blu_export.image import Molded, decode, mold, unmold
 from blu_export.runtime.base import Runner
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
@@ -104,11 +104,6 @@ def measure_curves(
 
 def _canvas_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: Callable[[str], None]) -> Curve:
     """The same subnetworks on square canvases from half the model's to its own."""
-    import onnx
-
-    from blu_export.graph.compose import compose
-    from blu_export.graph.split import split
-    from blu_export.runtime.onnx_file import parse_onnx
     from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
     top = spec.image_max_dim
@@ -116,11 +111,9 @@ def _canvas_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: 
     seconds = []
     for side in sides:  # one at a time: each holds a copy of the weights
         say(f"canvas {side}×{side}")
-        small = spec.replace(image_max_dim=side, image_min_dim=min(spec.image_min_dim, side))
-        model = compose(split(onnx.load(path), spec), small)
-        onnx.helper.set_model_props(model, {Metadata.SPEC: small.to_json()})
-        with OnnxRuntimeRunner(parse_onnx(model.SerializeToString()), "cpu", threads) as runner:
-            molded = mold(random_photo(*SMALL_PHOTO), small)
+        small = recompose(path, image_max_dim=side, image_min_dim=min(spec.image_min_dim, side))
+        with OnnxRuntimeRunner(small, "cpu", threads) as runner:
+            molded = mold(random_photo(*SMALL_PHOTO), runner.spec)
             seconds.append(median_seconds(partial(runner.run, molded.canvas[None], molded.window[None]), repeats))
     return {"x": sides, "unit": "canvas side, px", "seconds": {"network": seconds}}
 

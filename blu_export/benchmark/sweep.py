@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from blu_export.benchmark.recompose import recompose
 from blu_export.benchmark.timing import take_turns
-from blu_export.contract import Metadata
 from blu_export.data.dataset import Dataset
 from blu_export.detector import Detector
 from blu_export.errors import UsageError
 from blu_export.evaluate.coco import Evaluator, detect
 from blu_export.image import decode, mold
-from blu_export.runtime.onnx_file import parse_onnx, read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
 FIELDS = ("post_nms_rois_inference", "pre_nms_limit", "detection_max_instances")
@@ -67,7 +66,10 @@ def sweep(
     photos = [dataset.load_image(index) for index in range(min(TIMED_PHOTOS, len(dataset)))]
     rows = []
     with ExitStack() as opened:
-        runners = [opened.enter_context(_runner(path, {field: value}, threads)) for value in values]
+        runners = [
+            opened.enter_context(OnnxRuntimeRunner(recompose(path, **{field: value}), "cpu", threads))
+            for value in values
+        ]
         molded = [mold(decode(photo), runners[0].spec) for photo in photos]
 
         def timed(runner: OnnxRuntimeRunner) -> Callable[[], object]:
@@ -90,18 +92,3 @@ def sweep_table(result: dict[str, Any]) -> str:
         cells = (f"{1000 * row['network_s']:.1f} ms", f"{row['box_ap']:.4f}", f"{row['mask_ap']:.4f}")
         lines.append(f"| {row['value']} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _runner(path: Path, changes: dict[str, int], threads: int) -> OnnxRuntimeRunner:
-    import onnx
-
-    from blu_export.graph.compose import compose
-    from blu_export.graph.split import split
-
-    source = read_onnx(path)
-    spec = spec_of(source, str(path))
-    changed = spec.replace(**changes)
-    model = compose(split(onnx.load_from_string(source.data), spec), changed)
-    metadata = {Metadata.SPEC: changed.to_json(), Metadata.PRECISION: source.precision}
-    onnx.helper.set_model_props(model, {str(key): value for key, value in metadata.items()})
-    return OnnxRuntimeRunner(parse_onnx(model.SerializeToString(), str(path)), "cpu", threads)

@@ -1,0 +1,122 @@
+"""Canvases that fit beside the square one, by shape of the photo.
+
+    python -m benchmarks canvases                              # all models: minutes
+    python -m benchmarks canvases --models default --repeats 5
+
+The same subnetworks on both canvases, end to end on a JPEG photo, taking turns; the Keras model on the square canvas
+takes part where its weights are. Results go to benchmarks/results/canvases.json and canvases.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import cv2
+import numpy as np
+
+from benchmarks.models import SPECS
+from benchmarks.peers import keras_on_square
+from benchmarks.speed import DEFAULT, RESULTS, model_files, photo_640, say
+from blu_export.benchmark.curves import encode
+from blu_export.benchmark.machine import describe
+from blu_export.benchmark.recompose import recompose
+from blu_export.benchmark.timing import take_turns
+from blu_export.cli.common import wrote
+from blu_export.detector import Detector
+from blu_export.embedded import DEMO_PHOTO, embedded
+from blu_export.errors import BluError
+from blu_export.files import atomic_write
+from blu_export.image import decode
+from blu_export.runtime.cpu import usable_cores
+from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+from blu_export.runtime.openvino import OpenVinoRunner
+from blu_export.runtime.tuning import precision_path
+
+SHAPES = {"4:3": (480, 640), "16:9": (720, 1280), "2:3": (960, 640)}
+"""Photos, (height, width)."""
+RUNTIMES = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner}
+KERAS = "keras tf.function float32 square"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join((DEFAULT, *SPECS)), help="separated by commas")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each candidate")
+    parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"machine": describe(), "rows": []}
+    for model in arguments.models.split(","):
+        try:
+            result["rows"] += list(measure(model, arguments.repeats, arguments.dataset))
+        except BluError as error:  # TensorFlow is not here to make it
+            say(f"skipped {model}: {error}")
+    for name, text in (("canvases.json", json.dumps(result, indent=1)), ("canvases.md", table(result))):
+        with atomic_write(arguments.out / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        wrote(arguments.out / name)
+    print(table(result))
+
+
+def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str, Any]]:
+    """A row for each shape of photo: median seconds by "runtime precision canvas"."""
+    weights, onnx = model_files(model, photo_640(), dataset)
+    files = {"float32": onnx, "int8": precision_path(onnx, "int8")}
+    threads = usable_cores()
+    with ExitStack() as opened:
+        detectors = {}
+        if weights.is_file():
+            say(f"loading {model} in Keras")
+            detectors[KERAS] = keras_on_square(model, weights).open(threads)
+        for precision, path in files.items():
+            for canvas in ("square", "fit") if path.is_file() else ():
+                for runtime, kind in RUNTIMES.items():
+                    say(f"loading {model} {runtime} {precision} {canvas}")
+                    runner = kind(recompose(path, image_resize_mode=canvas), "cpu", threads)
+                    detectors[f"{runtime} {precision} {canvas}"] = Detector(opened.enter_context(runner))
+        photo = decode(embedded(DEMO_PHOTO))
+        for shape, (height, width) in SHAPES.items():
+            encoded = encode(np.asarray(cv2.resize(photo, (width, height)), np.uint8))
+
+            def once(detector: Detector, encoded: bytes = encoded) -> Callable[[], object]:
+                return lambda: detector(encoded)
+
+            say(f"{model}, {shape}")
+            rounds = take_turns({name: once(detector) for name, detector in detectors.items()}, repeats, 1)
+            seconds = {name: float(np.median(times)) for name, times in rounds.seconds.items()}
+            yield {"model": model, "shape": shape, "photo": f"{width}x{height}", "spread": rounds.spread} | {
+                "seconds": seconds
+            }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: square and fit in milliseconds, how much faster, and over Keras on the square canvas."""
+    lines = [
+        "| model | photo | runtime | square | fit | fit over square | fit over Keras |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        seconds = row["seconds"]
+        for name in (name for name in seconds if name.endswith(" fit")):
+            square, fit = seconds[name.removesuffix("fit") + "square"], seconds[name]
+            keras = f"{seconds[KERAS] / fit:.2f}×" if KERAS in seconds else "–"
+            lines.append(
+                f"| {row['model']} | {row['photo']} | {name.removesuffix(' fit')} | {1000 * square:.0f} ms | "
+                f"{1000 * fit:.0f} ms | {square / fit:.2f}× | {keras} |"
+            )
+    worst = max((row["spread"] for row in result["rows"]), default=1.0)
+    machine = result["machine"]
+    lines += ["", f"{machine.get('processor', machine)}; spread of a fixed piece of work {worst:.2f}."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,7 +57,7 @@ HELD_MODULES = (
 MAX_BATCH = 8
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 WARMUP_CANVAS = (64, 64)
-"""Size of the warm-up's canvas where canvases follow the photo."""
+"""Size of the warm-up's canvas where canvases follow the photo without a limit."""
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -233,7 +233,7 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
 
 
 def _warmup(spec: ModelSpec, batch: int) -> dict[str, Any]:
-    canvas = {"data_type": Word("TYPE_UINT8"), "dims": [*(spec.canvas or WARMUP_CANVAS), 3], "random_data": True}
+    canvas = {"data_type": Word("TYPE_UINT8"), "dims": [*(spec.largest_canvas or WARMUP_CANVAS), 3], "random_data": True}
     window = {"data_type": Word("TYPE_FP32"), "dims": [4], "input_data_file": "window"}
     return {
         "name": f"batch of {batch}",
@@ -250,7 +250,7 @@ def _write_network(folder: Path, config: Mapping[str, Any], network: Network, mo
     (folder / "1").mkdir(parents=True)
     (folder / "warmup").mkdir()
     shutil.copyfile(model, folder / "1" / network.file_name)
-    height, width = network.spec.canvas or WARMUP_CANVAS
+    height, width = network.spec.largest_canvas or WARMUP_CANVAS
     np.array([0, 0, height, width], "<f4").tofile(folder / "warmup" / "window")
     _write_description(folder, config, network.spec)
 

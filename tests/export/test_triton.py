@@ -125,7 +125,7 @@ def test_canvases_that_follow_the_photo_have_free_sides(fake_onnx: FakeOnnx, tmp
     assert [tuple(each.dims) for each in read_config(folder).input] == [(-1, -1, 3), (4,)]
 
 
-@pytest.mark.parametrize("mode", ["square", "pad64"])
+@pytest.mark.parametrize("mode", ["square", "fit", "pad64"])
 def test_photos_end_as_blu_infers_do(fake_onnx: FakeOnnx, tmp_path: Path, photos: list[Path], mode: str) -> None:
     model = fake_onnx(image_resize_mode=mode)
     front, _ = export_triton(model, tmp_path / "repository", TritonSettings("coats"))

@@ -327,7 +327,7 @@ def _streamed(runner: Any, canvas: Any, window: Any) -> float:
 
 def _flops(path: Path, runner: Runner, molded: Molded) -> float | None:
     """Of one photo: an engine's mask head sees every row, empty ones too; that of the portable file real ones."""
-    if importlib.util.find_spec("onnx") is None or runner.spec.canvas is None:
+    if importlib.util.find_spec("onnx") is None:
         return None
     import onnx
 
@@ -336,4 +336,4 @@ def _flops(path: Path, runner: Runner, molded: Molded) -> float | None:
     rows, _ = runner.run(molded.canvas[None], molded.window[None].astype(np.float32))
     engine = runner.runtime.startswith("tensorrt")
     seen = runner.spec.detection_max_instances if engine else int(np.count_nonzero(rows[0, :, 4]))
-    return count_flops(onnx.load(path), runner.spec.canvas, seen).total
+    return count_flops(onnx.load(path), molded.canvas.shape[:2], seen).total

@@ -14,7 +14,7 @@ from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
 from blu_export.graph.detection import detect
 from blu_export.graph.masks import masks
-from blu_export.graph.proposals import propose
+from blu_export.graph.proposals import distinct_rows, propose
 from blu_export.graph.roi_align import join_pyramid, roi_align
 from blu_export.spec import ModelSpec
 
@@ -43,21 +43,27 @@ def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str =
     canvas, window = Canvas(graph, spec), graph.value("window")
     *pyramid, rpn_logits, rpn_deltas = _run(graph, parts["trunk"], canvas.image())
     half = _element_type(parts["trunk"].graph.output[0]) == TensorProto.FLOAT16
-    rois = propose(graph, _float(graph, rpn_logits, parts["trunk"], 4), _float(graph, rpn_deltas, parts["trunk"], 5),
-                   canvas, spec, target)  # fmt: skip
+    rpn = [_float(graph, value, parts["trunk"], output) for value, output in ((rpn_logits, 4), (rpn_deltas, 5))]
+    rois, in_use = propose(graph, *rpn, canvas, spec, target)
     table = join_pyramid(graph, pyramid, spec.top_down_pyramid_size)
 
     def pool(boxes: Value, image_of: Value, size: int) -> Value:
         return roi_align(graph, boxes, image_of, table, canvas, size, target, half)
 
     with graph.stage("roi_align"):
-        flat = rois.reshape(-1, 4)
-        image_of = graph.op("Range", 0, graph.op("Size", flat) // 4, 1) // spec.post_nms_rois_inference
-        pooled = pool(flat, image_of, spec.pool_size).reshape(
+        flat, place = rois.reshape(-1, 4), None
+        row = graph.op("Range", 0, graph.op("Size", flat) // 4, 1)
+        if target == "portable":
+            row, place = distinct_rows(graph, in_use, spec.post_nms_rois_inference)
+            flat = flat.rows(row)
+        pooled = pool(flat, row // spec.post_nms_rois_inference, spec.pool_size).reshape(
             -1, spec.pool_size**2 * spec.top_down_pyramid_size, name="pooled"
         )
     logits, deltas = _run(graph, parts["box_head"], pooled)
     logits, deltas = (_float(graph, v, parts["box_head"], i) for i, v in enumerate((logits, deltas)))
+    if place is not None:
+        with graph.stage("detection"):
+            logits, deltas = logits.rows(place), deltas.rows(place)
     detections, used = detect(graph, rois, logits, deltas, window, canvas, spec, target)
 
     def mask_logits(boxes: Value, image_of: Value) -> Value:

@@ -22,7 +22,7 @@ def propose(
     canvas: Canvas,
     spec: ModelSpec,
     target: str,
-) -> Value:
+) -> tuple[Value, Value]:
     """ROIs of each image, best first (the original's ``ProposalLayer``).
 
     Args:
@@ -30,7 +30,8 @@ def propose(
         deltas: float32 [B, A, 4], the RPN's raw output.
 
     Returns:
-        float32 [B, post_nms_rois_inference, 4], normalised, clipped to the canvas; unused rows are zero.
+        float32 [B, post_nms_rois_inference, 4], normalised, clipped to the canvas; unused rows are zero, and come
+        last. And float32 [B, post_nms_rois_inference, 1] that is 1 for rows in use.
     """
     with graph.stage("proposals"):
         background, foreground = logits.split(1, 1)
@@ -65,8 +66,8 @@ def propose(
         else:
             keep = keep_by_operator(graph, boxes, count, wanted_rows, spec.rpn_nms_threshold)
         fewest = count if isinstance(count, int) else min(spec.pre_nms_limit, canvas.fewest_anchors)
-        rois, _ = gather_kept(graph, keep, boxes, count, wanted_rows, fewest >= wanted_rows, limit)
-        return graph.op("Identity", rois, name="rois")
+        rois, used = gather_kept(graph, keep, boxes, count, wanted_rows, fewest >= wanted_rows, limit)
+        return graph.op("Identity", rois, name="rois"), used
 
 
 def _top_of_any(graph: Graph, scores: Value, count: int, lacking: int) -> tuple[Value, Value | None]:
@@ -82,3 +83,23 @@ def _top_of_any(graph: Graph, scores: Value, count: int, lacking: int) -> tuple[
     best, index = top_k(graph, padded, count, TENSORRT_TOPK_LIMIT)
     last = graph.op("Shape", scores, start=1, end=2) - 1
     return graph.op("Min", index, last), (best > NO_ANCHOR).cast(np.float32)
+
+
+def distinct_rows(graph: Graph, used: Value, count: int) -> tuple[Value, Value]:
+    """Rows of ROIs [B × count] without repetitions: those in use, and the first of each image's unused rows.
+
+    The box head need see no others: unused rows are all alike.
+
+    Args:
+        used: float32 [B, count, 1], 1 for rows in use, which come first.
+
+    Returns:
+        int64 [R], the rows; and int64 [B × count], where each of all rows is among them.
+    """
+    number = graph.reduce("Sum", used, 1).cast(np.int64).reshape(-1, 1)  # [B, 1] in use
+    every = np.arange(count, dtype=np.int64)[None]
+    wanted = graph.op("Not", graph.const(every) > number).reshape(-1)
+    row = graph.op("Squeeze", graph.op("NonZero", wanted), np.array([0], np.int64))
+    taken = graph.op("Min", number + 1, np.array([count], np.int64))
+    before = graph.op("CumSum", taken, np.array(0, np.int64), exclusive=1)
+    return row, (before + graph.op("Min", graph.const(every), number)).reshape(-1)

@@ -74,6 +74,27 @@ def test_a_photo_gives_the_same_alone_and_in_a_batch(portable: Any, canvases: ND
         assert_same(alone, tuple(values[image : image + 1] for values in together), alone[2])
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_box_head_sees_what_nms_left(
+    batch: int, subnetworks: dict[str, onnx.ModelProto], small_model: Any, load: Any, canvases: Any
+) -> None:
+    """Unused rows are alike, and one of an image's stands for all: nothing changes, however few NMS leaves."""
+    for threshold in (0.01, 0.7):
+        spec = small_model.spec.replace(rpn_nms_threshold=threshold, post_nms_rois_inference=150)
+        model = compose(subnetworks, spec)
+        expected = run(load(compose(subnetworks, spec, "tensorrt")), canvases[:batch])
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in ("proposals/rois", "roi_align/pooled"))
+        session = load(model)
+        feed = {"canvas": canvases[:batch], "window": windows(canvases[:batch])}
+        rois, pooled = session.run(["proposals/rois", "roi_align/pooled"], feed)
+        used = rois.any(axis=2).sum(axis=1)
+        assert len(pooled) == sum(min(n + 1, 150) for n in used)
+        assert threshold > 0.1 or used.max() < 150
+        found = run(session, canvases[:batch])
+        np.testing.assert_array_equal(found[2], expected[2])
+        assert_same(found, expected, expected[2])
+
+
 def test_nothing_found_is_all_zeros(subnetworks: dict[str, onnx.ModelProto], small_model: Any, load: Any) -> None:
     spec = small_model.spec.replace(detection_min_confidence=1.0)
     for target in ("portable", "tensorrt"):

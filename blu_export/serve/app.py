@@ -14,7 +14,7 @@ from blu_export import __version__
 from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.serve import oip, openapi
 from blu_export.serve.answers import Answer, health, problem, with_body
-from blu_export.serve.decoding import Upload
+from blu_export.serve.decoder_process import Upload
 from blu_export.serve.errors import BadRequestError, RequestError, UnsupportedTypeError
 from blu_export.serve.limits import ClientGoneError
 from blu_export.serve.logs import request_id

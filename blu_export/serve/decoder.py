@@ -4,7 +4,7 @@ The body of a request lies in memory that the server maps too; the canvas, and w
 
     server → decoder   {"form": …, "size": bytes of the body, "pixels": whether the photo itself is wanted, …}
     decoder → server   {"ask": pixels of the photo}, where it is not a small one
-    server → decoder   {"go": true}
+    server → decoder   {"go": true}, or false: not now, and that is the end of the request
     decoder → server   {"shape": […], "window": …, "scale": …, "image_size": […], "wanted": …, …}, or {"error": …}
 
 A model's spec comes with the first photo for it.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError
 from blu_export.image import decode, mold
-from blu_export.serve.errors import BusyError, RequestError, TooLargeError, of_image_error
+from blu_export.serve.errors import RequestError, TooLargeError, of_image_error
 from blu_export.serve.limits import image_of
 from blu_export.serve.oip_request import Wanted, parse_request, photo_of_bytes
 from blu_export.spec import ModelSpec
@@ -48,6 +48,8 @@ def main(channel: Channel, config: dict[str, Any]) -> None:
                 answer = decoder.run(request)
             kinds = sorted({f"{each.category.__name__}: {each.message}"[:200] for each in told})[:MAX_WARNINGS]
             channel.send(**answer, warnings=kinds)
+        except _NotNowError:
+            channel.send(later=True)
         except RequestError as error:
             channel.send(error=error_as_json(error))
         except BluError as error:
@@ -64,6 +66,10 @@ def limit_memory(more: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+
+
+class _NotNowError(Exception):
+    """There is no room for this photo's pixels."""
 
 
 class _Decoder:
@@ -88,7 +94,7 @@ class _Decoder:
             if request["pixels"] or height * width > self._config["small_photo"]:
                 self._channel.send(ask=height * width)
                 if not self._channel.receive()["go"]:
-                    raise BusyError("Too many large photos at once.", "Try again in a second.", retry_after=1)
+                    raise _NotNowError
 
         pixels = decode(source, max_pixels=self._config["max_pixels"], on_size=on_size)
         del body, source

@@ -27,7 +27,7 @@ from blu_export import __version__
 from blu_export.contract import PHOTO_INPUT, PHOTO_OUTPUTS
 from blu_export.errors import UsageError
 from blu_export.serve import oip
-from blu_export.serve.decoding import Upload
+from blu_export.serve.decoder_process import Upload
 from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
 from blu_export.serve.limits import Memory
 from blu_export.serve.oip_request import check_parameters, wanted_outputs

@@ -21,7 +21,8 @@ from blu_export.detections import Detections
 from blu_export.errors import BluError
 from blu_export.image import unmold
 from blu_export.serve.batching import Batcher
-from blu_export.serve.decoding import Decoders, Upload
+from blu_export.serve.decoder_process import Upload
+from blu_export.serve.decoding import Decoders
 from blu_export.serve.errors import DeadlineError, UnavailableError
 from blu_export.serve.limits import ApiKeys, Memory
 from blu_export.serve.metrics import Metrics

@@ -21,8 +21,9 @@ from PIL import Image
 
 from blu_export.errors import BluError
 from blu_export.image import decode, mold
-from blu_export.serve import decoding
-from blu_export.serve.decoding import Decoders, Upload
+from blu_export.serve import decoder_process
+from blu_export.serve.decoder_process import DecoderProcess, Upload
+from blu_export.serve.decoding import Decoders
 from blu_export.serve.errors import (
     BadRequestError,
     BusyError,
@@ -167,14 +168,14 @@ def test_killed_decoders_cost_no_photo() -> None:
 
 def test_a_photo_that_kills_decoders_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(decoders: Decoders) -> None:
-        run = decoding._Decoder.run
+        run = DecoderProcess.run
 
         async def killed(self: Any, *arguments: Any) -> Any:
             os.kill(self.child.pid, signal.SIGKILL)
             return await run(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(decoding._Decoder, "run", killed)
+            patch.setattr(DecoderProcess, "run", killed)
             with pytest.raises(UnreadableImageError, match="die of this photo"):
                 await decoders.decode(image(PHOTO), INFO)
         await decoders.decode(image(PHOTO), INFO)
@@ -184,8 +185,8 @@ def test_a_photo_that_kills_decoders_is_told_so(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is the memory of a process limited")
 def test_a_photo_that_needs_too_much_memory_leaves_its_decoder_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "BYTES_PER_PIXEL", 0)
-    monkeypatch.setattr(decoding, "SPARE_MEMORY", 2**24)
+    monkeypatch.setattr(decoder_process, "BYTES_PER_PIXEL", 0)
+    monkeypatch.setattr(decoder_process, "SPARE_MEMORY", 2**24)
     buffer = io.BytesIO()
     Image.new("RGB", (2500, 2500)).save(buffer, "PNG")
 
@@ -240,7 +241,7 @@ def test_without_decoders_the_server_is_not_ready(monkeypatch: pytest.MonkeyPatc
     async def test(decoders: Decoders) -> None:
         assert decoders.ready
         with monkeypatch.context() as patch:
-            patch.setattr(decoding._Decoder, "start", fail)
+            patch.setattr(DecoderProcess, "start", fail)
             os.kill(pids(decoders)[0], signal.SIGKILL)
             while decoders.ready:
                 await asyncio.sleep(0.01)
@@ -251,26 +252,19 @@ def test_without_decoders_the_server_is_not_ready(monkeypatch: pytest.MonkeyPatc
 
 
 def test_large_photos_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "SMALL_PHOTO", 1000)
-    budgets: list[int] = []
-    take = decoding._Budget.take
-
-    async def watched(self: Any, pixels: int, patience: float) -> bool:
-        taken = await take(self, pixels, patience)
-        budgets.append(self._free)
-        return taken
-
-    monkeypatch.setattr(decoding._Budget, "take", watched)
+    monkeypatch.setattr(decoder_process, "SMALL_PHOTO", 1000)
 
     async def test(decoders: Decoders) -> None:
         photos = [png((level, level, level), 64, 64) for level in range(0, 80, 10)]
         found = await asyncio.gather(*(decoders.decode(image(photo), INFO) for photo in photos))
         assert [each.molded.canvas.mean() for each in found] == list(range(0, 80, 10))
-        assert budgets == [0] * 8  # one at a time, though there are two decoders
-        async with decoders.pixels(image(photos[0]), INFO):
-            with pytest.raises(BusyError):
+        async with decoders.pixels(image(photos[0]), INFO):  # all that there are, though there is a free decoder
+            with pytest.raises(BusyError, match="large photos"):
                 await decoders.decode(image(photos[1]), INFO)
+            small = await asyncio.gather(*(decoders.decode(image(png(height=10, width=10)), INFO) for _ in "1234"))
+            assert len(small) == 4
         await decoders.decode(image(photos[1]), INFO)
+        assert decoders._large._free == 64 * 64
 
     with_decoders(test, max_pixels=64 * 64, max_wait=1.0)
 

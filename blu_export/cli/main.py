@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -55,6 +56,15 @@ Examples:
 """
 
 
+def _reader_has_gone() -> bool:
+    """Whether nobody reads stdout any more; where the system cannot tell (Windows), a broken pipe is taken for that."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 class LazyCommand(TyperCommand):
     """A line of the help until it is called; then the command of its module."""
 
@@ -77,6 +87,17 @@ class LazyCommand(TyperCommand):
 
 class LazyGroup(TyperGroup):
     """The commands of COMMANDS that start with this group's words and whose module exists."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; end well where stdout's reader wants no more, as in ``blu infer photos/ --json | head``."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            if not _reader_has_gone():
+                raise
+            # What is still buffered would fail once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the table."""
@@ -155,8 +176,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with interrupt_after_import():
             app(arguments, prog_name="blu")
-    except BrokenPipeError:
-        _reader_has_gone()
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except BluError as error:
@@ -171,13 +190,6 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:  # not about a file that the user named
             raise
         _fail(f"{error.filename}: {error.strerror}.", EXIT_BAD_INPUT)
-
-
-def _reader_has_gone() -> None:
-    """End well where stdout's reader wanted no more, as in ``blu infer photos/ --json | head``."""
-    # What is still buffered would fail once more when Python ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
 
 
 def _fail(message: str, code: int) -> None:

@@ -6,11 +6,21 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from PIL import Image as PilImage
 
 from blu_export.errors import ImageError, ImageFormatError, ImageSizeError
@@ -27,6 +37,8 @@ MAX_STREAM_BYTES = 2**30
 
 Check: TypeAlias = Callable[[IO[bytes], str], None]
 
+Plugin: TypeAlias = Callable[[Any], PilImage.Image]
+
 _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile], Check | None], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile, structure.check_jpeg),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile, structure.check_png),
@@ -35,9 +47,14 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile], Check | None], ...] = (
     (b"MM\0*", TiffImagePlugin.TiffImageFile, structure.check_tiff),
     (b"II+\0", TiffImagePlugin.TiffImageFile, structure.check_tiff),
     (b"WEBP", WebPImagePlugin.WebPImageFile, structure.check_webp),
+    (b"GIF8", GifImagePlugin.GifImageFile, None),
+    (b"avif", AvifImagePlugin.AvifImageFile, None),
+    (b"avis", AvifImagePlugin.AvifImageFile, None),
 )
 """First bytes of the formats that are read, their decoders, and what looks at their structure before. Pillow knows many
 more, in decoders that few people look after."""
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF"
 
 _ORIENTATIONS = {
     2: PilImage.Transpose.FLIP_LEFT_RIGHT,
@@ -49,10 +66,33 @@ _ORIENTATIONS = {
     8: PilImage.Transpose.ROTATE_90,
 }
 """What turns an image with this EXIF orientation upright."""
+_UNKNOWN_PIXELS = ("unknown pixel mode", "Invalid value for samples per pixel")
+"""What Pillow says of a TIFF that is whole, but of a kind of pixels that it does not know."""
 _EXIF_ORIENTATION = 0x0112
 _TEXT_EXIF = "Raw profile type exif"
-_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO, _MAX_SAMPLE_VALUE = 258, 262, 0, 281
 """TIFF tags, and the value of one."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """See ``decode``."""
+
+    max_pixels: int
+    turn: bool
+    bits: int | None
+    on_size: OnSize
+
+    def check_size(self, height: int, width: int, name: str) -> None:
+        """Tell the caller, who may raise, or raise where there are no pixels or too many."""
+        if height < 1 or width < 1:
+            raise ImageError(f"{name} has no pixels.")
+        if height * width > self.max_pixels:
+            raise ImageSizeError(
+                f"{name} has {width}×{height} pixels, more than the {self.max_pixels / 1e6:g} million allowed.",
+                f"Make it smaller, or allow it: --max-pixels {height * width} (max_pixels= in Python).",
+            )
+        self.on_size(height, width)
 
 
 def decode(
@@ -60,12 +100,13 @@ def decode(
     *,
     max_pixels: int = MAX_PIXELS,
     turn: bool = True,
+    bits: int | None = None,
     on_size: OnSize = lambda height, width: None,
 ) -> NDArray[np.uint8]:
     """Read an image as a person sees it.
 
-    JPEG, PNG, WebP, BMP and TIFF are told apart by their content. EXIF orientation is applied, grey
-    becomes RGB, 16 bits become the upper 8, alpha is dropped and colours stay as they are; of an
+    JPEG, PNG, WebP, AVIF, HEIC (with pillow-heif), GIF, BMP and TIFF are told apart by their content. EXIF orientation
+    is applied, gray becomes RGB, 16 bits become the upper 8, alpha is dropped and colors stay as they are; of an
     animation the first frame counts.
 
     Args:
@@ -73,6 +114,8 @@ def decode(
             [H, W, 4] RGBA.
         max_pixels: limit for height times width; checked before anything is decoded.
         turn: whether EXIF orientation is applied.
+        bits: how many bits of 16-bit gray values are used, where the file does not say: 12 for most cameras and
+            X-ray detectors.
         on_size: called with height and width (before it is turned upright) when they are known and allowed.
 
     Returns:
@@ -81,10 +124,11 @@ def decode(
     Raises:
         ImageError: it cannot be read, or is too large. No other error comes out, whatever the bytes.
     """
+    options = _Options(max_pixels, turn, bits, on_size)
     if isinstance(source, np.ndarray):
-        return _decode_array(source, max_pixels, on_size)
+        return _decode_array(source, options)
     if isinstance(source, PilImage.Image):
-        return _decode_pil(source, "The image", max_pixels, on_size, turn)
+        return _decode_pil(source, "The image", options)
     with ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
             file, name = io.BytesIO(source), "The image"
@@ -94,7 +138,7 @@ def decode(
             raise ImageError(
                 f"A {type(source).__name__} is not an image.", "Give a path, bytes, a PIL image or an array."
             )
-        return _decode_file(file, name, max_pixels, on_size, turn)
+        return _decode_file(file, name, options)
 
 
 def _open(path: str | os.PathLike[str]) -> Any:
@@ -109,40 +153,57 @@ def _open(path: str | os.PathLike[str]) -> Any:
         raise ImageError(f"The image {os.fspath(path)} cannot be read: {reason}.", "Check the path.") from error
 
 
-def _decode_file(file: Any, name: str, max_pixels: int, on_size: OnSize, turn: bool) -> NDArray[np.uint8]:
+def _decode_file(file: Any, name: str, options: _Options) -> NDArray[np.uint8]:
     try:
         head = file.read(12)
         file.seek(0)
     except OSError as error:
         raise ImageError(f"The image {name} cannot be read: {error}.") from error
-    content = head[8:] if head[:4] == b"RIFF" else head  # a box whose content is named after its size
-    known = [(plugin, check) for magic, plugin, check in _FORMATS if content.startswith(magic)]
-    if not known:
-        what = "is not an image that can be read" if head else "is empty"
-        raise ImageFormatError(f"{name} {what}.", "Use JPEG, PNG, WebP, BMP or TIFF.")
-    ((plugin, check),) = known
+    plugin, check = _plugin_for(head, name)
     try:
         if check is not None:
             check(file, name)
             file.seek(0)
+        if plugin is PngImagePlugin.PngImageFile:
+            file = structure.without_text(file, _TEXT_EXIF)
         # The plugin itself, not Image.open: that would try other formats, and warn of sizes allowed here.
         image = plugin(file)
     except ImageError:
         raise
     except Exception as error:  # damaged headers raise almost anything in Pillow's plugins
+        if plugin is TiffImagePlugin.TiffImageFile and str(error) in _UNKNOWN_PIXELS:
+            raise structure.unsupported_tiff(file, name) from error
         raise _broken(name, error) from error
     with image:
-        return _decode_pil(image, name, max_pixels, on_size, turn)
+        return _decode_pil(image, name, options)
 
 
-def _decode_pil(image: PilImage.Image, name: str, max_pixels: int, on_size: OnSize, turn: bool) -> NDArray[np.uint8]:
-    _check_size(image.height, image.width, name, max_pixels)
-    on_size(image.height, image.width)
+def _plugin_for(head: bytes, name: str) -> tuple[Plugin, Check | None]:
+    """What decodes a file that begins with these bytes, and what looks at its structure before."""
+    boxed = head[:4] == b"RIFF" or head[4:8] == b"ftyp"  # a box whose content is named after its size
+    content = head[8:] if boxed else head
+    for magic, plugin, check in _FORMATS:
+        if content.startswith(magic):
+            return plugin, check
+    if head[4:8] == b"ftyp" and content[:4] in _HEIF_BRANDS:
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError:
+            raise ImageFormatError(
+                f"{name} is HEIC, which needs a package more.", "Install it with: pip install pillow-heif"
+            ) from None
+        return HeifImageFile, None
+    what = "is not an image that can be read" if head else "is empty"
+    raise ImageFormatError(f"{name} {what}.", f"Use {READABLE}.")
+
+
+def _decode_pil(image: PilImage.Image, name: str, options: _Options) -> NDArray[np.uint8]:
+    options.check_size(image.height, image.width, name)
     try:
         image.load()
         # After load: that is what turns a TIFF.
-        transpose = _ORIENTATIONS.get(_orientation(image, name)) if turn else None
-        pixels = _to_rgb(image if transpose is None else image.transpose(transpose), name)
+        transpose = _ORIENTATIONS.get(_orientation(image, name)) if options.turn else None
+        pixels = _to_rgb(image if transpose is None else image.transpose(transpose), name, options.bits)
     except ImageError:
         raise
     except Exception as error:  # as above: there is no closed list
@@ -150,29 +211,18 @@ def _decode_pil(image: PilImage.Image, name: str, max_pixels: int, on_size: OnSi
     return pixels
 
 
-def _decode_array(array: NDArray[Any], max_pixels: int, on_size: OnSize) -> NDArray[np.uint8]:
+def _decode_array(array: NDArray[Any], options: _Options) -> NDArray[np.uint8]:
     shape = "×".join(map(str, array.shape))
     if array.dtype != np.uint8:
         raise ImageError(f"An array of {array.dtype} is not an image.", "Give uint8 values, 0 to 255.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"An array of {shape} is not an image.", "Give H×W, H×W×1, H×W×3 (RGB) or H×W×4 (RGBA).")
-    _check_size(array.shape[0], array.shape[1], f"The array of {shape}", max_pixels)
-    on_size(array.shape[0], array.shape[1])
+    options.check_size(array.shape[0], array.shape[1], f"The array of {shape}")
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
     return np.ascontiguousarray(array[..., :3])
-
-
-def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
-    if height < 1 or width < 1:
-        raise ImageError(f"{name} has no pixels.")
-    if height * width > max_pixels:
-        raise ImageSizeError(
-            f"{name} has {width}×{height} pixels, more than the {max_pixels / 1e6:g} million allowed.",
-            "Make it smaller, or raise the limit if you trust it.",
-        )
 
 
 def _orientation(image: PilImage.Image, name: str) -> int:
@@ -187,10 +237,10 @@ def _orientation(image: PilImage.Image, name: str) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image: PilImage.Image, name: str) -> NDArray[np.uint8]:
+def _to_rgb(image: PilImage.Image, name: str, bits: int | None) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         tags = getattr(image, "tag_v2", {})  # of a TIFF, whose grey may have fewer bits, and begin with white
-        grey = (np.asarray(image) >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+        grey = _upper_bits(np.asarray(image), tags.get(_BITS_PER_SAMPLE, (16,))[0], tags.get(_MAX_SAMPLE_VALUE), bits)
         if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
             grey = 255 - grey
         return np.repeat(grey[..., None], 3, axis=2)
@@ -202,6 +252,22 @@ def _to_rgb(image: PilImage.Image, name: str) -> NDArray[np.uint8]:
         image = image.copy()
         del image.info["transparency"]
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _upper_bits(values: NDArray[Any], depth: int, largest: Any, bits: int | None) -> NDArray[np.uint8]:
+    """Gray values of more than 8 bits as uint8.
+
+    Args:
+        depth: bits of a value in the file.
+        largest: the file's own MaxSampleValue, where it has one.
+        bits: how many of them are used; it wins over ``largest``.
+    """
+    if isinstance(largest, tuple):
+        largest = largest[0] if largest else None
+    if bits is None and isinstance(largest, int) and 255 < largest < 2**depth - 1:
+        bits = largest.bit_length()
+    used = min(max(bits or depth, 8), depth)
+    return np.minimum(values >> (used - 8), 255).astype(np.uint8)
 
 
 def _broken(name: str, error: Exception) -> ImageError:

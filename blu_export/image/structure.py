@@ -10,9 +10,9 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
-from blu_export.errors import ImageError
+from blu_export.errors import ImageError, ImageFormatError
 
 MAX_SEGMENTS = 4096
 """Of a JPEG before its first scan. A photo has some twenty, and one for every 64 kB of metadata."""
@@ -29,6 +29,8 @@ SCANS_PER_STRIP = 4
 """Of a TIFF whose strips are JPEGs."""
 MAX_REREADS = 8
 """How often the values of a directory's tags may name the same bytes, on average."""
+MAX_TEXT = 2**16
+"""Of a PNG's text that is kept; a photo's description is shorter, the texts of image generators are not."""
 _BLOCK = 2**20
 
 _APP1 = 0xE1
@@ -39,6 +41,7 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _EXIF_HEADER = b"Exif\0\0"
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 """JPEG markers that stand alone."""
+_SAMPLES_PER_PIXEL, _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _FLOAT = 277, 258, 339, 3
 _STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES, _COMPRESSION = 273, 279, 324, 325, 259
 _JPEG_IN_TIFF = (6, 7)
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -64,6 +67,25 @@ def check_png(file: IO[bytes], name: str) -> None:
     _check_chunks(file, name, first=8, big_endian=True, trailer=4)
 
 
+def without_text(file: IO[bytes], but: str) -> IO[bytes]:
+    """A PNG without its compressed and long texts, which Pillow would keep in memory or refuse the photo for.
+
+    Args:
+        but: keyword of the text that stays.
+    """
+    kept, left_out = [file.read(8)], False
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        content = file.read(length + 4)
+        is_text = head[4:] in (b"zTXt", b"iTXt") or (head[4:] == b"tEXt" and length > MAX_TEXT)
+        if is_text and not content.startswith(but.encode() + b"\0"):
+            left_out = True
+        else:
+            kept += [head, content]
+    file.seek(0)
+    return io.BytesIO(b"".join(kept)) if left_out else file
+
+
 def check_webp(file: IO[bytes], name: str) -> None:
     """Raise ImageError where a WebP has more chunks or EXIF tags than photos have."""
     _check_chunks(file, name, first=12, big_endian=False, trailer=0)
@@ -79,6 +101,25 @@ def check_tiff(file: IO[bytes], name: str) -> None:
         limit = MAX_SCANS + SCANS_PER_STRIP * strips
         if _count_scans(file) > limit:
             raise _too_many(name, f"more than {limit} scans")
+
+
+def unsupported_tiff(file: IO[bytes], name: str) -> ImageError:
+    """The error for a TIFF whose kind of pixels is not read: how many bands of what it has."""
+    tags = _check_directory(file, name)
+    file.seek(0)
+    order: Literal["little", "big"] = "little" if file.read(2) == b"II" else "big"
+
+    def first_short(tag: int, missing: int) -> int:
+        if tag not in tags or tags[tag].values <= 2:
+            return tags[tag].first if tag in tags else missing
+        file.seek(tags[tag].first)
+        return int.from_bytes(file.read(2), order)
+
+    bands, bits = first_short(_SAMPLES_PER_PIXEL, 1), first_short(_BITS_PER_SAMPLE, 1)
+    kind = "floating point" if first_short(_SAMPLE_FORMAT, 1) == _FLOAT else f"{bits} bits"
+    return ImageFormatError(
+        f"{name} is not supported: {bands} bands of {kind}.", "Convert it to 8 or 16 bits, gray or RGB."
+    )
 
 
 def check_exif(content: bytes, name: str) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,24 +42,41 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     throughput: bool = False,
+    class_names: Sequence[str] | None = None,
+    settings: Sequence[str] = (),
+    config: str | os.PathLike[str] | None = None,
+    ignore_layers: Sequence[str] = (),
 ) -> Detector:
     """Load a model; without a path the one that comes with the package.
 
     Args:
-        path: .onnx, .engine, .h5 or .keras file.
+        path: .onnx, .engine, .h5 or .keras file. Keras weights are converted in memory, once: the result is cached.
         runtime: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``keras``; ``auto`` takes the fastest that works here.
         precision: ``file`` takes the file as it is; ``float32``, ``fp16``, ``bf16`` or ``int8`` the file beside it of
             that precision; ``auto`` the fastest of them that passed its parity check.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; None: what the runtime chooses.
         threads: of the network on the processor; None: the cores that this process may use.
         throughput: photos a second count for more than the time of one: several go through the network at a time.
+        class_names, settings, config, ignore_layers: for Keras weights that do not say all about themselves: names by
+            class id, ``NAME=VALUE`` settings, a file with a Matterport ``Config`` (read, never run), and layers of
+            the file that inference does not need.
 
     Raises:
         UsageError: the runtime cannot run this kind of file.
         ModelFileError: the file is missing, corrupt, foreign, or in another precision.
         MissingDependencyError: the runtime is not installed, or its device is not there.
     """
-    options = RunnerOptions(runtime, precision, device, threads, throughput)
+    options = RunnerOptions(
+        runtime,
+        precision,
+        device,
+        threads,
+        throughput,
+        class_names,
+        settings,
+        None if config is None else os.fspath(config),
+        ignore_layers,
+    )
     return Detector(load_runner(path or embedded(), options))
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blu_export.errors import UsageError
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -36,6 +38,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before the work whether a file can be written: its folder is made, and written to.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}.", "Name a file in a folder that you may write to."
+        ) from error
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from blu_export.contract import Metadata
 from blu_export.detector import Detector
 from blu_export.errors import BluError, ModelFileError, UsageError
-from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions, load_runner
+from blu_export.runtime import RUNTIMES_BY_SUFFIX, WEIGHT_SUFFIXES, RunnerOptions, load_runner
 from blu_export.runtime.onnx_file import OnnxFile, spec_of
 from blu_export.runtime.onnxruntime import takes_gpu
 from blu_export.runtime.tuning import family, precision_path
@@ -97,7 +97,8 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
         ModelFileError: no such file, or it is not a model.
         UsageError: none of ``runtimes`` can run it.
     """
-    known = RUNTIMES_BY_SUFFIX.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    known = ("keras",) if suffix in WEIGHT_SUFFIXES else RUNTIMES_BY_SUFFIX.get(suffix)  # the others run its .onnx
     if known is None:
         raise ModelFileError(f"{path} is not a model file.", f"Model files are {', '.join(RUNTIMES_BY_SUFFIX)}.")
     chosen = [name for name in known if not runtimes or name in runtimes]

@@ -40,6 +40,31 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; 
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of the network. Default: the cores this process may use.")
 ]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="Settings of Keras weights: FILE.py with a Matterport Config (FILE.py:Class names one), read and never "
+        "run, or a FILE.toml of blu train.",
+        metavar="FILE",
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A setting of Keras weights, as a Config has it; may be given several times.",
+        metavar="NAME=VALUE",
+    ),
+]
+IgnoreLayersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-layers",
+        help="A layer of Keras weights that inference does not need, or a pattern with *; may be given several times.",
+        metavar="NAME",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blu_export.cli.common import (
+    ConfigOption,
     DeviceOption,
+    IgnoreLayersOption,
     JsonOption,
     PrecisionOption,
     RuntimeOption,
+    SettingsOption,
     ThreadsOption,
     command_app,
     printable,
@@ -28,7 +31,7 @@ from blu_export.cli.common import (
 )
 from blu_export.cli.data_check import CachedOption
 from blu_export.errors import CheckFailedError, DatasetError, ModelFileError, UsageError
-from blu_export.runtime import RUNTIMES_BY_SUFFIX
+from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
@@ -73,10 +76,9 @@ def evaluate(
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst photos --out shows.")] = 12,
     cached: CachedOption = None,
     as_json: JsonOption = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="FIELD=VALUE for Keras weights, e.g. detection_min_confidence=0.05."),
-    ] = None,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "file",
@@ -104,7 +106,18 @@ def evaluate(
     show_log()
     detector, judged = None, f"results {asked.results}"
     if asked.results is None:
-        detector, judged = _load(asked.model, settings or [], runtime, precision, device, threads)
+        detector, judged = _load(
+            asked.model,
+            RunnerOptions(
+                runtime,
+                precision,
+                device,
+                threads,
+                settings=settings or (),
+                config=config,
+                ignore_layers=ignore_layers or (),
+            ),
+        )
     read = limit if asked.results is None else None  # results may be of photos beyond the limit
     whole = load_dataset(asked.dataset, split, asked.photos, limit=read, cached=cached, progress=progress)
     dataset = whole.limited(limit)
@@ -168,30 +181,17 @@ def _is_judged(words: list[str], annotations: Path | None) -> bool:
     return suffix in RUNTIMES_BY_SUFFIX or (suffix == ".json" and (len(words) > 1 or annotations is not None))
 
 
-def _load(
-    model: Path | None,
-    settings: list[str],
-    runtime: str,
-    precision: str,
-    device: str | None,
-    threads: int | None,
-) -> tuple[Detector, str]:
+def _load(model: Path | None, options: RunnerOptions) -> tuple[Detector, str]:
     """The detector, and what it is in words."""
-    from blu_export.detector import Detector, load
+    from blu_export.detector import Detector
     from blu_export.embedded import embedded
     from blu_export.parity.verify import describe
+    from blu_export.runtime import load_runner
 
     path = model or embedded()
-    if any(setting.startswith("data.") for setting in settings):
+    if any(setting.startswith("data.") for setting in options.settings):
         raise UsageError("--set is for settings of the model, not of the data.", ELSEWHERE)
-    if settings and RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) != ("keras",):
-        raise UsageError(f"The settings of {path} are fixed in it.", "Give them with --set to blu export onnx.")
-    if settings:
-        from blu_export.runtime.keras import KerasRunner
-
-        detector = Detector(KerasRunner(path, device, settings=settings))
-    else:
-        detector = load(path, runtime=runtime, precision=precision, device=device, threads=threads)
+    detector = Detector(load_runner(path, options))
     least = detector.spec.detection_min_confidence
     if least > USUAL_MIN_CONFIDENCE:
         say(f"note: this model drops detections below score {least:g}, which lowers its average precision")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import JsonOption, command_app, printable, say, wrote
+from blu_export.cli.common import (
+    ConfigOption,
+    IgnoreLayersOption,
+    JsonOption,
+    SettingsOption,
+    command_app,
+    printable,
+    say,
+    wrote,
+)
 from blu_export.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
@@ -23,26 +32,27 @@ DEFAULT_WEIGHTS = "garments.h5"
 @app.command()
 def export_onnx(
     weights: Annotated[
-        Path | None, typer.Option("--weights", "-w", help="Keras weights: .h5 or .keras. Default: the embedded model.")
+        Path | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            help="Keras weights: .h5 or .keras, or a folder of checkpoints. Default: the embedded model.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME.onnx, here.")] = None,
     classes: Annotated[
         Path | None,
         typer.Option(help="Class names, one a line. Default: those in the file; COCO's where there are 81 classes."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
+    converter: Annotated[
+        str,
         typer.Option(
-            "--set", help="A field of the spec (see blu inspect); may be given several times.", metavar="FIELD=VALUE"
+            help="direct writes the layers from the tensors; tf2onnx traces the Keras model (slower, needs TensorFlow)."
         ),
-    ] = None,
-    ignore_layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A layer of the file that inference does not need, or a pattern with *; may be given several times.",
-            metavar="NAME",
-        ),
-    ] = None,
+    ] = "direct",
     fit: Annotated[
         bool,
         typer.Option(
@@ -87,13 +97,16 @@ def export_onnx(
     """Convert Keras weights to an ONNX file that finds the same, and prove it.
 
     Reads Matterport's .h5 layout, other Keras files of a Mask R-CNN, and what blu train writes. The
-    backbone, the classes and all sizes follow from the tensors. The file is compared with the Keras
-    model before it gets its name: when they differ too much, the exit code is 1 and the file is
-    NAME.failed.onnx. int8 needs --calibration with 32 or more photos of what the model is for.
+    backbone, the number of classes and the sizes of layers follow from the tensors; what they do not
+    say comes from --config, or is assumed and listed. Where TensorFlow is installed, the file is
+    compared with the Keras model before it gets its name: when they differ too much, the exit code is
+    1 and the file is NAME.failed.onnx. int8 needs --calibration with 32 or more photos of what the
+    model is for.
 
     \b
     blu export onnx --int8 --calibration photos/
     blu export onnx --weights mask_rcnn_coco.h5
+    blu export onnx --weights mine.h5 --config my_config.py
     blu export onnx --weights shapes.h5 --classes names.txt --set image_min_dim=512 --set image_max_dim=512
     blu export onnx --weights mask_rcnn_coco.h5 --fit --images coco/
     blu export onnx --weights runs/garments/best.h5 --int8 --calibration photos/ -o garments.int8.onnx
@@ -116,6 +129,8 @@ def export_onnx(
         class_names=None if classes is None else read_class_names(classes),
         settings=settings,
         ignore_layers=ignore_layers or [],
+        config=config,
+        converter=converter,
         target=target,
         opset=opset,
         precision=precision,

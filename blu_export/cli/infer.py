@@ -125,7 +125,17 @@ def infer(
         raise UsageError(f"There are no photos in {', '.join(images)}.", "Name photos, videos, or folders of them.")
     total = _total(paths)
     many = batch == 1 and (total is None or total >= MANY_PHOTOS)
-    detector = load(model, runtime=runtime, precision=precision, device=device, threads=threads, throughput=many)
+    detector = load(
+        model,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        threads=threads,
+        throughput=many,
+        config=config,
+        settings=settings or (),
+        ignore_layers=ignore_layers or (),
+    )
     detector.min_score = min_score or 0.0
     Detections.empty((1, 1), detector.spec.class_names).filter(0.0, class_names)  # unknown classes: before the work
     wanted = Wanted(

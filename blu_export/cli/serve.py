@@ -9,18 +9,22 @@ from typing import Annotated
 import typer
 
 from blu_export.cli.common import (
+    ConfigOption,
     DeviceOption,
+    IgnoreLayersOption,
     PrecisionOption,
     RuntimeOption,
+    SettingsOption,
     ThreadsOption,
     command_app,
     say,
 )
 from blu_export.errors import ModelFileError, UsageError
+from blu_export.runtime.options import WEIGHT_SUFFIXES
 
 app = command_app()
 
-SUFFIXES = (".onnx", ".engine")
+SUFFIXES = (".onnx", ".engine", *WEIGHT_SUFFIXES)
 
 
 @app.command()
@@ -64,6 +68,9 @@ def serve(
         str | None, typer.Option(metavar="ADDRESS", help="Serve on a Ray cluster: its address, auto, or local.")
     ] = None,
     replicas: Annotated[str, typer.Option(help="Copies on the cluster: a number, or a range like 1-4.")] = "1",
+    config: ConfigOption = None,
+    spec_settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "file",
     device: DeviceOption = None,
@@ -95,8 +102,7 @@ def serve(
     path = model or embedded()
     if path.suffix.lower() not in SUFFIXES:
         raise ModelFileError(
-            f"blu serve runs {' and '.join(SUFFIXES)} files, not {path}.",
-            f"Export it: blu export onnx --weights {path}",
+            f"blu serve runs {', '.join(SUFFIXES)} files, not {path}.", "Name a file of one of these kinds."
         )
     settings = ServeSettings(
         model=path,
@@ -107,6 +113,9 @@ def serve(
         precision=precision,
         device=device,
         threads=threads,
+        spec_settings=tuple(spec_settings or ()),
+        config=config,
+        ignore_layers=tuple(ignore_layers or ()),
         max_batch=max_batch,
         batch_delay=batch_delay_ms / 1000,
         queue=queue,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blu_export.cli.common import (
+    ConfigOption,
     DeviceOption,
+    IgnoreLayersOption,
     JsonOption,
     RuntimeOption,
+    SettingsOption,
     ThreadsOption,
     command_app,
     printable,
@@ -22,11 +26,12 @@ from blu_export.cli.common import (
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 
 if TYPE_CHECKING:
+    from blu_export.model.given import Given
+    from blu_export.runtime import RunnerOptions
     from blu_export.runtime.base import Runner
+    from blu_export.spec import ModelSpec
 
 app = command_app()
-
-KERAS_SUFFIXES = (".h5", ".keras")
 
 
 @app.command()
@@ -40,6 +45,9 @@ def verify(
     stages: Annotated[
         bool, typer.Option("--stages", help="Compare intermediate tensors too, and name the first that drifts.")
     ] = False,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
     as_json: JsonOption = False,
     runtime: RuntimeOption = "auto",
     device: DeviceOption = None,
@@ -48,22 +56,25 @@ def verify(
     """Compare two models instance by instance; exit code 1 when they differ more than they may.
 
     Instances are paired (same class, boxes that overlap) before they are compared. Keras weights run
-    with the other model's settings and class names, so that only the arithmetic differs. --runtime,
-    --device and --threads are the candidate's. Without --images the demo photo is used.
+    with the other model's settings and class names, so that only the arithmetic differs, unless --config
+    or --set say what they are. --runtime, --device and --threads are the candidate's. Without --images the demo photo is used.
 
     \b
     blu verify mask_rcnn_coco.h5 coco.onnx --images photos/ --limit 20
     blu verify coco.onnx coco-int8.onnx --images photos/ --stages
     """
     from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.model.given import Given
     from blu_export.parity.verify import verify as compare
+    from blu_export.runtime import RunnerOptions
     from blu_export.sources import find_images
 
     photos = find_images(images or [embedded(DEMO_PHOTO)])[:limit]
     if not photos:
         raise UsageError(f"There are no photos in {', '.join(images or [])}.")
     show_log()
-    first, second = _load_pair(reference, candidate, runtime, device, threads)
+    given = Given.of(None, settings or (), ignore_layers or (), config)
+    first, second = _load_pair(reference, candidate, RunnerOptions(runtime, device=device, threads=threads), given)
     report = compare(first, second, progress(photos, len(photos)))
     result = report.to_json()
     lines = report.lines()
@@ -77,28 +88,27 @@ def verify(
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
-def _load_pair(
-    reference: Path, candidate: Path, runtime: str, device: str | None, threads: int | None
-) -> tuple[Runner, Runner]:
-    """Both models; Keras weights under the settings and class names of the other one."""
+def _load_pair(reference: Path, candidate: Path, options: RunnerOptions, given: Given) -> tuple[Runner, Runner]:
+    """Both models; Keras weights under the settings and class names of the other one where none are given."""
     from blu_export.parity.verify import require_same_model, settings_of
-    from blu_export.runtime import RunnerOptions, load_runner
+    from blu_export.runtime import WEIGHT_SUFFIXES, load_runner
     from blu_export.runtime.keras import KerasRunner
 
-    def of_keras(path: Path) -> bool:
-        return path.suffix.lower() in KERAS_SUFFIXES and path.is_file()
+    def in_keras(path: Path, device: str | None, like: ModelSpec | None) -> Runner:
+        told = given
+        if like is not None and given.config is None and not given.settings:
+            told = replace(given, class_names=like.class_names, settings=tuple(settings_of(like)))
+        return KerasRunner(path, device, told)
 
+    is_weights = [path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file() for path in (reference, candidate)]
     first: Runner
     second: Runner
-    if of_keras(candidate) and not of_keras(reference):
+    if is_weights == [False, True]:
         first = load_runner(reference)
-        second = KerasRunner(candidate, device, first.spec.class_names, settings_of(first.spec))
+        second = in_keras(candidate, options.device, first.spec)
     else:
-        second = load_runner(candidate, RunnerOptions(runtime, device=device, threads=threads))
-        if of_keras(reference):
-            first = KerasRunner(reference, None, second.spec.class_names, settings_of(second.spec))
-        else:
-            first = load_runner(reference)
+        second = in_keras(candidate, options.device, None) if is_weights[1] else load_runner(candidate, options)
+        first = in_keras(reference, None, second.spec) if is_weights[0] else load_runner(reference)
     require_same_model(first.spec, second.spec)
     return first, second
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from blu_export.contract import Metadata
 from blu_export.errors import UsageError
-from blu_export.runtime import RUNTIMES_BY_SUFFIX
+from blu_export.runtime import WEIGHT_SUFFIXES
 from blu_export.runtime.onnx_file import OnnxFile, parse_onnx, read_onnx, spec_of
 from blu_export.spec import ModelSpec, canvas_settings
 from blu_export.tensorrt.inspector import LayerReport
@@ -115,7 +115,7 @@ def prepare(
     from blu_export.quantize.precision import TypedSubnetworks, apply_precision, canvases, compose_typed
 
     path = Path(path)
-    if RUNTIMES_BY_SUFFIX.get(path.suffix.lower()) == ("keras",):
+    if path.suffix.lower() in WEIGHT_SUFFIXES:
         raise UsageError(
             f"{path} is a file of Keras; engines are built from ONNX.", f"Export it: blu export onnx --weights {path}"
         )

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from blu_export import __version__
 from blu_export.contract import Metadata
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
 from blu_export.extras import import_extra
-from blu_export.files import atomic_write
+from blu_export.files import atomic_write, require_writable
 from blu_export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
     from blu_export.evaluate.canvases import CanvasComparison
     from blu_export.model.mask_rcnn import MaskRCNN
-    from blu_export.model.weights import WeightReport
+    from blu_export.model.report import WeightReport
+    from blu_export.model.weights import Weights
     from blu_export.parity.verify import ParityReport
     from blu_export.quantize.precision import TypedSubnetworks
     from blu_export.runtime.base import Runner
@@ -38,6 +39,10 @@ FAILED_SUFFIX = ".failed.onnx"
 """Of a file that did not pass its parity check; the asked name is left alone."""
 PARITY_PHOTOS = 8
 """Calibration photos that a file is compared on, at most."""
+
+CONVERTERS = {"direct": ("onnx", "h5py"), "tf2onnx": ("onnx", "h5py", "tensorflow", "keras", "tf2onnx")}
+"""How the subnetworks become ONNX -> packages that it needs. A test holds both to the same outputs."""
+NOT_COMPARED = "not compared with Keras: TensorFlow is not installed"
 
 Tell = Callable[[str], None]
 
@@ -69,6 +74,8 @@ def export_onnx(
     class_names: Sequence[str] | None = None,
     settings: Sequence[str] = (),
     ignore_layers: Sequence[str] = (),
+    config: str | os.PathLike[str] | None = None,
+    converter: str = "direct",
     target: str = "portable",
     opset: int = DEFAULT_OPSET,
     precision: str = "float32",
@@ -85,7 +92,8 @@ def export_onnx(
     Args:
         weights: .h5 or .keras: Matterport's layout, any Keras 2 or 3 program's, or our own training's.
         output: the .onnx file. It is written whole or not at all.
-        class_names, settings, ignore_layers: see ``model.given.Given``.
+        class_names, settings, ignore_layers, config: see ``model.given.Given``.
+        converter: ``direct`` writes the subnetworks from the tensors; ``tf2onnx`` traces the Keras model.
         target: ``portable`` (ONNX Runtime, OpenVINO) or ``tensorrt``.
         opset: version of the ONNX operator set, one of graph.OPSETS; int8 raises it where it must.
         precision: of the subnetworks: ``float32``, ``fp16`` or ``int8``.
@@ -102,18 +110,19 @@ def export_onnx(
         UsageError: names, settings, target, opset or precision are not possible.
         CheckFailedError: the results differ from the Keras model's by more than the tolerance of the
             precision; the file is then beside ``output``, under ``NAME.failed.onnx``.
-        MissingDependencyError: a package of the extra ``train`` is not installed.
+        MissingDependencyError: a package of the extra ``export`` is not installed; of the extra ``train`` for
+            ``tf2onnx``. Without TensorFlow the file is not compared, and says so.
     """
-    for package in ("onnx", "tensorflow", "keras", "tf2onnx"):
+    _check_request(Path(output), target, opset, precision, converter)
+    for package in CONVERTERS[converter]:
         import_extra(package)
     from blu_export.evaluate.canvases import has_own_canvas
-    from blu_export.export.learned import subnetworks
-    from blu_export.model.weights import build_model
+    from blu_export.model.given import Given, assumed_line
+    from blu_export.model.weights import check_weights, keras_model, read_weights
     from blu_export.quantize.precision import MOST_PHOTOS, apply_precision, canvases
 
     output, calibration = Path(output), list(calibration)
     photos, which = parity_photos(calibration, None if images is None else list(images))
-    _check_request(output, target, opset, precision)
     if compress_to_fp16 and (target, precision) != ("portable", "float32"):
         raise UsageError("Only a portable float32 file is compressed.", "Leave out --compress-to-fp16.")
     seconds: dict[str, float] = {}
@@ -125,12 +134,19 @@ def export_onnx(
         seconds[name] = time.perf_counter() - start
 
     with step("read"):
-        model, report = build_model(weights, class_names, settings, ignore_layers)
-    spec = model.spec.replace(provenance={**model.spec.provenance, "blu_version": __version__})
-    tell(f"read {weights}: {spec.backbone}, {spec.num_classes} classes, {report.summary()} ({seconds['read']:.1f} s)")
+        given = Given.of(class_names, settings, ignore_layers, config)
+        stored = read_weights(weights)
+        spec = stored.make_spec(given)
+        report = check_weights(stored, spec, given.ignore_layers)
+    made = {"blu_version": __version__, "converter": converter}
+    spec = spec.replace(provenance={**spec.provenance, **made})
+    read = f"read {stored.note or weights}: {spec.backbone}, {spec.num_classes} classes, {report.summary()}"
+    for line in filter(None, [f"{read} ({seconds['read']:.1f} s)", *given.lines(), assumed_line(spec)]):
+        tell(line)
+    reference = keras_model(stored, spec) if converter == "tf2onnx" or (verify and has_keras()) else None
     with step("convert"):
-        parts = subnetworks(model, opset)
-    tell(f"converted ({seconds['convert']:.1f} s)")
+        parts = _subnetworks(stored, reference, spec, opset, converter)
+    tell(f"converted by {converter} ({seconds['convert']:.1f} s)")
     if precision != "float32":
         tell(f"measuring layers for {precision}")
         if not calibration and images is None:
@@ -145,10 +161,13 @@ def export_onnx(
     nodes, latest = len(graph.graph.node), graph.opset_import[0].version
     tell(f"checked: {nodes} nodes, opset {latest}, for {target} ({seconds['compose']:.1f} s)")
     parity = None
-    if verify:
+    if verify and reference is None:
+        tell(NOT_COMPARED)
+        _add_metadata(graph, {Metadata.PARITY: json.dumps({"not_compared": NOT_COMPARED})})
+    elif verify:
         tell(f"verifying on {which}")
         with step("verify"):
-            parity = measure_parity(model, graph, typed, spec, photos)
+            parity = measure_parity(reference, graph, typed, spec, photos)
         for line in parity.lines():
             tell(line)
         tell(f"verified ({seconds['verify']:.1f} s)")
@@ -166,6 +185,24 @@ def export_onnx(
     if parity is not None and not passed:
         raise _failure(parity, path, weights, precision)
     return Exported(path, spec, target, precision, latest, nodes, report, parity, dict(typed.kept), seconds)
+
+
+def has_keras() -> bool:
+    """Whether the Keras reference can run here."""
+    return all(find_spec(package) is not None for package in ("tensorflow", "keras"))
+
+
+def _subnetworks(
+    weights: Weights, model: MaskRCNN | None, spec: ModelSpec, opset: int, converter: str
+) -> dict[str, onnx.ModelProto]:
+    if converter == "direct":
+        from blu_export.model import direct
+
+        return direct.subnetworks(weights.layers, spec, opset)
+    from blu_export.export import learned
+
+    assert model is not None
+    return learned.subnetworks(model, opset)
 
 
 def parity_photos(calibration: Sequence[Any], images: Sequence[Any] | None = None) -> tuple[Sequence[Any], str]:
@@ -262,7 +299,7 @@ def _on_processor(typed: TypedSubnetworks, spec: ModelSpec, graph: onnx.ModelPro
     return runner
 
 
-def _check_request(output: Path, target: str, opset: int, precision: str) -> None:
+def _check_request(output: Path, target: str, opset: int, precision: str, converter: str) -> None:
     """Refuse at once what would fail after a minute of conversion."""
     from blu_export.contract import TARGETS
     from blu_export.graph.builder import OPSETS
@@ -272,6 +309,7 @@ def _check_request(output: Path, target: str, opset: int, precision: str) -> Non
         ("target", target, TARGETS),
         ("opset", opset, OPSETS),
         ("precision", precision, PRECISIONS),
+        ("converter", converter, tuple(CONVERTERS)),
     ):
         if value not in known:
             raise UsageError(f"There is no {name} {value}.", f"It must be one of {', '.join(map(str, known))}.")
@@ -279,6 +317,7 @@ def _check_request(output: Path, target: str, opset: int, precision: str) -> Non
         raise UsageError(f"{output} is no name for an ONNX file.", "Let it end in .onnx.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder.", "Name a file.")
+    require_writable(output)
 
 
 def _failure(parity: ParityReport, path: Path, weights: str | os.PathLike[str], precision: str) -> CheckFailedError:
@@ -302,13 +341,9 @@ def _failure(parity: ParityReport, path: Path, weights: str | os.PathLike[str], 
 def _versions() -> dict[str, str]:
     found = {"blu": __version__}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # TensorFlow has several packages of one content
-            if package == "tensorflow" and find_spec(package):
-                import tensorflow
-
-                found[package] = tensorflow.__version__
+        for distribution in (package, f"{package}-cpu", f"{package}-gpu"):  # builds of one content
+            with suppress(PackageNotFoundError):
+                found.setdefault(package, version(distribution))
     return found
 
 

@@ -13,8 +13,8 @@ from blu_export.model.coco_classes import COCO_CLASSES
 from blu_export.model.config_file import SPEC_FIELDS, ConfigFile, read_config
 from blu_export.spec import ModelSpec
 
-FIXED = ("backbone_strides",)
-"""Fields with one possible value: never assumed."""
+FIXED = ("backbone_strides", "image_canvas")
+"""Fields that are never assumed: of one possible value, or without a use unless they are given."""
 SHOWN = 6
 """Assumed settings that a line for people lists."""
 
@@ -88,6 +88,12 @@ def assumptions(spec: ModelSpec) -> str:
     shown = ", ".join(fields[:SHOWN]) + (f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else "")
     names = "COCO's" if spec.class_names == COCO_CLASSES else f"{', '.join(spec.class_names[1:3])} …"
     return "; ".join(filter(None, [shown, f"class names {names}" if "class_names" in spec.assumed else ""]))
+
+
+def assumed_line(spec: ModelSpec) -> str:
+    """What people must know about a spec of which nobody said all; empty where somebody did."""
+    known = assumptions(spec)
+    return f"not in the file, the original's defaults: {known}: give --config or --set" if known else ""
 
 
 def _check_config(config: ConfigFile, changes: Mapping[str, Any], read: Mapping[str, Any], count: int) -> None:

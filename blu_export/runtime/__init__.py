@@ -9,6 +9,6 @@ load ── a model file and RunnerOptions to a Runner
 
 from blu_export.runtime.base import Runner
 from blu_export.runtime.load import load_runner
-from blu_export.runtime.options import PRECISIONS, RUNTIMES, RUNTIMES_BY_SUFFIX, RunnerOptions
+from blu_export.runtime.options import PRECISIONS, RUNTIMES, RUNTIMES_BY_SUFFIX, WEIGHT_SUFFIXES, RunnerOptions
 
-__all__ = ["PRECISIONS", "RUNTIMES", "RUNTIMES_BY_SUFFIX", "Runner", "RunnerOptions", "load_runner"]
+__all__ = ["PRECISIONS", "RUNTIMES", "RUNTIMES_BY_SUFFIX", "WEIGHT_SUFFIXES", "Runner", "RunnerOptions", "load_runner"]

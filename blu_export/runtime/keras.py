@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import UsageError
 from blu_export.extras import import_extra
+from blu_export.model.given import NOTHING, Given
 from blu_export.runtime.base import Runner
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ class KerasRunner(Runner):
     Args:
         path: the weights.
         device: ``cpu``, or ``gpu`` with ``:1`` behind it for the second; None takes what TensorFlow does.
-        class_names: see ``model.weights.Weights.make_spec``.
-        settings: ``FIELD=VALUE`` changes of the spec.
+        given: what the user says about the weights.
 
     Raises:
         ModelFileError: the weights cannot be read, or do not fit.
@@ -46,12 +45,11 @@ class KerasRunner(Runner):
         self,
         path: str | os.PathLike[str],
         device: str | None = None,
-        class_names: Sequence[str] | None = None,
-        settings: Sequence[str] = (),
+        given: Given = NOTHING,
     ) -> None:
         tf = import_extra("tensorflow")
         import_extra("keras")
-        from blu_export.model.weights import build_model
+        from blu_export.model.weights import check_weights, keras_model, read_weights
 
         known = [found.name.removeprefix("/device:") for found in tf.config.list_logical_devices()]
         if device is not None:
@@ -59,7 +57,10 @@ class KerasRunner(Runner):
             if device not in known:
                 raise UsageError(f"TensorFlow has no device '{asked}'.", f"It has {', '.join(known)}.")
         with tf.device(device):
-            model, self.report = build_model(path, class_names, settings)
+            weights = read_weights(path)
+            spec = weights.make_spec(given)
+            self.report = check_weights(weights, spec, given.ignore_layers)
+            model = keras_model(weights, spec)
         self._use(model, device)
 
     def _use(self, model: MaskRCNN, device: str | None) -> None:

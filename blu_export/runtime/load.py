@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from pathlib import Path
 
 from blu_export.contract import Metadata
 from blu_export.errors import ModelFileError, UsageError
+from blu_export.model.checkpoints import resolve_weights
+from blu_export.model.given import assumed_line
 from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
-from blu_export.runtime.options import RUNTIMES_BY_SUFFIX, RunnerOptions
+from blu_export.runtime.options import RUNTIMES_BY_SUFFIX, WEIGHT_SUFFIXES, RunnerOptions
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +22,7 @@ def load_runner(path: str | os.PathLike[str], options: RunnerOptions | None = No
     """Load a model file into the runtime that fits it.
 
     Args:
-        path: .onnx, .engine, .h5 or .keras.
+        path: .onnx, .engine, .h5 or .keras, or a folder of checkpoints.
         options: default: the fastest runtime that works here, the file as it is.
 
     Raises:
@@ -28,12 +31,19 @@ def load_runner(path: str | os.PathLike[str], options: RunnerOptions | None = No
         MissingDependencyError: the runtime is not installed, or its device is not there.
     """
     path, options = Path(path), options or RunnerOptions()
+    if path.is_dir():
+        path, note = resolve_weights(path)
+        log.info("%s", note)
     if not path.is_file():
         raise ModelFileError(f"There is no model file {path}.", "Check the path; blu inspect shows what a model is.")
     _check_runtime(path, options.runtime)
-    if path.suffix.lower() == ".onnx":
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        _refuse_given(path, options)
         return _load_onnx(path, options)
-    runner = _load_other(path, options.device)
+    if suffix in WEIGHT_SUFFIXES:
+        return _load_weights(path, options)
+    runner = _load_engine(path, options)
     if options.precision not in ("auto", "file", runner.precision):
         runner.close()
         raise ModelFileError(f"{path} is a {runner.precision} model, not {options.precision}.", "Name another file.")
@@ -76,11 +86,40 @@ def _load_onnx(path: Path, options: RunnerOptions) -> Runner:
     return runner
 
 
-def _load_other(path: Path, device: str | None) -> Runner:
-    if path.suffix.lower() == ".engine":
-        from blu_export.runtime.tensorrt import TensorRtRunner
+def _load_weights(path: Path, options: RunnerOptions) -> Runner:
+    """Keras weights: converted in memory, or in Keras where that is asked for."""
+    if options.precision in ("fp16", "int8"):
+        raise ModelFileError(
+            f"{path} is a float32 model, not {options.precision}.",
+            f"Write one with: blu export onnx --weights {shlex.quote(str(path))} --{options.precision}",
+        )
+    given = options.given
+    for line in given.lines():
+        log.info("%s", line)
+    runner: Runner
+    if options.runtime == "keras":
+        from blu_export.runtime.keras import KerasRunner
 
-        return TensorRtRunner(path, device)
-    from blu_export.runtime.keras import KerasRunner
+        if options.precision == "bf16":
+            raise UsageError("Keras computes in float32 here.", "Leave out --precision.")
+        runner = KerasRunner(path, options.device, given)
+    else:
+        from blu_export.runtime.converted import converted
 
-    return KerasRunner(path, device)
+        with converted(path, given) as file:
+            runner = _load_onnx(file, options)
+    if line := assumed_line(runner.spec):
+        log.warning("%s", line)
+    return runner
+
+
+def _refuse_given(path: Path, options: RunnerOptions) -> None:
+    if options.class_names is not None or options.settings or options.config or options.ignore_layers:
+        raise UsageError(f"The settings of {path} are fixed in it.", "Give them to blu export onnx.")
+
+
+def _load_engine(path: Path, options: RunnerOptions) -> Runner:
+    from blu_export.runtime.tensorrt import TensorRtRunner
+
+    _refuse_given(path, options)
+    return TensorRtRunner(path, options.device)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blu_export import contract
 from blu_export.errors import UsageError
+from blu_export.model.given import Given
 
+WEIGHT_SUFFIXES = (".h5", ".keras", ".hdf5")
+"""Keras weights: converted in memory, or run by Keras itself."""
 RUNTIMES_BY_SUFFIX = {
     ".onnx": ("onnxruntime", "openvino"),
-    ".h5": ("keras",),
-    ".keras": ("keras",),
+    **dict.fromkeys(WEIGHT_SUFFIXES, ("onnxruntime", "openvino", "keras")),
     ".engine": ("tensorrt",),
 }
 """Which runtimes can run a file; every one of them implements Runner."""
@@ -39,6 +42,21 @@ class RunnerOptions:
     throughput: bool = False
     """Load for many photos rather than for the least time of one: ``Runner.lanes`` says how many calls go best at
     the same time, and the threads are divided among them."""
+
+    class_names: Sequence[str] | None = None
+    settings: Sequence[str] = ()
+    config: str | None = None
+    ignore_layers: Sequence[str] = ()
+    """The four above are about Keras weights, which do not say all about themselves; see ``model.given.Given``."""
+
+    @property
+    def given(self) -> Given:
+        """What the user says about Keras weights.
+
+        Raises:
+            UsageError, ModelFileError: the file ``config`` cannot be read.
+        """
+        return Given.of(self.class_names, self.settings, self.ignore_layers, self.config)
 
     def __post_init__(self) -> None:
         for what, value, known in (

@@ -40,6 +40,10 @@ class ServeSettings:
     device: str | None = None
     threads: int | None = None
     """The four above as runtime.load_runner takes them."""
+    spec_settings: tuple[str, ...] = ()
+    config: str | None = None
+    ignore_layers: tuple[str, ...] = ()
+    """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
 
     max_batch: int = 4
     """Canvases per call of the network, at most."""

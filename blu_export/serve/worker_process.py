@@ -82,6 +82,9 @@ class WorkerProcess:
                 "precision": settings.precision,
                 "device": settings.device,
                 "threads": settings.threads,
+                "settings": settings.spec_settings,
+                "config": settings.config,
+                "ignore_layers": settings.ignore_layers,
             },
         }
         try:

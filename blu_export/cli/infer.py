@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blu_export.cli.common import (
+    ConfigOption,
     DeviceOption,
+    IgnoreLayersOption,
     ModelOption,
     PrecisionOption,
     RuntimeOption,
+    SettingsOption,
     ThreadsOption,
     be_quiet,
     command_app,
@@ -90,6 +93,9 @@ def infer(
         bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "auto",
     device: DeviceOption = None,

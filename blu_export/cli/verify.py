@@ -57,7 +57,8 @@ def verify(
 
     Instances are paired (same class, boxes that overlap) before they are compared. Keras weights run
     with the other model's settings and class names, so that only the arithmetic differs, unless --config
-    or --set say what they are. --runtime, --device and --threads are the candidate's. Without --images the demo photo is used.
+    or --set say what they are. --runtime, --device and --threads are the candidate's. Without --images
+    the demo photo is used.
 
     \b
     blu verify mask_rcnn_coco.h5 coco.onnx --images photos/ --limit 20

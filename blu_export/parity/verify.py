@@ -13,6 +13,7 @@ import numpy as np
 from blu_export.detections import Detections
 from blu_export.errors import CheckFailedError, UsageError
 from blu_export.image import Molded, decode, mold, unmold
+from blu_export.model.given import assumptions
 from blu_export.parity.match import MatchResult, match
 from blu_export.runtime.base import Runner
 from blu_export.spec import ModelSpec
@@ -35,6 +36,11 @@ TOLERANCES = {
     "int8": Tolerance(0.93, 0.95),
 }
 """By the precision of the candidate's subnetworks."""
+
+ENOUGH_INSTANCES = 50
+"""Fewer say little about a model: one that is lost counts for more than the tolerance."""
+THRESHOLD_MARGIN = 0.02
+"""A score this little above the threshold may fall below it by a rounding to half or int8."""
 
 NOT_COMPARED = ("assumed", "provenance", "version")
 """Fields of the spec that do not change what a model finds."""
@@ -93,6 +99,10 @@ class ParityReport:
     candidate: str
     tolerance: Tolerance
     photos: tuple[PhotoParity, ...]
+    threshold: float = 0.0
+    """Score below which the models drop detections."""
+    assumed: str = ""
+    """Settings that neither the weights nor the user gave, with their values; both models assume them alike."""
 
     @property
     def matched(self) -> int:
@@ -106,13 +116,37 @@ class ParityReport:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """The ladder: something to compare, enough of it matched, masks alike."""
+        """The ladder: something to compare, enough of it matched, masks alike.
+
+        Of few instances one that is on the threshold of being dropped may be in one model only.
+        """
         masks = self._all("mask_iou")
+        judged = self.total - (1 if self.is_few and self._near_threshold else 0)
+        share = self.matched / judged if judged else np.nan
         return (
             Check("instances to compare", self.total, 1),
-            Check("matched instances", self.matched / self.total if self.total else np.nan, self.tolerance.matched),
+            Check("matched instances", share, self.tolerance.matched),
             Check("median mask IoU", float(np.median(masks)) if len(masks) else np.nan, self.tolerance.mask_iou),
         )
+
+    @property
+    def is_few(self) -> bool:
+        """Whether there are too few instances to judge a model by."""
+        return self.total < ENOUGH_INSTANCES
+
+    @property
+    def _near_threshold(self) -> bool:
+        """Whether an instance is in one model only whose score is hardly above what both drop."""
+        lone = [
+            float(found.scores[row])
+            for photo in self.photos
+            for found, rows in (
+                (photo.reference, photo.match.only_reference),
+                (photo.candidate, photo.match.only_candidate),
+            )
+            for row in rows
+        ]
+        return any(score < self.threshold + THRESHOLD_MARGIN for score in lone)
 
     @property
     def passed(self) -> bool:
@@ -144,6 +178,10 @@ class ParityReport:
             "instances": self.total,
             "matched": self.matched,
         }
+        if self.assumed:
+            values["assumed"] = self.assumed
+        if self.is_few:
+            values["few"] = self._few()
         values["checks"] = [
             {
                 "name": check.name,
@@ -176,7 +214,16 @@ class ParityReport:
                 f"{values['max_score_error']:.1e}, masks IoU {values['min_mask_iou']:.4f} and up"
             )
         lines.append(f"    worst image {self.worst.name}: {self.worst.worst_instance()}")
+        if self.is_few:
+            lines.append(f"    {self._few()}")
+        if self.assumed and self.passed:
+            lines.append(f"    equal to {self.reference.partition(' ')[0]} with these assumptions: {self.assumed}")
         return lines
+
+    def _few(self) -> str:
+        photos = "1 photo" if len(self.photos) == 1 else f"{len(self.photos)} photos"
+        instances = "1 instance" if self.total == 1 else f"{self.total} instances"
+        return f"judged on {instances} of {photos}: give --images"
 
     def require(self) -> None:
         """Raise CheckFailedError unless all checks pass; it names those that do not."""
@@ -213,7 +260,12 @@ def verify(
     if not photos:
         raise UsageError("There are no images to verify on.", "Name photos or a folder of them with --images.")
     return ParityReport(
-        describe(reference), describe(candidate), tolerance or TOLERANCES[candidate.precision], tuple(photos)
+        describe(reference),
+        describe(candidate),
+        tolerance or TOLERANCES[candidate.precision],
+        tuple(photos),
+        candidate.spec.detection_min_confidence,
+        assumptions(candidate.spec) or assumptions(reference.spec),
     )
 
 

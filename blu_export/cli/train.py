@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,7 +40,13 @@ def train(
         typer.Option(help="The same for validation. Default: the validation part of --dataset, if it has one."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="TOML file with the tables [data], [model] and [train].")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="TOML file with the tables [data], [model] and [train], or FILE.py with a Matterport Config, whose "
+            "settings of the model are taken.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -112,8 +118,29 @@ def train(
 
         run = resumed_run(out, options, settings or [])
     else:
+        if config is not None and ".py" in config.suffix:  # FILE.py, or FILE.py:Class
+            options, config = _options_of(config) | options, None
         run = RunConfig.read(config, settings or [], options)
     start_run(run, out or RUNS / time.strftime("%Y%m%d-%H%M%S"), resume, distribute, dry_run, cached)
+
+
+def _options_of(config: Path) -> dict[str, Any]:
+    """The settings of the model in a Matterport ``Config``, as options of a run."""
+    from blu_export.model.config_file import read_config
+
+    found = read_config(str(config))
+    for line in found.lines():
+        say(line)
+    if found.unread:
+        raise UsageError(
+            f"{found.source}: {next(iter(found.unread.values()))} cannot be read without running the file.",
+            "Write the settings of the model into a TOML file.",
+        )
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in found.values.items()}
+    if values.get("image_resize_mode") == "crop":
+        say(f"{found.source}: IMAGE_RESIZE_MODE crop is --canvas here; the canvas of inference stays square")
+        del values["image_resize_mode"]
+    return {f"model.{name}": value for name, value in values.items()}
 
 
 def parse_canvas(text: str) -> list[int]:
@@ -284,7 +311,7 @@ def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:
         return ModelSpec(class_names=names).replace(**run.model)
     from blu_export.model.weights import read_weights
 
-    return read_weights(path).spec.replace(class_names=names, provenance={}).replace(**run.model)
+    return read_weights(path).spec.replace(class_names=names, provenance={}, assumed=()).replace(**run.model)
 
 
 def describe(row: dict[str, float], epochs: int) -> str:

@@ -18,6 +18,7 @@ from blu_export.benchmark.candidates import Candidate
 from blu_export.detector import Detector
 from blu_export.errors import BluError, MissingDependencyError
 from blu_export.extras import import_extra
+from blu_export.model.given import Given
 from blu_export.runtime.base import Runner
 from blu_export.runtime.keras import KerasRunner
 
@@ -29,7 +30,7 @@ def keras_on_square(model: str, weights: Path) -> Candidate:
     """The baseline: the Keras model in a ``tf.function``."""
 
     def open_it(threads: int) -> Detector:
-        return Detector(KerasRunner(weights, settings=SQUARE))
+        return Detector(KerasRunner(weights, given=Given.of(settings=SQUARE)))
 
     return Candidate(model, "keras tf.function", "float32", open_it, weights, ours=False)
 
@@ -40,14 +41,14 @@ def peers_of(model: str, weights: Path, folder: Path, say: Say) -> list[Candidat
     """
 
     def open_naive(threads: int) -> Detector:
-        naive, reference = folder / f"{model}.naive.onnx", KerasRunner(weights, settings=SQUARE)
+        naive, reference = folder / f"{model}.naive.onnx", KerasRunner(weights, given=Given.of(settings=SQUARE))
         if not naive.exists():
             say(f"converting {model} with tf2onnx's own handlers (minutes)")
             export_naive(reference.model, naive)
         return Detector(NaiveRunner(naive, reference.spec, threads))
 
     def open_keras_export(threads: int) -> Detector:
-        path, reference = folder / f"{model}.keras-export.onnx", KerasRunner(weights, settings=SQUARE)
+        path, reference = folder / f"{model}.keras-export.onnx", KerasRunner(weights, given=Given.of(settings=SQUARE))
         if not path.exists():
             say(f"exporting {model} with Keras' own model.export (minutes)")
             export_by_keras(reference.model, path)
@@ -101,7 +102,7 @@ class ConvertedRunner(Runner):
         import tensorflow as tf
 
         openvino = import_extra("openvino")
-        model = KerasRunner(weights, settings=SQUARE).model
+        model = KerasRunner(weights, given=Given.of(settings=SQUARE)).model
         self.spec = model.spec
         function = tf.function(
             lambda canvas, window: forward(model, canvas, window),
@@ -149,7 +150,7 @@ class TorchvisionRunner(Runner):
             raise MissingDependencyError("torchvision is not installed.", "pip install torchvision") from error
         torch.set_num_threads(threads)
         self.torch = torch
-        self.spec = KerasRunner(weights, settings=SQUARE).spec
+        self.spec = KerasRunner(weights, given=Given.of(settings=SQUARE)).spec
         side = self.spec.image_max_dim
         self.model = maskrcnn_resnet50_fpn(
             weights=None, weights_backbone=None, num_classes=self.spec.num_classes, min_size=side, max_size=side

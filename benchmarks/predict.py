@@ -18,9 +18,10 @@ class PredictRunner(Runner):
     def __init__(self, weights: Path) -> None:
         import keras
 
+        from blu_export.model.given import Given
         from blu_export.runtime.keras import KerasRunner
 
-        reference = KerasRunner(weights, settings=["image_resize_mode=square"])
+        reference = KerasRunner(weights, given=Given.of(settings=["image_resize_mode=square"]))
         model, self.spec = reference.model, reference.spec
         anchors = model.anchors(self.spec.canvas)
 

@@ -25,7 +25,7 @@ WITHOUT_TRAINING = """
 import runpy, sys
 
 class Hide:
-    "A finder that does not find the packages of the extra train: they are as if not installed."
+    "A finder that does not find the packages of some extras: they are as if not installed."
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, path=None, target=None):
@@ -46,9 +46,12 @@ finally:
 BLU = 'runpy.run_module("blu_export", run_name="__main__")'
 
 
-def without_training(action: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python code where the extra ``train`` is not installed."""
-    program = WITHOUT_TRAINING.format(packages=set(EXTRAS["train"]), argv=["blu", *map(str, arguments)], action=action)
+def without_training(
+    action: str, *arguments: object, extras: tuple[str, ...] = ("train", "export")
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code where the extras ``train`` and ``export`` are not installed."""
+    packages = {package for extra in extras for package in EXTRAS[extra]}
+    program = WITHOUT_TRAINING.format(packages=packages, argv=["blu", *map(str, arguments)], action=action)
     return subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
 
 
@@ -120,7 +123,26 @@ def test_infer_works_without_the_training_extra(fake_onnx: FakeOnnx, tmp_path: P
 def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
     weights = tmp_path / "weights.h5"
     weights.write_bytes(b"\x89HDF\r\n\x1a\n")
-    result = without_training(BLU, "infer", "photo.jpg", "--model", weights)
+    for runtime, extra in (("auto", "export"), ("keras", "train")):
+        result = without_training(BLU, "infer", "photo.jpg", "--model", weights, "--runtime", runtime)
+        assert result.returncode == 4
+        assert install_command(extra) in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_weights_are_exported_and_run_without_tensorflow(tmp_path: Path) -> None:
+    output, photo = tmp_path / "light.onnx", ROOT / "models" / "demo" / "astronaut.jpg"
+    result = without_training(BLU, "export", "onnx", "--output", output, extras=("train",))
+    assert result.returncode == 0, result.stderr
+    assert "not compared with Keras: TensorFlow is not installed" in result.stderr
+    assert b"not compared with Keras: TensorFlow is not installed" in output.read_bytes()
+    found = []
+    for model in (output, ROOT / "models" / "garments.h5"):
+        result = without_training(BLU, "infer", photo, "--model", model, "--json", extras=("train",))
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout)
+    assert found[0] == found[1]
+    assert '"detections": [{' in found[0]
+    result = without_training(BLU, "export", "onnx", "--converter", "tf2onnx", "--output", output, extras=("train",))
     assert result.returncode == 4
     assert install_command("train") in result.stderr
-    assert "Traceback" not in result.stderr

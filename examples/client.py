@@ -1,6 +1,6 @@
 """Find objects on photos with a running ``blu serve``, several at once.
 
-pip install 'blu-export[client]'
+pip install '.[client]'
 blu serve
 python examples/client.py street.jpg market.jpg
 """

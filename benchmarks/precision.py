@@ -27,7 +27,8 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector
 from blu_export.embedded import embedded
 from blu_export.errors import BluError
-from blu_export.evaluate.coco import Evaluator, detect
+from blu_export.evaluate.coco import Evaluator
+from blu_export.evaluate.detect import detect
 from blu_export.files import atomic_write
 from blu_export.graph.split import split
 from blu_export.parity.match import match

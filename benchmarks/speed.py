@@ -136,7 +136,8 @@ def measure_accuracy(
 ) -> None:
     """Average precision of each candidate of the default model, into the notes of its row."""
     from blu_export.data.load import load_dataset
-    from blu_export.evaluate.coco import Evaluator, detect
+    from blu_export.evaluate.coco import Evaluator
+    from blu_export.evaluate.detect import detect
 
     dataset = load_dataset(folder, "val", limit=limit)
     evaluator = Evaluator(dataset)

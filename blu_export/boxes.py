@@ -50,3 +50,19 @@ def iou(a: ArrayLike, b: ArrayLike) -> NDArray[Any]:
     union = areas[0] + areas[1] - shared
     ratio: NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio
+
+
+def suppress(boxes: ArrayLike, scores: ArrayLike, threshold: float) -> list[int]:
+    """Non-maximum suppression over all classes: the boxes (indices, best score first) that are kept.
+
+    Args:
+        boxes: [N, 4] (y1, x1, y2, x2).
+        scores: [N].
+        threshold: a box goes where its IoU with a kept one is above it.
+    """
+    left = np.argsort(-np.asarray(scores), kind="stable")
+    given, kept = np.asarray(boxes, np.float64).reshape(-1, 4), []
+    while len(left):
+        kept.append(int(left[0]))
+        left = left[1:][iou(given[left[:1]], given[left[1:]])[0] <= threshold]
+    return kept

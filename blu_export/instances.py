@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from blu_export.boxes import suppress
 from blu_export.errors import UsageError
 from blu_export.rle import Rle, crop_mask, encode_rle
 
@@ -162,6 +163,10 @@ class Instances:
         if classes is not None:
             wanted &= np.isin(self.class_ids, [self._class_id(each) for each in classes])
         return self[wanted]
+
+    def without_overlaps(self, threshold: float) -> Self:
+        """The instances whose box has no IoU above ``threshold`` with a better one's, of whatever class."""
+        return self[sorted(suppress(self.rois, self.scores, threshold))]
 
     def _class_id(self, given: str | int) -> int:
         if isinstance(given, int) and 0 < given < len(self.class_names):

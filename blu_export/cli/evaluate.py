@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,14 +29,15 @@ from blu_export.cli.common import (
     stdout,
     wrote,
 )
-from blu_export.cli.data_check import CachedOption
-from blu_export.errors import CheckFailedError, DatasetError, ModelFileError, UsageError
+from blu_export.cli.data_check import CachedOption, ExifOption, StrictOption, read_options
+from blu_export.errors import EXIT_BAD_INPUT, BluError, CheckFailedError, DatasetError, ModelFileError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
     from blu_export.detector import Detector
-    from blu_export.evaluate.coco import Evaluation, Expectation, Rows
+    from blu_export.evaluate.coco import Evaluation, Expectation
+    from blu_export.evaluate.results import Rows
 
 app = command_app()
 
@@ -45,6 +46,8 @@ USUAL_SPLIT = "val"
 ELSEWHERE = "Where the photos lie elsewhere, write: blu evaluate [MODEL] FOLDER --annotations FILE.json"
 USUAL_MIN_CONFIDENCE = 0.05
 """Detections that a model drops above this score would have counted."""
+FAILURES_NAMED = 5
+"""Photos that cannot be read which are named; evaluation.json and --json name all."""
 WIDTH = 110
 """Columns of the tables off a terminal."""
 
@@ -73,6 +76,22 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write plots, the worst photos and evaluation.json here.")
     ] = None,
+    max_dets: Annotated[
+        int, typer.Option(min=1, help="Best detections of a photo that count; COCO's own numbers need 100.")
+    ] = 100,
+    nms: Annotated[
+        float | None,
+        typer.Option(
+            "--nms-across-classes",
+            metavar="IOU",
+            min=0,
+            max=1,
+            help="Drop a detection whose box has an IoU above this with a better one's, of whatever class.",
+        ),
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or URL of the photos.")] = None,
+    strict: StrictOption = False,
+    exif: ExifOption = "auto",
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst photos --out shows.")] = 12,
     cached: CachedOption = None,
     as_json: JsonOption = False,
@@ -97,7 +116,7 @@ def evaluate(
     """
     from blu_export.data.load import SPLITS, load_dataset
     from blu_export.evaluate.coco import Evaluator, Expectation
-    from blu_export.evaluate.files import read_results, write_results
+    from blu_export.evaluate.results import nms_across_classes, read_results, write_results
 
     if split not in SPLITS:
         raise UsageError(f"There is no split '{split}'.", f"Splits are {', '.join(SPLITS)}.")
@@ -119,17 +138,35 @@ def evaluate(
             ),
         )
     read = limit if asked.results is None else None  # results may be of photos beyond the limit
-    whole = load_dataset(asked.dataset, split, asked.photos, limit=read, cached=cached, progress=progress)
-    dataset = whole.limited(limit)
-    evaluator = Evaluator(dataset)
+    # Classes without objects count for nothing, but results name their ids.
+    options = read_options(images or asked.photos, read, strict, exif, keep_empty_classes=True)
+    whole = load_dataset(asked.dataset, split, cached=cached, progress=progress, options=options)
+    dataset, failures = whole.limited(limit), {}
     if detector is not None:
-        rows = _detect(detector, dataset, batch)
+        rows, failures = _detect(detector, dataset, batch)
+        dataset = _without(dataset, failures)
     else:
         assert asked.results is not None
         photos = {record.image_id for record in dataset.records}
-        rows = [row for row in read_results(asked.results, whole) if row["image_id"] in photos]
-    evaluation = evaluator(rows)
-    report = {"judged": judged, "dataset": dataset.name, **evaluation.to_json(), **_verdict(wanted, evaluation)}
+        rows, left_out = read_results(asked.results, whole)
+        rows = [row for row in rows if row["image_id"] in photos]
+        if left_out:
+            say(f"{len(left_out)} results are left out, the first: {left_out[0]}")
+    if nms is not None:
+        rows = nms_across_classes(rows, nms)
+    evaluation = Evaluator(dataset, max_dets)(rows)
+    if evaluation.crowded:
+        say(
+            f"note: {evaluation.crowded} photos have more than {max_dets} objects, of which the best {max_dets} "
+            f"detections alone count; --max-dets counts more"
+        )
+    report = {
+        "judged": judged,
+        "dataset": dataset.name,
+        **evaluation.to_json(),
+        **_verdict(wanted, evaluation),
+        "photos_left_out": {whole.records[index].uri: error.what for index, error in failures.items()},
+    }
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -139,6 +176,9 @@ def evaluate(
         wrote(save, _again(save, asked.dataset, split, limit))
     if out is not None:
         _write_report(out, report, evaluation, rows, dataset, worst)
+    if failures:
+        say(f"{len(failures)} of {len(failures) + len(dataset)} photos are left out: they cannot be read")
+        raise typer.Exit(EXIT_BAD_INPUT)
     _require(wanted, evaluation)
 
 
@@ -198,16 +238,37 @@ def _load(model: Path | None, options: RunnerOptions) -> tuple[Detector, str]:
     return detector, f"{path}, {describe(detector.runner)}"
 
 
-def _detect(detector: Detector, dataset: Dataset, batch: int) -> Rows:
-    from blu_export.evaluate.coco import detect
+def _detect(detector: Detector, dataset: Dataset, batch: int) -> tuple[Rows, dict[int, BluError]]:
+    """The results, and the photos (by index) that could not be looked at.
+
+    Raises:
+        DatasetError: none could.
+    """
+    from blu_export.evaluate.detect import detect
+
+    failures: dict[int, BluError] = {}
+
+    def failed(index: int, error: BluError) -> None:
+        failures[index] = error
+        if len(failures) <= FAILURES_NAMED:
+            say(f"left out: {error.what}")
 
     with detector.runner:
-        try:
-            return list(chain.from_iterable(progress(detect(detector, dataset, batch), len(dataset))))
-        except DatasetError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise DatasetError(error.what, ELSEWHERE) from error
-            raise
+        found = detect(detector, dataset, batch, failed)
+        rows = list(chain.from_iterable(progress(found, len(dataset))))
+    if len(failures) == len(dataset) and failures:
+        missing = [problem for problem in dataset.problems if problem.kind == "missing photo"]
+        raise DatasetError(
+            f"None of the {len(dataset)} photos can be read, {missing[0].detail if missing else failures[0].what}.",
+            ELSEWHERE if missing else "Run 'blu data check' on the data set.",
+        )
+    return rows, failures
+
+
+def _without(dataset: Dataset, failures: dict[int, BluError]) -> Dataset:
+    """The data set without the photos of these indices."""
+    kept = tuple(record for index, record in enumerate(dataset.records) if index not in failures)
+    return replace(dataset, records=kept)
 
 
 def _again(results: Path, dataset: str, split: str, limit: int | None) -> str:
@@ -266,8 +327,13 @@ def _print(evaluation: Evaluation, judged: str, dataset: str) -> None:
     for kind in evaluation.scores:
         for number, title in enumerate(("AP", "AP50", "AP75", "AR 100")):
             classes.add_column(f"{'' if number else kind}\n{title}", justify="right")
+    classes.add_column("best F1\nfrom score", justify="right")
+    classes.add_column("\nF1", justify="right")
+    judged_by = evaluation.scores["mask" if "mask" in evaluation.scores else "box"]
     for name in evaluation.class_names[1:]:
         cells = [_number(scores.classes[name][stat]) for scores in evaluation.scores.values() for stat in stats]
+        best = judged_by.best_scores[name]
+        cells += ["–", "–"] if best is None else [_number(best.score), _number(best.f1)]
         classes.add_row(Text(printable(name)), str(evaluation.objects[name]), *cells)
     console.print()
     console.print(classes)
@@ -280,6 +346,7 @@ def _number(value: float) -> str:
 def _write_report(
     folder: Path, report: dict[str, Any], evaluation: Evaluation, rows: Rows, dataset: Dataset, worst: int
 ) -> None:
+    from blu_export.evaluate.confusion import write_confusion
     from blu_export.evaluate.files import draw_worst, plot_precision_recall
     from blu_export.files import atomic_write
 
@@ -289,6 +356,9 @@ def _write_report(
     wrote(path)
     plot_precision_recall(folder / "precision_recall.png", evaluation)
     wrote(folder / "precision_recall.png")
+    write_confusion(folder / "confusion.csv", folder / "confusion.png", evaluation.confusion, evaluation.class_names)
+    wrote(folder / "confusion.csv")
+    wrote(folder / "confusion.png")
     try:
         pictures = draw_worst(folder / "worst", evaluation, rows, dataset, worst)
     except DatasetError as error:  # results and annotations are enough for all else

@@ -89,6 +89,16 @@ def infer(
         typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
     ] = None,
     overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour sees as well.")] = 0.2,
+    nms: Annotated[
+        float | None,
+        typer.Option(
+            "--nms-across-classes",
+            metavar="IOU",
+            min=0,
+            max=1,
+            help="Drop a detection whose box has an IoU above this with a better one's, of whatever class.",
+        ),
+    ] = None,
     track: Annotated[
         bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
     ] = False,
@@ -153,6 +163,7 @@ def infer(
         tables=bool(formats) or (total is not None and total <= TABLES),
         tiling=tiling,
         track=track,
+        nms=nms,
         verbose=verbose,
     )
     if Inference(detector, paths, total, wanted).run(batch):
@@ -178,6 +189,7 @@ class Wanted:
     tables: bool
     tiling: Tiling | None
     track: bool
+    nms: float | None
     verbose: bool
 
 
@@ -224,7 +236,10 @@ class Inference:
         """Write and print one photo's detections."""
         from blu_export.results.base import Result
 
-        found = self._tracked(item, photo.result()).filter(0.0, self.wanted.classes)
+        whole = photo.result()
+        if self.wanted.nms is not None:
+            whole = whole.without_overlaps(self.wanted.nms)
+        found = self._tracked(item, whole).filter(0.0, self.wanted.classes)
         shown = found.filter(self.wanted.shown_score)
         named = item.name if item.video is None else str(item.video)
         result = Result(found, named, None if item.video is None else item.frame, photo.image)

@@ -144,7 +144,7 @@ class PhotoFinder:
 
     def _lookup(self, parts: tuple[str, ...]) -> str | None:
         index = self._below()
-        keys = [_key(part) for part in parts]
+        keys = [name_key(part) for part in parts]
         candidates = index.get(keys[-1], [])
         if not candidates and not keys[-1].endswith(IMAGE_SUFFIXES):
             candidates = [each for suffix in IMAGE_SUFFIXES for each in index.get(keys[-1] + suffix, [])]
@@ -153,7 +153,7 @@ class PhotoFinder:
         def rank(path: tuple[str, ...]) -> tuple[int, bool, bool, bool]:
             agreeing = 1
             for mine, theirs in zip(keys[-2::-1], path[-2::-1], strict=False):
-                if mine != _key(theirs):
+                if mine != name_key(theirs):
                     break
                 agreeing += 1
             in_part = bool(self.part) and any(self.part in re.split(r"[^a-z]+", each.lower()) for each in path[:-1])
@@ -178,7 +178,7 @@ class PhotoFinder:
                 paths = []
             for path in paths:
                 parts = tuple(path.split("/"))
-                self._index.setdefault(_key(parts[-1]), []).append(parts)
+                self._index.setdefault(name_key(parts[-1]), []).append(parts)
         return self._index
 
 
@@ -195,7 +195,8 @@ def name_parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part not in ("", "."))
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
+    """A name as names are compared: composed letters, without case."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

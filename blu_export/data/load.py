@@ -56,7 +56,8 @@ def load_dataset(
     options = replace(options, images=images or options.images, limit=options.limit if limit is None else limit)
     storage = storage or open_storage(source)
     dataset = _load(source, split, cached, progress, storage, options)
-    for line in (*dataset.notes, *(f"left out: {line}" for line in summarize(dataset.problems))):
+    lost = [problem for problem in dataset.problems if problem.kind != "missing photo"]  # a note counts these
+    for line in (*dataset.notes, *(f"left out: {line}" for line in summarize(lost))):
         log.info("%s", line)
     return dataset
 

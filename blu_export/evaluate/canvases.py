@@ -16,7 +16,8 @@ import numpy as np
 from blu_export.data.dataset import Dataset
 from blu_export.detector import Detector
 from blu_export.errors import UsageError
-from blu_export.evaluate.coco import KINDS, Evaluator, detect
+from blu_export.evaluate.coco import KINDS, Evaluator
+from blu_export.evaluate.detect import detect
 from blu_export.parity.match import MatchResult, match
 from blu_export.spec import ModelSpec
 

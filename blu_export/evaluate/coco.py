@@ -11,24 +11,21 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.data.dataset import Dataset, encode_masks
-from blu_export.detector import Detector, map_ahead
+from blu_export.data.dataset import Dataset, encode_mask, encode_masks
 from blu_export.errors import UsageError
+from blu_export.evaluate.confusion import Operating, best_scores, confusion_matrix
+from blu_export.evaluate.results import Rows
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-
-Rows = list[dict[str, Any]]
-"""COCO results: image_id, category_id, score, and bbox [x, y, width, height] or segmentation (RLE) or both."""
 
 KINDS = {"box": "bbox", "mask": "segm"}
 """What is judged -> pycocotools's name for it."""
@@ -41,8 +38,8 @@ STATS = (
 NAMES = tuple(f"{kind}_{stat}" for kind in KINDS for stat in STATS)
 """``box_ap`` … ``mask_ar_large``: what ``Expectation`` compares."""
 
-READERS = 4
-"""Photos read at a time: enough for a bucket's latency."""
+MAX_DETS = 100
+"""Best detections of a photo that count, as in COCO."""
 SHOWN_SCORE = 0.5
 """Detections from this score on count as found when photos are ranked and drawn."""
 
@@ -75,8 +72,10 @@ class Scores:
     """The same by class name, but ``ar1`` and ``ar10``."""
     precision: NDArray[np.float64]
     """[10, 101, classes]: precision at IoU 0.5, 0.55, … 0.95 and recall 0, 0.01, … 1; -1: nothing to find."""
-    errors: dict[int, Errors]
+    errors: dict[int | str, Errors]
     """By image id."""
+    best_scores: dict[str, Operating | None]
+    """The score from which each class is best shown, by class name; None: nothing to find."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,17 @@ class Evaluation:
     detections: int
     scores: dict[str, Scores]
     """By KINDS; no ``mask`` for results without masks."""
+    confusion: NDArray[np.int64]
+    """[classes + 1, classes + 1], see ``confusion_matrix``."""
+    crowded: int
+    """Photos with more objects than detections that count."""
 
     @property
     def values(self) -> dict[str, float]:
         """By NAMES."""
         return {f"{kind}_{stat}": value for kind, found in self.scores.items() for stat, value in found.summary.items()}
 
-    def worst(self, count: int) -> list[tuple[int, Errors]]:
+    def worst(self, count: int) -> list[tuple[int | str, Errors]]:
         """(image id, errors) of the photos with the least F1, of masks where there are any; flawless ones excepted."""
         errors = self.scores["mask" if "mask" in self.scores else "box"].errors
         wrong = [(image, e) for image, e in errors.items() if e.missed or e.false]
@@ -113,9 +116,12 @@ class Evaluation:
                 name: {
                     "objects": self.objects[name],
                     **{kind: _finite(found.classes[name]) for kind, found in self.scores.items()},
+                    "best_score": _operating(self.scores, name),
                 }
                 for name in self.class_names[1:]
             },
+            "confusion": self.confusion.tolist(),
+            "crowded_photos": self.crowded,
         }
 
 
@@ -158,30 +164,57 @@ class Evaluator:
         DatasetError: one of its annotations cannot be a mask of its photo.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, max_dets: int = MAX_DETS) -> None:
         if not len(dataset):
             raise UsageError(f"There are no photos in {dataset.name} to evaluate on.", "Give a data set with photos.")
-        self.dataset = dataset
-        self.truth = coco_truth(dataset)
+        self.dataset, self.max_dets = dataset, max_dets
+        self.truth = self.mask_truth = coco_truth(dataset)
+        if any(not len(each.segmentation) for record in dataset.records for each in record.annotations):
+            self.mask_truth = coco_truth(dataset, ignore_maskless=True)
+        self._numbers = number_photos(dataset)
 
     def __call__(self, results: Rows) -> Evaluation:
         """Average precision of results with the data set's class and image ids."""
         annotations = self.truth.dataset["annotations"]
         objects = Counter(row["category_id"] for row in annotations if not row["iscrowd"])
+        of_photo = Counter(row["image_id"] for row in annotations if not row["iscrowd"])
         names = self.dataset.class_names
+        rows = [row | {"image_id": self._numbers[row["image_id"]]} for row in results]
         # Results without masks are judged by their boxes alone.
-        kinds = [kind for kind in KINDS if kind == "box" or all("segmentation" in row for row in results)]
+        kinds = [kind for kind in KINDS if kind == "box" or all("segmentation" in row for row in rows)]
         return Evaluation(
             class_names=names,
             photos=len(self.dataset),
             objects={name: objects[index] for index, name in enumerate(names) if index},
-            detections=len(results),
-            scores={kind: _judge(self.truth, results, kind, names) for kind in kinds},
+            detections=len(rows),
+            scores={kind: self._judge(rows, kind) for kind in kinds},
+            confusion=confusion_matrix(self.truth, rows, SHOWN_SCORE),
+            crowded=sum(count > self.max_dets for count in of_photo.values()),
         )
 
+    def _judge(self, rows: Rows, kind: str) -> Scores:
+        judge = run_pycocotools(self.mask_truth if kind == "mask" else self.truth, rows, kind, self.max_dets)
+        names = self.dataset.class_names[1:]
+        ids = {number: image_id for image_id, number in self._numbers.items()}
+        errors = {ids[number]: errors for number, errors in _errors(judge).items()}
+        best = dict(zip(names, best_scores(judge), strict=True))
+        return Scores(_summary(judge, self.max_dets), _by_class(judge, names), _precision(judge), errors, best)
 
-def coco_truth(dataset: Dataset) -> COCO:
-    """The data set for pycocotools: category ids are class indices, masks RLE.
+
+def number_photos(dataset: Dataset) -> dict[int | str, int]:
+    """The numbers from 1 that pycocotools knows the photos by, in the order in which it would sort their ids: the
+    order decides between detections of one score.
+    """
+    ids = [record.image_id for record in dataset.records]
+    ordered = sorted(ids, key=str) if any(isinstance(each, str) for each in ids) else sorted(ids)  # type: ignore[type-var]
+    return {image_id: number for number, image_id in enumerate(ordered, start=1)}
+
+
+def coco_truth(dataset: Dataset, ignore_maskless: bool = False) -> COCO:
+    """The data set for pycocotools: image ids are numbers from 1, category ids class indices, masks RLE.
+
+    With ``ignore_maskless`` objects that have a box alone become crowds that fill it: their masks are not known, so
+    detections there are neither right nor wrong.
 
     Raises:
         DatasetError: an annotation cannot be a mask of its photo.
@@ -189,65 +222,31 @@ def coco_truth(dataset: Dataset) -> COCO:
     from pycocotools import mask as coco_mask
 
     annotations: Rows = []
+    numbers = number_photos(dataset)
     for record in dataset.records:
         for annotation, rle in zip(record.annotations, encode_masks(record), strict=True):
             y1, x1, y2, x2 = annotation.box
+            ignored = ignore_maskless and not len(annotation.segmentation)
+            if ignored:
+                rle = encode_mask([[x1, y1, x2, y1, x2, y2, x1, y2]], record.height, record.width)
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # pycocotools takes a match with id 0 for none
-                    "image_id": record.image_id,
+                    "image_id": numbers[record.image_id],
                     "category_id": annotation.category,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": float(coco_mask.area(rle)) if annotation.area is None else annotation.area,
                     "segmentation": rle,
-                    "iscrowd": int(annotation.iscrowd),
+                    "iscrowd": int(annotation.iscrowd or ignored),
                 }
             )
-    images = [{"id": r.image_id, "height": r.height, "width": r.width} for r in dataset.records]
+    images = [{"id": numbers[r.image_id], "height": r.height, "width": r.width} for r in dataset.records]
     categories = [{"id": index, "name": name} for index, name in enumerate(dataset.class_names) if index]
     return _coco({"images": images, "categories": categories, "annotations": annotations})
 
 
-def detect(detector: Detector, dataset: Dataset, batch: int = 1) -> Iterator[Rows]:
-    """The results of each photo of a data set, in order, under the data set's ids.
-
-    Raises:
-        UsageError: the model lacks a class of the data set.
-        BluError: a photo cannot be read.
-    """
-    class_ids = map_classes(detector.spec.class_names, dataset.class_names)
-    with ThreadPoolExecutor(READERS, "blu-read") as pool:
-        images = map_ahead(pool, dataset.load_image, range(len(dataset)), 2 * READERS)
-        for record, photo in zip(dataset.records, detector.stream(images, batch=batch), strict=True):
-            found = photo.result()
-            ids = class_ids[found.class_ids]
-            known = replace(found, class_ids=np.maximum(ids, 1), class_names=dataset.class_names)[ids > 0]
-            yield known.to_coco(record.image_id)
-
-
-def map_classes(model: Sequence[str], dataset: Sequence[str]) -> NDArray[np.int32]:
-    """The data set's class id for each of the model's, by name; 0 for one that the data set lacks.
-
-    Weights of other programs have no names; theirs are ``class_1``, ``class_2``, …, which stand for the
-    data set's classes in order.
-
-    Raises:
-        UsageError: the model lacks a class of the data set.
-    """
-    nameless = all(name == f"class_{index}" for index, name in enumerate(model) if index)
-    if nameless and len(model) == len(dataset):
-        return np.arange(len(model), dtype=np.int32)
-    if missing := [name for name in dataset[1:] if name not in model[1:]]:
-        raise UsageError(
-            f"The data set has classes that the model does not: {', '.join(missing)}. The model's are "
-            f"{', '.join(model[1:])}.",
-            "Evaluate on data annotated with the model's class names.",
-        )
-    ids = {name: index for index, name in enumerate(dataset) if index}
-    return np.array([0, *(ids.get(name, 0) for name in model[1:])], np.int32)
-
-
-def _judge(truth: COCO, results: Rows, kind: str, names: Sequence[str]) -> Scores:
+def run_pycocotools(truth: COCO, results: Rows, kind: str, max_dets: int) -> Any:
+    """A COCOeval of boxes or masks that has evaluated and accumulated."""
     from pycocotools.cocoeval import COCOeval
 
     # With a bbox in it pycocotools takes a mask's size from its box: small and large would be others.
@@ -257,12 +256,35 @@ def _judge(truth: COCO, results: Rows, kind: str, names: Sequence[str]) -> Score
         # It cannot load an empty list.
         found = truth.loadRes(rows) if rows else _coco(truth.dataset | {"annotations": []})
         judge = COCOeval(truth, found, KINDS[kind])
+        judge.params.maxDets = [1, 10, max_dets]
         judge.evaluate()
         judge.accumulate()
-        judge.summarize()
+        if max_dets == MAX_DETS:  # it cannot summarize any other
+            judge.summarize()
+    return judge
+
+
+def _precision(judge: Any) -> NDArray[np.float64]:
+    precision: NDArray[np.float64] = judge.eval["precision"][..., 0, -1]
+    return precision
+
+
+def _summary(judge: Any, max_dets: int) -> dict[str, float]:
+    """By STATS; with COCO's own maxDets what pycocotools says, else what it would."""
+    if max_dets == MAX_DETS:
+        return {stat: _or_nan(value) for stat, value in zip(STATS, judge.stats, strict=True)}
     precision, recall = judge.eval["precision"], judge.eval["recall"]  # [T, R, K, A, M], [T, K, A, M]
+    values = [_mean(precision[..., 0, -1]), *(_mean(precision[t, :, :, 0, -1]) for t in (_IOU50, _IOU75))]
+    values += [_mean(precision[..., area, -1]) for area in (1, 2, 3)]
+    values += [_mean(recall[..., 0, m]) for m in (0, 1, 2)]
+    values += [_mean(recall[..., area, -1]) for area in (1, 2, 3)]
+    return dict(zip(STATS, values, strict=True))
+
+
+def _by_class(judge: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    precision, recall = judge.eval["precision"], judge.eval["recall"]
     classes = {}
-    for k, name in enumerate(names[1:]):
+    for k, name in enumerate(names):
         by_size = {
             f"{short}_{area}" if a else f"{short}{suffix}": _mean(values[..., k, a, -1])
             for short, suffix, values in (("ap", "", precision), ("ar", "100", recall))
@@ -270,8 +292,7 @@ def _judge(truth: COCO, results: Rows, kind: str, names: Sequence[str]) -> Score
         }
         at = {f"ap{iou}": _mean(precision[t, :, k, 0, -1]) for iou, t in ((50, _IOU50), (75, _IOU75))}
         classes[name] = {stat: value for stat in STATS if (value := (by_size | at).get(stat)) is not None}
-    summary = {stat: _or_nan(value) for stat, value in zip(STATS, judge.stats, strict=True)}
-    return Scores(summary, classes, precision[..., 0, -1], _errors(judge))
+    return classes
 
 
 def _errors(judge: Any) -> dict[int, Errors]:
@@ -306,6 +327,12 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _or_nan(value: float) -> float:
     return math.nan if value == -1 else float(value)
+
+
+def _operating(scores: dict[str, Scores], name: str) -> dict[str, float] | None:
+    """The best score of a class for masks where there are any, else for boxes."""
+    best = scores["mask" if "mask" in scores else "box"].best_scores[name]
+    return None if best is None else asdict(best)
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

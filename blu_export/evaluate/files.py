@@ -1,9 +1,7 @@
-"""The files of an evaluation: COCO results in and out, precision-recall plots, the worst photos."""
+"""The pictures of an evaluation: precision-recall plots, the worst photos."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.data.augment import mask_box
-from blu_export.data.dataset import Dataset, Record, decode_mask, encode_mask
+from blu_export.data.dataset import Dataset, Record, decode_mask
 from blu_export.detections import Detections
 from blu_export.draw import contact_sheet, overlay
-from blu_export.errors import DatasetError
-from blu_export.evaluate.coco import KINDS, SHOWN_SCORE, Evaluation, Rows
+from blu_export.evaluate.coco import KINDS, SHOWN_SCORE, Evaluation
+from blu_export.evaluate.results import Rows
 from blu_export.extras import import_extra
 from blu_export.files import atomic_write
 from blu_export.rle import crop_mask
@@ -27,67 +25,6 @@ LEGEND_CLASSES = 20
 """With more classes than this, a plot shows their mean alone."""
 TILE = 640
 """Side of a picture of the worst photos, pixels."""
-
-
-def write_results(path: Path, results: Rows, dataset: Dataset) -> None:
-    """Write a COCO results file, with the category ids of the data set's source."""
-    ids = dataset.category_ids or range(len(dataset.class_names))
-    rows = [row | {"category_id": ids[row["category_id"]]} for row in results]
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(rows) + "\n", encoding="utf-8")
-
-
-def read_results(path: Path, dataset: Dataset) -> Rows:
-    """Read a COCO results file of any program, with the data set's class ids.
-
-    Raises:
-        DatasetError: it is not such a file, or does not belong to the data set.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}.", "Give a COCO results file.") from error
-    if not isinstance(content, list):
-        raise DatasetError(f"{path} is no COCO results file: it holds no list.", "Instances go into --annotations.")
-    ids = dataset.category_ids or range(len(dataset.class_names))
-    classes = {given: index for index, given in enumerate(ids) if index}
-    records = {record.image_id: record for record in dataset.records}
-    rows = []
-    for number, entry in enumerate(content):
-        try:
-            rows.append(_read_entry(entry, records, classes))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            reason = f"{error} is absent" if isinstance(error, KeyError) else error
-            raise DatasetError(
-                f"Entry {number} of {path} does not fit {dataset.name}: {reason}.",
-                "Results need image_id, category_id, score, and bbox or segmentation.",
-            ) from error
-    if len({frozenset(row) for row in rows}) > 1:
-        raise DatasetError(
-            f"Some results in {path} have a bbox or segmentation and some do not.", "Give all of them the same."
-        )
-    return rows
-
-
-def _read_entry(entry: Any, records: dict[int, Record], classes: dict[int, int]) -> dict[str, Any]:
-    image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
-    if image_id not in records:
-        raise ValueError(f"there is no photo {image_id}")
-    if category_id not in classes:
-        raise ValueError(f"there is no category {category_id}")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"the score {score!r} is no number")
-    row: dict[str, Any] = {"image_id": image_id, "category_id": classes[category_id], "score": score}
-    if entry.get("bbox"):
-        row["bbox"] = [float(side) for side in entry["bbox"]]
-        if len(row["bbox"]) != 4 or not all(map(math.isfinite, row["bbox"])):
-            raise ValueError(f"the bbox {entry['bbox']} is not x, y, width, height")
-    if entry.get("segmentation"):
-        height, width = records[image_id].height, records[image_id].width
-        row["segmentation"] = encode_mask(entry["segmentation"], height, width)
-    if len(row) == 3:
-        raise KeyError("bbox")
-    return row
 
 
 def plot_precision_recall(path: Path, evaluation: Evaluation) -> None:
@@ -127,7 +64,7 @@ def draw_worst(folder: Path, evaluation: Evaluation, results: Rows, dataset: Dat
     Raises:
         DatasetError: a photo cannot be read.
     """
-    found: defaultdict[int, Rows] = defaultdict(list)
+    found: defaultdict[int | str, Rows] = defaultdict(list)
     for row in results:
         if row["score"] >= SHOWN_SCORE:
             found[row["image_id"]].append(row)

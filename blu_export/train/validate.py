@@ -16,8 +16,10 @@ from blu_export.data.dataset import Dataset, encode_masks
 from blu_export.data.photos import MAX_UNREADABLE, Unreadable
 from blu_export.detector import Detector, map_ahead
 from blu_export.errors import BluError
-from blu_export.evaluate.coco import READERS, SHOWN_SCORE, Evaluator, Rows, map_classes
+from blu_export.evaluate.coco import SHOWN_SCORE, Evaluator
+from blu_export.evaluate.detect import READERS, map_classes
 from blu_export.evaluate.files import as_detections, write_picture
+from blu_export.evaluate.results import Rows
 from blu_export.runtime.keras import KerasRunner
 
 if TYPE_CHECKING:

@@ -48,14 +48,33 @@ def test_the_folder_is_named_with_annotations(evaluate: Callable[..., tuple[int,
     assert (code, HINT in said) == (0, False), said
 
 
-def test_a_photo_that_is_not_there_tells_how(evaluate: Callable[..., tuple[int, str]], lone: Path) -> None:
+def test_a_photo_below_the_file_is_found(evaluate: Callable[..., tuple[int, str]], lone: Path) -> None:
+    assert evaluate(lone)[0] == 0
+
+
+def test_photos_that_are_not_there_tell_how(evaluate: Callable[..., tuple[int, str]], lone: Path) -> None:
+    (lone.parent / "elsewhere" / "a.png").rename(lone.parent / "elsewhere" / "b.png")
     code, said = evaluate(lone)
-    assert (code, f"a.png cannot be read: it does not exist. Where the photos lie elsewhere, {HINT}" in said) == (
-        3, True,
-    ), said  # fmt: skip
+    assert (code, "a.png is not in" in said, HINT in said) == (3, True, True), said
     lone.with_name("a.png").write_bytes(b"")  # damaged: the folder is right
     code, said = evaluate(lone)
     assert (code, HINT in said) == (3, False), said
+
+
+def test_one_missing_photo_is_left_out(evaluate: Callable[..., tuple[int, str]], lone: Path, tmp_path: Path) -> None:
+    content = json.loads(lone.read_text())
+    content["images"].append({"id": 2, "file_name": "gone.png", "height": 40, "width": 60})
+    lone.write_text(json.dumps(content))
+    code, said = evaluate(lone, "--out", tmp_path / "report", "--save", tmp_path / "results.json")
+    assert code == 3
+    assert "1 of 2 photos are left out" in said
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert report["photos"] == 1
+    assert [Path(uri).name for uri in report["photos_left_out"]] == ["gone.png"]
+    assert (tmp_path / "report" / "confusion.png").stat().st_size > 1000
+    rows = (tmp_path / "report" / "confusion.csv").read_text().splitlines()
+    assert rows[0] == "annotated \\ found,background,coat"
+    assert (tmp_path / "results.json").exists()
 
 
 def test_the_setting_of_training_tells_how(evaluate: Callable[..., tuple[int, str]], lone: Path) -> None:

@@ -23,8 +23,10 @@ from blu_export.cli.main import main
 from blu_export.data.dataset import Annotation, Dataset, Record
 from blu_export.data.formats.coco import load_coco
 from blu_export.errors import DatasetError, UsageError
-from blu_export.evaluate.coco import NAMES, STATS, Errors, Evaluator, Expectation, map_classes
-from blu_export.evaluate.files import as_detections, read_results, write_results
+from blu_export.evaluate.coco import NAMES, STATS, Errors, Evaluator, Expectation
+from blu_export.evaluate.detect import map_classes
+from blu_export.evaluate.files import as_detections
+from blu_export.evaluate.results import read_results, write_results
 
 FakeOnnx = Callable[..., Path]
 
@@ -114,7 +116,7 @@ def test_equal_to_pycocotools_to_the_last_digit(source: str, tmp_path: Path, req
     saved = tmp_path / "results.json"
     saved.write_text(json.dumps(rows))
     dataset = load_coco(path)
-    evaluation = Evaluator(dataset)(read_results(saved, dataset))
+    evaluation = Evaluator(dataset)(read_results(saved, dataset)[0])
     for kind, values in expected.items():
         assert 0.05 < values[0] < 0.95  # otherwise the comparison would show little
         np.testing.assert_array_equal(list(evaluation.scores[kind].summary.values()), values)
@@ -215,7 +217,7 @@ def test_results_file_keeps_the_ids_of_the_source(squares: Dataset, tmp_path: Pa
     path = tmp_path / "results.json"
     write_results(path, rows, squares)
     assert [row["category_id"] for row in json.loads(path.read_text())] == [5, 9]
-    assert read_results(path, squares) == rows
+    assert read_results(path, squares) == (rows, [])
 
 
 @pytest.mark.parametrize(
@@ -223,28 +225,82 @@ def test_results_file_keeps_the_ids_of_the_source(squares: Dataset, tmp_path: Pa
     [
         ({"image_id": 3}, "there is no photo 3"),
         ({"category_id": 1}, "there is no category 1"),
-        ({"score": None}, "the score None"),
+        ({"score": None}, "NoneType"),
         ({"score": float("nan")}, "the score nan"),
-        ({"bbox": [1, 2, 3]}, r"the bbox \[1, 2, 3\]"),
+        ({"bbox": [1, 2, 3]}, "the bbox [1, 2, 3]"),
         ({"bbox": None, "segmentation": None}, "'bbox' is absent"),
         ({"segmentation": {"size": [60, 99], "counts": "0"}}, "cannot be of a photo of"),
         ({"segmentation": {"size": [60, 100], "counts": "0PP"}}, "the counts are not COCO's"),
         ({"segmentation": 5}, "int"),
-        ({"segmentation": {"size": [60, 100], "counts": [-1, 6001]}}, "out of bounds"),
+        ({"segmentation": {"size": [60, 100], "counts": [-1, 6001]}}, "do not add up"),
         ({"bbox": [0, 0, 1, 10**400]}, "too large"),
-        ({"segmentation": None}, "some do not"),
+        ({"segmentation": None}, "segmentation is absent"),
     ],
 )
-def test_foreign_results_are_refused(squares: Dataset, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_broken_result_costs_itself(squares: Dataset, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "results.json"
     good = found_square(1, 10) | {"category_id": 5}
-    path.write_text(json.dumps([good, good | change]))
-    with pytest.raises(DatasetError, match=message) as error:
+    path.write_text(json.dumps([good, good | change, good]))
+    rows, left_out = read_results(path, squares)
+    assert (len(rows), len(left_out)) == (2, 1)
+    assert message in left_out[0]
+    path.write_text(json.dumps([good | {"image_id": 3}]))
+    with pytest.raises(DatasetError, match=r"No result in .*results\.json belongs to .*there is no photo 3"):
         read_results(path, squares)
-    assert "results.json" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[1]"])
+def test_results_of_infer_are_matched_by_file_and_class_name(squares: Dataset, tmp_path: Path) -> None:
+    records = [
+        replace(record, uri=f"/data/cam{number}/IMG.jpg", image_id=f"frame_{number}")
+        for number, record in enumerate(squares.records, start=1)
+    ]
+    dataset = replace(squares, records=tuple(records))
+    content = {
+        "images": [{"id": 1, "file_name": "D:\\photos\\cam2\\img.jpg"}, {"id": 2, "file_name": "other/IMG.jpg"}],
+        "categories": [{"id": 1, "name": "hat"}, {"id": 2, "name": "Coat "}, {"id": 3, "name": "shoe"}],
+        "annotations": [found_square(1, 10) | {"category_id": 2, "score": "0.5"}, found_square(2, 10, category=2)],
+    }
+    path = tmp_path / "detections.coco.json"
+    path.write_text(json.dumps(content))
+    rows, left_out = read_results(path, dataset)
+    assert [(row["image_id"], row["category_id"], row["score"]) for row in rows] == [("frame_2", 1, 0.5)]
+    assert left_out == ["[1]: there is no photo 2"]  # in two folders, neither of which is named
+    evaluation = Evaluator(dataset)(rows)
+    assert set(evaluation.scores["box"].errors) == {"frame_1", "frame_2"}
+
+
+def test_more_detections_count_than_in_coco() -> None:
+    squares = [(x, y) for x in range(0, 200, 10) for y in range(0, 200, 10)][:150]
+    outlines = [[x, y, x + 8, y, x + 8, y + 8, x, y + 8] for x, y in squares]
+    annotations = tuple(Annotation(1, (y, x, y + 8, x + 8), [o]) for (x, y), o in zip(squares, outlines, strict=True))
+    dataset = Dataset(("BG", "cell"), (Record(1, "a.png", 200, 200, annotations),))
+    rows = [{"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [x, y, 8, 8]} for x, y in squares]
+    few, many = Evaluator(dataset)(rows), Evaluator(dataset, max_dets=150)(rows)
+    assert few.values["box_ar100"] == pytest.approx(100 / 150)
+    assert (many.values["box_ar100"], many.values["box_ap"]) == (1.0, 1.0)
+    assert many.values["box_ar1"] == pytest.approx(1 / 150)
+    assert (few.crowded, many.crowded) == (1, 0)
+
+
+def test_the_summary_of_other_max_dets_is_pycocotools_own(squares: Dataset) -> None:
+    rows = [found_square(1, 10), found_square(1, 12, category=2), found_square(2, 41, category=2)]
+    ours, theirs = Evaluator(squares, max_dets=99)(rows), Evaluator(squares)(rows)
+    np.testing.assert_array_equal(list(ours.values.values()), list(theirs.values.values()))
+
+
+def test_a_photo_whose_object_has_a_box_alone_is_no_mistake_of_masks(squares: Dataset) -> None:
+    boxes_only = replace(squares.records[1].annotations[0], segmentation=[])
+    record = replace(squares.records[1], annotations=(boxes_only,))
+    dataset = replace(squares, records=(squares.records[0], record))
+    y1, x1, y2, x2 = boxes_only.box
+    row = found_square(2, int(x1), category=boxes_only.category)
+    evaluation = Evaluator(dataset)([row])
+    assert evaluation.scores["box"].errors[2].missed == evaluation.scores["box"].errors[2].false
+    assert (evaluation.scores["mask"].errors[2].missed, evaluation.scores["mask"].errors[2].false) == (0, 0)
+    assert y2 - y1 == x2 - x1 == 20
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"annotations": [], "images": [3]}'])
 def test_no_results_at_all(squares: Dataset, tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
@@ -351,7 +407,7 @@ def test_the_worst_photos_are_drawn(photos: Path, fake_onnx: FakeOnnx, tmp_path:
     [
         ([], 2, "no data set"),
         (["model.onnx"], 2, "no data set"),
-        (["a", "b"], 2, "'a' is no model"),
+        (["a", "b"], 2, "'a' is not a model"),
         (["data", "--expect", "ap>1"], 2, "no expectation"),
         (["absent.onnx", "data"], 3, "no model file absent.onnx"),
         (["--results", "r.json", "absent"], 3, "There is no absent."),

@@ -250,7 +250,7 @@ class _ModelRun:
                 return {}
             from blu_export.benchmark.flops import count_flops
 
-            canvas = canvas_of(*photo.shape[:2], detector.spec)
+            canvas = canvas_of(photo.shape[0], photo.shape[1], detector.spec)
             work[candidate.canvas] = count_flops(onnx.load(candidate.key[0]), canvas, found).by_stage
         return work
 

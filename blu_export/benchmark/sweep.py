@@ -20,6 +20,7 @@ from blu_export.detector import Detector
 from blu_export.errors import UsageError
 from blu_export.evaluate.coco import Evaluator, detect
 from blu_export.image import decode, mold
+from blu_export.runtime.base import Runner
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
 FIELDS = ("post_nms_rois_inference", "pre_nms_limit", "detection_max_instances")
@@ -72,7 +73,7 @@ def sweep(
         ]
         molded = [mold(decode(photo), runners[0].spec) for photo in photos]
 
-        def timed(runner: OnnxRuntimeRunner) -> Callable[[], object]:
+        def timed(runner: Runner) -> Callable[[], object]:
             return lambda: [runner.run(each.canvas[None], each.window[None]) for each in molded]
 
         say(f"timing {field} on {len(molded)} photos")

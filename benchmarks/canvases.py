@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import cv2
 import numpy as np
 
-from benchmarks.models import SPECS
+from benchmarks.models import DEFAULT, RESULTS, SPECS, model_files, photo_640, say
 from benchmarks.peers import keras_on_square
-from benchmarks.speed import DEFAULT, RESULTS, model_files, photo_640, say
 from blu_export.benchmark.curves import encode
 from blu_export.benchmark.machine import describe
 from blu_export.benchmark.recompose import recompose
@@ -53,16 +52,21 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
+    write(arguments.models.split(","), arguments.repeats, arguments.dataset, arguments.out)
+
+
+def write(models: Sequence[str], repeats: int, dataset: Path | None, folder: Path) -> None:
+    """Measure the models, write canvases.json and canvases.md into ``folder``, and print the table."""
     result: dict[str, Any] = {"machine": describe(), "rows": []}
-    for model in arguments.models.split(","):
+    for model in models:
         try:
-            result["rows"] += list(measure(model, arguments.repeats, arguments.dataset))
+            result["rows"] += list(measure(model, repeats, dataset))
         except BluError as error:  # TensorFlow is not here to make it
             say(f"skipped {model}: {error}")
     for name, text in (("canvases.json", json.dumps(result, indent=1)), ("canvases.md", table(result))):
-        with atomic_write(arguments.out / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        wrote(arguments.out / name)
+        wrote(folder / name)
     print(table(result))
 
 

@@ -8,6 +8,7 @@ accuracy.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.spec import ModelSpec
 
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "benchmarks" / "cache"
+RESULTS = ROOT / "benchmarks" / "results"
+PHOTO_SIZE = (640, 480)
+DEFAULT = "default"
+"""Stands for the embedded model beside the names of SPECS."""
 SPECS = {
     "resnet50-512": ModelSpec(
         class_names=("BG", *(f"class {i}" for i in range(1, 14))),
@@ -67,6 +75,37 @@ def make_model(spec: ModelSpec, photo: Any, seed: int = 1) -> Any:
         model.mask_head(pooled, training=True)
     _find_about(model, canvas, window, DETECTIONS)
     return model
+
+
+def say(message: str) -> None:
+    """One line of progress on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def photo_640() -> Path:
+    """The demo photo at 640×480, as a JPEG file in the cache."""
+    from PIL import Image
+
+    path = CACHE / "photo-640x480.jpg"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with Image.open(embedded(DEMO_PHOTO)) as image:
+            width = image.width
+            cropped = image.convert("RGB").crop((0, 0, width, width * PHOTO_SIZE[1] // PHOTO_SIZE[0]))
+            cropped.resize(PHOTO_SIZE).save(path, quality=92)
+    return path
+
+
+def model_files(model: str, photo: Path, dataset: Path | None) -> tuple[Path, Path]:
+    """(weights, portable ONNX file) of a model; made on first use, with an int8 file beside the ONNX file.
+
+    The default model has an int8 file only where there are annotated photos, to calibrate and to judge it.
+    """
+    if model == DEFAULT:
+        onnx = embedded(DEFAULT_MODEL)
+        return onnx.with_suffix(".h5"), write_default_int8(onnx, dataset, CACHE, say) if dataset else onnx
+    weights = write_weights(model, photo, CACHE, say)
+    return weights, write_onnx(weights, photo, CACHE, say)
 
 
 def write_weights(name: str, photo: Path, folder: Path, say: Say) -> Path:

@@ -20,22 +20,16 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from benchmarks.models import SPECS, exports_folder, write_default_int8, write_onnx, write_weights
+from benchmarks.models import CACHE, DEFAULT, RESULTS, ROOT, SPECS, exports_folder, model_files, photo_640, say
 from benchmarks.peers import keras_on_square, peers_of
 from blu_export.benchmark.candidates import Candidate, file_candidates
 from blu_export.benchmark.report import headline, markdown, read_results, summary
 from blu_export.benchmark.run import QUICK, Settings, run_benchmark
 from blu_export.benchmark.save import insert_table, save_results
 from blu_export.cli.common import wrote
-from blu_export.embedded import DEFAULT_MODEL, DEMO_PHOTO, embedded
 from blu_export.errors import BluError
 
-ROOT = Path(__file__).resolve().parent.parent
 README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
-CACHE = ROOT / "benchmarks" / "cache"
-RESULTS = ROOT / "benchmarks" / "results"
-PHOTO_SIZE = (640, 480)
-DEFAULT = "default"
 
 
 def main() -> None:
@@ -90,25 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
     print(markdown(result))
     for path in save_results(result, arguments.out, say):
         wrote(path)
+    if not arguments.quick:
+        from benchmarks.canvases import write
 
-
-def say(message: str) -> None:
-    """One line of progress on stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def photo_640() -> Path:
-    """The demo photo at 640×480, as a JPEG file in the cache."""
-    from PIL import Image
-
-    path = CACHE / "photo-640x480.jpg"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with Image.open(embedded(DEMO_PHOTO)) as image:
-            width = image.width
-            cropped = image.convert("RGB").crop((0, 0, width, width * PHOTO_SIZE[1] // PHOTO_SIZE[0]))
-            cropped.resize(PHOTO_SIZE).save(path, quality=92)
-    return path
+        write(models, settings.repeats, arguments.dataset, arguments.out)
 
 
 def candidates_of(model: str, photo: Path, quick: bool, dataset: Path | None) -> list[Candidate]:
@@ -117,18 +96,6 @@ def candidates_of(model: str, photo: Path, quick: bool, dataset: Path | None) ->
     baseline = [keras_on_square(model, weights)] if weights.is_file() else []
     peers = [] if quick or not weights.is_file() else peers_of(model, weights, exports_folder(CACHE), say)
     return [*baseline, *peers, *(replace(each, model=model) for each in file_candidates(onnx))]
-
-
-def model_files(model: str, photo: Path, dataset: Path | None) -> tuple[Path, Path]:
-    """(weights, portable ONNX file) of a model; made on first use, with an int8 file beside the ONNX file.
-
-    The default model has an int8 file only where there are annotated photos, to calibrate and to judge it.
-    """
-    if model == DEFAULT:
-        onnx = embedded(DEFAULT_MODEL)
-        return onnx.with_suffix(".h5"), write_default_int8(onnx, dataset, CACHE, say) if dataset else onnx
-    weights = write_weights(model, photo, CACHE, say)
-    return weights, write_onnx(weights, photo, CACHE, say)
 
 
 def measure_accuracy(

@@ -165,3 +165,13 @@ def test_contact_sheet() -> None:
     for wrong, titles in (([], []), (images, ["one"])):
         with pytest.raises(ValueError, match="contact sheet"):
             contact_sheet(wrong, titles)
+
+
+def test_the_page_has_the_same_colours() -> None:
+    import re
+    from importlib.resources import files
+
+    page = files("blu_export").joinpath("serve", "static", "palette.js").read_text(encoding="utf-8")
+    colours = re.findall(r'"#([0-9a-f]{6})"', page.partition("];")[0])
+    assert [tuple(bytes.fromhex(colour)) for colour in colours] == [colour_of(key) for key in range(1, 121)]
+    assert colour_of(121) == colour_of(1)

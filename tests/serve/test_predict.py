@@ -204,7 +204,15 @@ def test_metrics_tell_of_stages_batches_queue_and_model(client: httpx.Client) ->
 
 
 def test_pages_load_nothing_from_elsewhere(client: httpx.Client) -> None:
-    for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/rle.js"):
+    for path in (
+        "/",
+        "/docs",
+        "/static/page.js",
+        "/static/page.css",
+        "/static/docs.js",
+        "/static/palette.js",
+        "/static/rle.js",
+    ):
         answer = client.get(path)
         assert answer.status_code == 200
         assert "default-src 'self'" in answer.headers["content-security-policy"]

@@ -1,12 +1,9 @@
+import { colour, letters } from "./palette.js";
 import { crop } from "./rle.js";
 
 const $ = (id) => document.getElementById(id);
 const photos = [];
 let model = null, current = null, lit = null;
-
-// Colours by class: hues a golden angle apart, so that neighbours in the list differ most.
-const hue = (id) => (id * 137.508 + 200) % 360;
-const colour = (id, light = 55) => `hsl(${hue(id)} 78% ${light}%)`;
 
 // ---- The server
 
@@ -249,9 +246,9 @@ function drawBox(context, each, scale, line, sharp) {
     context.font = `600 ${size}px system-ui, sans-serif`;
     const width = context.measureText(text).width + 8 * sharp, height = size + 5 * sharp;
     const x = Math.max(0, Math.min(left, context.canvas.width - width)), y = Math.max(0, top - height);
-    context.fillStyle = colour(each.class_id, 32);
+    context.fillStyle = colour(each.class_id);
     context.fillRect(x, y, width, height);
-    context.fillStyle = "#fff";
+    context.fillStyle = letters(each.class_id);
     context.fillText(text, x + 4 * sharp, y + size);
   }
   context.globalAlpha = 1;

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from blu_export.detections import Detections
 from blu_export.embedded import embedded
 from blu_export.errors import BluError, UsageError
-from blu_export.image import Molded, decode, mold, unmold
+from blu_export.image import MAX_PIXELS, Molded, decode, mold, unmold
 from blu_export.runtime import Runner, RunnerOptions, load_runner
 from blu_export.spec import ModelSpec
 from blu_export.tiles import Tiling, Window, merge_tiles
@@ -46,6 +46,8 @@ def load(
     settings: Sequence[str] = (),
     config: str | os.PathLike[str] | None = None,
     ignore_layers: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
 ) -> Detector:
     """Load a model; without a path the one that comes with the package.
 
@@ -60,6 +62,8 @@ def load(
         class_names, settings, config, ignore_layers: for Keras weights that do not say all about themselves: names by
             class id, ``NAME=VALUE`` settings, a file with a Matterport ``Config`` (read, never run), and layers of
             the file that inference does not need.
+        max_pixels: of a photo, height times width; larger ones are refused.
+        bits: in use of 16-bit gray photos that do not say how many; see ``image.decode``.
 
     Raises:
         UsageError: the runtime cannot run this kind of file.
@@ -77,7 +81,7 @@ def load(
         None if config is None else os.fspath(config),
         ignore_layers,
     )
-    return Detector(load_runner(path or embedded(), options))
+    return Detector(load_runner(path or embedded(), options), max_pixels=max_pixels, bits=bits)
 
 
 @dataclass(repr=False)
@@ -123,17 +127,20 @@ class Detector:
         runner: a loaded model; see ``load`` for the usual way to get one.
         min_score: detections below it are dropped, 0..1. The model itself already drops those below
             ``spec.detection_min_confidence``.
+        max_pixels, bits: of photos; see ``image.decode``.
 
     Attributes:
         timings: seconds per stage (decode, mold, run, unmold) of the last call or stream, summed over
             its photos.
     """
 
-    def __init__(self, runner: Runner, min_score: float = 0.0) -> None:
+    def __init__(
+        self, runner: Runner, min_score: float = 0.0, max_pixels: int = MAX_PIXELS, bits: int | None = None
+    ) -> None:
         if not 0 <= min_score <= 1:
             raise UsageError(f"The minimal score {min_score} is not between 0 and 1.")
         self.runner = runner
-        self.min_score = min_score
+        self.min_score, self.max_pixels, self.bits = min_score, max_pixels, bits
         self.timings = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
 
@@ -191,7 +198,7 @@ class Detector:
             photos = [self._prepare(source)]
             self._run(photos)
             self._finish(photos[0])
-        found = [_with_photo(photo).filter(min_score, wanted) for photo in photos]
+        found = [_with_photo(photo, self._decode).filter(min_score, wanted) for photo in photos]
         return found if several else found[0]
 
     def stream(
@@ -227,7 +234,7 @@ class Detector:
                 photo = Photo(source)
                 try:
                     with self._timed("decode"):
-                        photo.image = decode(source)
+                        photo.image = self._decode(source)
                 except BluError as error:
                     photo.error = error
                     under_way.append((photo, []))
@@ -285,7 +292,7 @@ class Detector:
         photo = Photo(source)
         try:
             with self._timed("decode"):
-                photo.image = decode(source)
+                photo.image = self._decode(source)
             with self._timed("mold"):
                 photo.molded = mold(photo.image, self.spec)
         except BluError as error:
@@ -323,6 +330,9 @@ class Detector:
     def _reset_timings(self) -> None:
         self.timings = dict.fromkeys(STAGES, 0.0)
 
+    def _decode(self, source: Source) -> NDArray[np.uint8]:
+        return decode(source, max_pixels=self.max_pixels, bits=self.bits)
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -338,16 +348,17 @@ class _Pixels:
     """A photo that is decoded when its pixels are asked for."""
 
     source: Source
+    decode: Callable[[Source], NDArray[np.uint8]]
 
     def __call__(self) -> NDArray[np.uint8]:
-        return decode(self.source)
+        return self.decode(self.source)
 
 
-def _with_photo(photo: Photo) -> Detections:
+def _with_photo(photo: Photo, decode: Callable[[Source], NDArray[np.uint8]]) -> Detections:
     """A photo's detections, which know it: by its source, as its pixels may be many."""
     named = isinstance(photo.source, str | os.PathLike)
     name = os.fspath(photo.source) if named else ""
-    return replace(photo.result(), photo=_Pixels(photo.source), photo_name=name)
+    return replace(photo.result(), photo=_Pixels(photo.source, decode), photo_name=name)
 
 
 def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

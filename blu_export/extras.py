@@ -39,6 +39,7 @@ EXTRAS = {
     "batch": ("pyarrow",),
     "ray": ("ray",),
     "notebook": ("pandas", "supervision"),
+    "video": ("av",),
 }
 """Importable packages by extra of this project."""
 
@@ -54,6 +55,7 @@ PURPOSES = {
     "batch": "blu batch: large sets of photos, in folders or buckets, to Parquet or COCO",
     "ray": "blu batch and blu serve on a Ray cluster",
     "notebook": "detections as pandas tables and for supervision: found.to_pandas(), found.to_supervision()",
+    "video": "videos, streams, and overlays as H.264: PyAV",
 }
 """What each extra is for."""
 

@@ -5,23 +5,17 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from blu_export.errors import ImageError, UsageError
-
-if TYPE_CHECKING:
-    import cv2
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".gif", ".bmp", ".tif", ".tiff"}
 )
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 STDIN = "-"
 MAX_STDIN_BYTES = 512 * 2**20
 
@@ -46,12 +40,14 @@ def find_images(
     arguments: Iterable[str | os.PathLike[str]],
     suffixes: Iterable[str] = IMAGE_SUFFIXES,
     skip: str | os.PathLike[str] | None = None,
+    passed_over: Counter[str] | None = None,
 ) -> list[Path]:
     """The files that arguments name, each once, in a stable order.
 
     A folder stands for the files in and below it that have one of ``suffixes`` and do not start with
     a dot; a glob pattern for what it matches; anything else for itself, whether it exists or not:
-    reading it is what reports that. A folder ``skip`` below another is passed over: results lie in it.
+    reading it is what reports that. A folder ``skip`` below another is passed over: results lie in it. Files of other
+    suffixes in folders are counted in ``passed_over``, by suffix.
 
     Raises:
         UsageError: an argument is a URL.
@@ -72,11 +68,11 @@ def find_images(
         else:
             paths = [path]
         for path in paths:
-            found.update(dict.fromkeys(_walk(path, known, results) if path.is_dir() else [path]))
+            found.update(dict.fromkeys(_walk(path, known, results, passed_over) if path.is_dir() else [path]))
     return list(found)
 
 
-def _walk(folder: Path, suffixes: frozenset[str], skip: str | None) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: frozenset[str], skip: str | None, passed_over: Counter[str] | None) -> Iterator[Path]:
     def stop(error: OSError) -> None:  # os.walk by itself passes over folders that it cannot list
         raise error
 
@@ -85,8 +81,13 @@ def _walk(folder: Path, suffixes: frozenset[str], skip: str | None) -> Iterator[
             name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) != skip
         )
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in suffixes:
                 yield Path(parent, name)
+            elif passed_over is not None:
+                passed_over[suffix] += 1
 
 
 def read_stdin() -> bytes:
@@ -101,51 +102,3 @@ def read_stdin() -> bytes:
     if len(data) > MAX_STDIN_BYTES:
         raise ImageError(f"Standard input is longer than {MAX_STDIN_BYTES >> 20} MB.")
     return data
-
-
-def read_video(path: Path) -> Iterator[Input]:
-    """Yield the frames of a video one by one: uint8 [H, W, 3] RGB.
-
-    Raises:
-        ImageError: there is no such file, or no frame of it can be decoded.
-    """
-    import cv2
-
-    if not path.is_file():
-        raise ImageError(f"There is no video {path}.", "Check the path.")
-    capture = _open_video(path)
-    try:
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        count = 0
-        while True:
-            good, frame = capture.read()
-            if not good:
-                break
-            count += 1
-            image: NDArray[np.uint8] = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            yield Input(f"{path} frame {count}", image, path, count, fps if 0 < fps < 1000 else 25.0)
-        if count == 0:
-            raise ImageError(f"No frame of {path} can be decoded.", "Convert the video to H.264 in an .mp4 file.")
-    finally:
-        capture.release()
-
-
-def _open_video(path: Path) -> cv2.VideoCapture:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong is said here, in a sentence
-    import cv2
-
-    getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # where it is depends on the version
-    # FFmpeg by name: the other backends take patterns and device strings for file names.
-    return cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
-
-
-def count_frames(path: Path) -> int | None:
-    """How many frames a video says it has; None where it does not say."""
-    import cv2
-
-    capture = _open_video(path)
-    try:
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    finally:
-        capture.release()
-    return count if count > 0 else None

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
-from blu_export.errors import ImageError
-from blu_export.sources import count_frames, find_images, read_video
+from blu_export.sources import find_images
 
 
 @pytest.fixture
@@ -71,40 +67,9 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     assert find_images([odd]) == [odd]
 
 
-def make_video(path: Path, levels: list[int], size: tuple[int, int] = (64, 48)) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
-    assert writer.isOpened()
-    for level in levels:
-        writer.write(np.full((size[1], size[0], 3), (0, 0, level), np.uint8))  # BGR: red
-    writer.release()
-    return path
-
-
-def test_video_frames_are_rgb_in_order(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "clip.mp4", [0, 100, 200])
-    frames = list(read_video(path))
-    assert [frame.frame for frame in frames] == [1, 2, 3]
-    assert frames[0].fps == pytest.approx(10)
-    assert count_frames(path) == 3
-    for frame, level in zip(frames, (0, 100, 200), strict=True):
-        assert frame.source.shape == (48, 64, 3)
-        np.testing.assert_allclose(frame.source.mean(axis=(0, 1)), [level, 0, 0], atol=12)
-
-
-def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="There is no video"):
-        list(read_video(tmp_path / "none.mp4"))
-    (tmp_path / "noise.mp4").write_bytes(bytes(1000))
-    with pytest.raises(ImageError, match="No frame"):
-        list(read_video(tmp_path / "noise.mp4"))
-
-
-def test_a_damaged_video_makes_ffmpeg_and_opencv_say_nothing(tmp_path: Path) -> None:
-    whole = make_video(tmp_path / "clip.mp4", [0, 100]).read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    # A process of its own: FFmpeg's level is set once, here by make_video.
-    program = "import sys, pathlib, blu_export.sources as s; print(s.count_frames(pathlib.Path(sys.argv[1])))"
-    result = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "cut.mp4"], capture_output=True, text=True, check=True
-    )
-    assert (result.stdout, result.stderr) == ("None\n", "")
+def test_files_passed_over_are_counted(photos: Path) -> None:
+    for name in ("a.psd", "b.psd", "notes", ".hidden"):
+        (photos / "deep" / name).touch()
+    passed_over: Counter[str] = Counter()
+    find_images([photos], passed_over=passed_over)
+    assert passed_over[".psd"] == 2 and passed_over[""] == 1

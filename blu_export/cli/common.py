@@ -65,6 +65,10 @@ IgnoreLayersOption = Annotated[
         metavar="NAME",
     ),
 ]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option("--max-pixels", min=1, help="Largest photo that is read, height times width. Default: 100 million."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from blu_export.cli.common import (
     ConfigOption,
     DeviceOption,
     IgnoreLayersOption,
+    MaxPixelsOption,
     ModelOption,
     PrecisionOption,
     RuntimeOption,
@@ -32,7 +33,7 @@ from blu_export.cli.common import (
     stdout,
     wrote,
 )
-from blu_export.errors import EXIT_BAD_INPUT, BluError, UsageError
+from blu_export.errors import EXIT_BAD_INPUT, BluError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from blu_export.detections import Detections
@@ -102,6 +103,11 @@ def infer(
     track: Annotated[
         bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
     ] = False,
+    stride: Annotated[int, typer.Option(min=1, help="Of a video, every so many frames one.")] = 1,
+    bits: Annotated[
+        int | None, typer.Option(min=8, max=16, help="Bits in use of 16-bit gray photos that do not say: often 12.")
+    ] = None,
+    max_pixels: MaxPixelsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
     config: ConfigOption = None,
     settings: SettingsOption = None,
@@ -113,7 +119,7 @@ def infer(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say every time what was chosen and why.")] = False,
 ) -> None:
-    """Find objects on photos, in folders or on a video.
+    """Find objects on photos, in folders, on videos, streams (rtsp://…) or a camera (0).
 
     A photo that cannot be read is reported and skipped; the exit code is then 3.
 
@@ -126,8 +132,9 @@ def infer(
     from blu_export.detections import Detections
     from blu_export.detector import load
     from blu_export.results import FORMATS as KNOWN
-    from blu_export.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images
+    from blu_export.sources import IMAGE_SUFFIXES, find_images
     from blu_export.tiles import Tiling
+    from blu_export.video import VIDEO_SUFFIXES, is_live
 
     chosen = list(dict.fromkeys(formats or _default_formats(as_json)))
     if unknown := [name for name in chosen if name not in ("table", *KNOWN)]:
@@ -136,10 +143,16 @@ def infer(
     if quiet:
         be_quiet()
     show_log(once=not verbose)
-    paths = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES, skip=out)
+    passed_over: Counter[str] = Counter()
+    streams = [Path(image) for image in images if is_live(image)]
+    files = [image for image in images if not is_live(image)]
+    paths = streams + find_images(files, IMAGE_SUFFIXES | VIDEO_SUFFIXES, skip=out, passed_over=passed_over)
+    if passed_over:
+        counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in passed_over.most_common())
+        say(f"{passed_over.total()} files passed over: {counts}")
     if not paths:
         raise UsageError(f"There are no photos in {', '.join(images)}.", "Name photos, videos, or folders of them.")
-    total = _total(paths)
+    total = _total(paths, stride)
     many = batch == 1 and (total is None or total >= MANY_PHOTOS)
     detector = load(
         model,
@@ -152,6 +165,7 @@ def infer(
         settings=settings or (),
         ignore_layers=ignore_layers or (),
     )
+    detector.max_pixels, detector.bits = max_pixels or detector.max_pixels, bits
     detector.min_score = min_score or 0.0
     Detections.empty((1, 1), detector.spec.class_names).filter(0.0, class_names)  # unknown classes: before the work
     wanted = Wanted(
@@ -164,6 +178,7 @@ def infer(
         tiling=tiling,
         track=track,
         nms=nms,
+        stride=stride,
         verbose=verbose,
     )
     if Inference(detector, paths, total, wanted).run(batch):
@@ -190,6 +205,7 @@ class Wanted:
     tiling: Tiling | None
     track: bool
     nms: float | None
+    stride: int
     verbose: bool
 
 
@@ -261,18 +277,34 @@ class Inference:
         return self._trackers[item.video].update(found, item.frame)
 
     def _inputs(self) -> Iterator[Input]:
-        from blu_export.sources import STDIN, VIDEO_SUFFIXES, Input, read_stdin, read_video
+        from blu_export.sources import STDIN, Input, read_stdin
+        from blu_export.video import VIDEO_SUFFIXES, is_live
 
         for path in self.paths:
             try:
                 if path == Path(STDIN):
                     yield Input("stdin", read_stdin())
-                elif path.suffix.lower() in VIDEO_SUFFIXES:
-                    yield from read_video(path)
+                elif path.suffix.lower() in VIDEO_SUFFIXES or is_live(path):
+                    yield from self._frames(path)
                 else:
                     yield Input(str(path), path)
             except BluError as error:
                 self._skip(error)
+
+    def _frames(self, path: Path) -> Iterator[Input]:
+        from blu_export.sources import Input
+        from blu_export.video import Video
+
+        with Video(path, self.wanted.stride) as video:
+            for number, image in video:
+                yield Input(f"{path} frame {number}", image, path, number, video.fps)
+            if video.damaged:
+                complain(f"{path}: {video.damaged} damaged frames were left out")
+            if video.ended_early:
+                self.failures += 1
+                complain(
+                    f"{path} ends before its last frame ({video.expected} in all): everything up to there was kept"
+                )
 
     def _skip(self, error: BluError) -> None:
         self.failures += 1
@@ -319,9 +351,22 @@ class Inference:
             say(f"tiles: {self.windows} passes of the network instead of {self.done}, the whole photos included")
 
 
-def _total(paths: list[Path]) -> int | None:
+def _total(paths: list[Path], stride: int) -> int | None:
     """Photos and frames to come; None where a video does not say how many it has."""
-    from blu_export.sources import VIDEO_SUFFIXES, count_frames
+    from blu_export.video import VIDEO_SUFFIXES, Video, is_live
 
-    counts = [count_frames(path) if path.suffix.lower() in VIDEO_SUFFIXES else 1 for path in paths]
-    return None if None in counts else sum(count or 0 for count in counts)
+    total = 0
+    for path in paths:
+        if is_live(path):
+            return None
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            total += 1
+            continue
+        try:
+            with Video(path) as video:
+                if video.expected is None:
+                    return None
+                total += -(-video.expected // stride)
+        except ImageError:  # told when its turn comes
+            total += 1
+    return total

@@ -9,14 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from blu_export.draw import overlay
-from blu_export.errors import ImageError
 from blu_export.files import atomic_write
 from blu_export.results import FORMATS
 from blu_export.results.base import Format, PhotoFormat, Result, SetFormat
+from blu_export.video import VideoWriter
 
 MAX_STEM_BYTES = 200
 """A stem leaves room for a number and a suffix in the 255 bytes that a name may have."""
@@ -112,7 +109,7 @@ class SetWriter(Writer):
 class OverlayWriter(PhotoWriter):
     """NAME.overlay.jpg for photos, NAME.overlay.mp4 for the frames of a video."""
 
-    _video: _VideoFile | None = None
+    _video: VideoWriter | None = None
 
     def write(self, stem: str, result: Result, fps: float = 0.0) -> None:
         """See Writer."""
@@ -124,7 +121,7 @@ class OverlayWriter(PhotoWriter):
             self._video.__exit__(None, None, None)
             self._video = None
         if self._video is None:
-            self._video = _VideoFile(path, fps, drawn.shape[:2])
+            self._video = VideoWriter(path, fps)
             self.written.append(path)
         self._video.add(drawn)
 
@@ -134,36 +131,6 @@ class OverlayWriter(PhotoWriter):
         """Finish the last video."""
         if self._video is not None:
             self._video.__exit__(kind, error, trace)
-
-
-class _VideoFile:
-    """An .mp4 file that grows frame by frame under a temporary name."""
-
-    def __init__(self, path: Path, fps: float, size: tuple[int, ...]) -> None:
-        import cv2
-
-        self.path = path
-        self._size = size
-        with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_write(path))
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(os.fspath(temporary), cv2.CAP_FFMPEG, codec, fps, (size[1], size[0]))
-            if not self._writer.isOpened():
-                raise ImageError(f"OpenCV cannot write the video {path}.", "Leave out --format overlay for videos.")
-            stack.callback(self._writer.release)
-            self._stack = stack.pop_all()
-
-    def add(self, image: NDArray[np.uint8]) -> None:
-        import cv2
-
-        if image.shape[:2] != self._size:
-            raise ImageError(f"The frames for {self.path} change their size.", "Split the video where they do.")
-        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
 
 class Stems:

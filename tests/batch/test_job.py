@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 
 from blu_export.batch.plan import Shard
 from blu_export.batch.process import Job, Worker
+from blu_export.batch.shard import Summary, encode
 from blu_export.detector import load
 from blu_export.errors import BluError, DatasetError, ModelFileError, UsageError
 
@@ -80,10 +81,19 @@ def test_a_name_that_is_not_utf8(photos: Photos, model: Path, tmp_path: Path) ->
     assert run(source=folder, sink=tmp_path / "found", model=model).ran == 0
 
 
-def test_rows_that_cannot_be_written_do_not_count_as_deaths(photos: Photos, tmp_path: Path) -> None:
-    model = write_model(tmp_path / "fake.onnx", class_names=["BG", "caf\udce9", "shoe"])
-    with pytest.raises(DatasetError, match="rows of shard 0 do not fit into Parquet"):
-        run(source=photos(10), sink=tmp_path / "found", model=model)
+def test_a_file_that_cannot_be_written_does_not_count_as_deaths(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder, sink = photos(10), tmp_path / "found"
+    run(source=folder, sink=sink, model=model)
+    write_photo(folder / "01.png", 20)
+    (sink / "part-00001.parquet").mkdir()
+    with pytest.raises(DatasetError, match=r"part-00001\.parquet cannot be written"):
+        run(source=folder, sink=sink, model=model)
+
+
+def test_rows_that_do_not_fit_are_told_of() -> None:
+    strange = {"image": "caf\udce9", "height": 1, "width": 1, "detections": [], "error": None, "model_sha256": ""}
+    with pytest.raises(DatasetError, match="rows of shard 3 do not fit into Parquet"):
+        encode([strange], Summary(index=3, photos=1, failed=0, detections=0, seconds=0.0))
 
 
 def test_a_worker_that_hangs_is_killed(photos: Photos, model: Path, tmp_path: Path) -> None:

@@ -36,14 +36,13 @@ def forward(model: Any, canvas: Any, window: Any) -> Any:
     import tensorflow as tf
 
     from blu_export.model.boxes import clip, decode, normalize_window
-    from blu_export.model.proposals import propose
     from blu_export.model.roi_align import pyramid_roi_align
 
     spec = model.spec
     shape = tf.constant(spec.canvas)
     anchors = tf.constant(model.anchors(spec.canvas))
     *pyramid, _, rpn_class, rpn_bbox = model.trunk(model.preprocess(canvas), training=False)
-    rois = propose(rpn_class[..., 1], rpn_bbox, anchors, spec)
+    rois = _propose(rpn_class[0, :, 1], rpn_bbox[0], anchors, spec)
     _, probabilities, deltas = model.box_head(pyramid_roi_align(rois, pyramid, spec.pool_size, shape), training=False)
     class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
     scores = tf.gather(probabilities, class_ids, batch_dims=1)
@@ -59,6 +58,21 @@ def forward(model: Any, canvas: Any, window: Any) -> Any:
     rows = tf.pad(rows, [[0, spec.detection_max_instances - tf.shape(rows)[0]], [0, 0]])[None]
     pooled = pyramid_roi_align(rows[..., :4], pyramid, spec.mask_pool_size, shape)
     return rows, model.mask_head(pooled, training=False)
+
+
+def _propose(scores: Any, deltas: Any, anchors: Any, spec: Any) -> Any:
+    """``model.proposals.propose`` for one photo, whose loop over a batch no converter but tf2onnx takes."""
+    import tensorflow as tf
+
+    from blu_export.model.boxes import clip, decode
+
+    scores, index = tf.math.top_k(scores, min(spec.pre_nms_limit, len(anchors)), sorted=True)
+    boxes = decode(tf.gather(deltas, index), tf.gather(anchors, index), spec.rpn_bbox_std_dev)
+    boxes = clip(boxes, tf.constant([0.0, 0.0, 1.0, 1.0]))
+    keep = tf.image.non_max_suppression(boxes, scores, spec.post_nms_rois_inference, spec.rpn_nms_threshold)
+    rois = tf.gather(boxes, keep)
+    rois = tf.pad(rois, [[0, spec.post_nms_rois_inference - tf.shape(rois)[0]], [0, 0]])
+    return tf.ensure_shape(rois, [spec.post_nms_rois_inference, 4])[None]
 
 
 class NaiveRunner(Runner):

@@ -74,7 +74,10 @@ def export_by_keras(model: Any, path: Path) -> None:
     import tensorflow as tf
 
     spec = model.spec
-    signature = [keras.InputSpec(shape=(1, *spec.canvas, 3), dtype="float32"), keras.InputSpec(shape=(1, 4))]
+    signature = [
+        keras.InputSpec(shape=(1, *spec.canvas, 3), dtype="float32"),
+        keras.InputSpec(shape=(1, 4), dtype="float32"),
+    ]
 
     class Whole(keras.Model):
         def __init__(self) -> None:
@@ -127,7 +130,7 @@ class ConvertedRunner(Runner):
         if len(canvas) > 1:
             raise BluError("This conversion takes one photo at a time.")
         found = self.request.infer([canvas.astype(np.float32), window], share_inputs=True)
-        detections, masks = sorted((np.array(value) for value in found.values()), key=lambda value: value.ndim)
+        detections, masks = sorted((np.array(value) for value in found.values()), key=np.ndim)
         class_ids = detections[0, :, 4].astype(np.int64)
         return detections, masks[np.arange(len(class_ids)), :, :, class_ids][None]
 

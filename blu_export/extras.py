@@ -32,6 +32,7 @@ EXTRAS = {
         "s3fs",
         "matplotlib",
         "tensorboard",
+        "yaml",
     ),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "grpc", "tritonclient"),
     "client": ("httpx",),

@@ -79,7 +79,7 @@ def check(
 
     show_log()
     options = read_options(images, limit, strict, exif, keep_empty_classes)
-    parts = _parts(dataset, split)
+    parts = parts_of(dataset, split)
     parallel = max(os.cpu_count() or 1, open_storage(dataset).parallel)
     reports: dict[str, Report] = {}
     for part in parts:
@@ -120,7 +120,7 @@ def read_options(
     return ReadOptions(images, limit, strict, keep_empty_classes, exif)  # type: ignore[arg-type]
 
 
-def _parts(dataset: str, split: str | None) -> list[str]:
+def parts_of(dataset: str, split: str | None) -> list[str]:
     """The parts to look at."""
     from blu_export.data.load import SPLITS, has_split
 

@@ -31,6 +31,8 @@ COMMANDS = {
     "verify": "Compare two models instance by instance.",
     "benchmark": "Time models per stage.",
     "data check": "What is in a data set, and what is wrong with it.",
+    "data convert": "Annotations of any tool as COCO or YOLO.",
+    "data split": "Divide a data set into parts.",
     "data label": "Pseudo-labels for photos whose classes are known.",
     "serve": "Serve a model over HTTP.",
     "batch": "Run a model over a large set of photos, resumable.",
@@ -40,7 +42,7 @@ COMMANDS = {
 """Command -> its line in ``blu --help``. ``build-engine`` lives in ``cli/build_engine.py``, ``export onnx``
 in ``cli/export_onnx.py``: a module whose ``app`` is common.command_app(). A command is listed once it is there."""
 
-GROUPS = {"export": "Export a model: onnx, triton.", "data": "Data sets: check, label."}
+GROUPS = {"export": "Export a model: onnx, triton.", "data": "Data sets: check, convert, split, label."}
 """First words of two-word commands -> their line in ``blu --help``."""
 
 EXAMPLES = """

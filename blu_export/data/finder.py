@@ -178,6 +178,8 @@ class PhotoFinder:
                 paths = []
             for path in paths:
                 parts = tuple(path.split("/"))
+                if MASK_FOLDERS & {part.lower() for part in parts[:-1]}:
+                    continue
                 self._index.setdefault(name_key(parts[-1]), []).append(parts)
         return self._index
 
@@ -223,4 +225,6 @@ def usual_folder(file: str, storage: Storage) -> tuple[str, str]:
 
 
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "annos", "ann", "json", "coco")
+MASK_FOLDERS = {"segmentationobject", "segmentationclass", "masks", "mask", "instances"}
+"""Pictures in these are masks, of the same names as photos."""
 PHOTO_FOLDERS = ("images", "data", "img", "imgs", "JPEGImages", "photos")

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+START, WHOLE = -2, -1
+"""Numbers of what is not an element: where an array begins, and a value that is none."""
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\0\0": "utf-32",
@@ -70,7 +73,9 @@ def guess_encoding(content: bytes) -> str:
 
 
 def iterate(text: str) -> Iterator[tuple[str, int, Any]]:
-    """(key, number, element) of each array in a JSON object, one at a time; number is -1 for a value that is no array.
+    """(key, number, element) of each array in a JSON object, one at a time.
+
+    Before the first element number is START; for a value that is not an array it is WHOLE.
 
     Memory is that of the text and of one element.
 
@@ -96,6 +101,7 @@ def iterate(text: str) -> Iterator[tuple[str, int, Any]]:
         expect(at, ":")
         at = skip(at + 1)
         if at < len(text) and text[at] == "[":
+            yield key, START, None
             at, number = skip(at + 1), 0
             while at < len(text) and text[at] != "]":
                 element, at = decoder.raw_decode(text, at)
@@ -107,7 +113,7 @@ def iterate(text: str) -> Iterator[tuple[str, int, Any]]:
             at += 1
         else:
             value, at = decoder.raw_decode(text, at)
-            yield key, -1, value
+            yield key, WHOLE, value
         at = skip(at)
         if expect(at, ",}") == "}":
             break

@@ -11,6 +11,7 @@ from blu_export.data.dataset import Dataset
 from blu_export.data.formats import deepfashion2
 from blu_export.data.formats.coco import load_coco
 from blu_export.data.formats.deepfashion2 import Progress, load_deepfashion2, no_progress
+from blu_export.data.formats.others import find_other, load_other
 from blu_export.data.layout import SPLITS, coco_file, whole_coco_file
 from blu_export.data.options import ReadOptions
 from blu_export.data.problems import summarize
@@ -19,6 +20,9 @@ from blu_export.errors import DatasetError
 from blu_export.rle import Rle, run_lengths
 
 __all__ = ["SPLITS", "has_split", "load_dataset"]
+
+FILE_SUFFIXES = (".json", ".csv", ".yaml", ".yml")
+"""Of data sets that are named by a file."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,8 @@ def load_dataset(
 
     Args:
         source: path or URL of a COCO instances file, of a folder that holds one for each part (COCO's own names, and
-            those of labelling tools) or one alone, or of a folder in the layout of DeepFashion2.
+            those of labelling tools) or one alone, of a folder in the layout of DeepFashion2, or of what another
+            tool of ``formats.others`` wrote.
         split: ``train`` or ``val``: which part of a folder. A folder without parts is taken as a whole.
         images: folder or URL of the photos, where it is not the usual one.
         limit: take the first so many photos; all for None.
@@ -65,18 +70,24 @@ def load_dataset(
 def _load(
     source: str, split: str, cached: bool | None, progress: Progress, storage: Storage, options: ReadOptions
 ) -> Dataset:
-    if source.lower().endswith(".json"):
+    if source.lower().endswith(FILE_SUFFIXES):
+        if other := find_other(source, split, storage, True):
+            return load_other(*other, source, split, storage, options)
         return load_coco(source, storage=storage, options=options, part=split)
     if file := coco_file(source, split, storage):
         return load_coco(file, storage=storage, options=options, part=split)
     if folder := deepfashion2.part_folder(source, split, storage):
         return load_deepfashion2(folder, cached=cached, progress=progress, storage=storage, options=options)
+    if found := find_other(source, split, storage, False):
+        return load_other(*found, source, split, storage, options)
     other = next((part for part in SPLITS if part != split and has_split(source, part, storage)), None)
     if other is None:
         if file := whole_coco_file(source, storage):
             return load_coco(file, storage=storage, options=options, part=split)
         if storage.is_folder(join(source, deepfashion2.ANNOTATIONS)):
             return load_deepfashion2(source, cached=cached, progress=progress, storage=storage, options=options)
+        if storage.is_folder(source) and (found := find_other(source, split, storage, True)):
+            return load_other(*found, source, split, storage, options)
     if not (storage.is_folder(source) or storage.file(source)):
         raise DatasetError(f"There is no {source}.", "Check the path.")
     raise DatasetError(
@@ -111,7 +122,11 @@ def load_cutouts(source: str | os.PathLike[str]) -> dict[str, Rle]:
 def has_split(source: str | os.PathLike[str], split: str, storage: Storage | None = None) -> bool:
     """Whether a folder holds that part; a file, or a folder without parts, is not such a folder."""
     source = os.fspath(source)
-    if source.lower().endswith(".json"):
+    if source.lower().endswith((".json", ".csv")):
         return False
     storage = storage or open_storage(source)
-    return coco_file(source, split, storage) is not None or deepfashion2.part_folder(source, split, storage) is not None
+    return (
+        coco_file(source, split, storage) is not None
+        or deepfashion2.part_folder(source, split, storage) is not None
+        or find_other(source, split, storage, False) is not None
+    )

@@ -25,7 +25,7 @@ from blu_export.data.formats.coco_values import (
     parse_text,
 )
 from blu_export.data.ids import Ids, check_id
-from blu_export.data.json_text import decode_text, iterate
+from blu_export.data.json_text import WHOLE, decode_text, iterate
 from blu_export.data.options import ReadOptions
 from blu_export.data.problems import LEFT_OUT, Problem, summarize
 from blu_export.data.segmentation import Box, normalize, polygons_box, rle_box
@@ -38,7 +38,7 @@ BACKGROUND_NAMES = ("bg", "background", "_background_", "__background__", "__ign
 FORM = "It needs images, annotations and categories as in COCO's instances_val2017.json."
 
 Content = Iterable[tuple[str, int, Any]]
-"""(``images``, ``annotations`` or ``categories``; number; entry), in any order; number -1: the whole value."""
+"""(``images``, ``annotations`` or ``categories``; number; entry), in any order; as ``json_text.iterate`` gives them."""
 
 
 def load_coco(
@@ -163,7 +163,7 @@ class _Reading:
         }  # fmt: skip
         if section not in adders:
             return
-        if number < 0 and not (section == "annotations" and entry is None):
+        if number == WHOLE and not (section == "annotations" and entry is None):
             raise self._foreign(f"{section} is a {type(entry).__name__}, not a list")
         self.sections.add(section)
         if number < 0:

@@ -6,7 +6,7 @@
       ├─ plan ── which photo belongs to which shard, fixed once and only added to
       ├─ local, on_ray ── who works on which shard
       │    └─ process ── one worker's side that outlives it   (worker ── inside it, the model)
-      └─ shard, coco ── the files that come out
+      └─ shard, coco, convert ── the files that come out
 
 A shard is finished when its file is there. Its name and its photos follow from the plan alone, so that work that is
 done twice, after whatever crash, writes the same file twice: nothing is lost and nothing is there double.

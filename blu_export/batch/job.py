@@ -20,10 +20,11 @@ from blu_export.batch.shard import Summary, read_summary
 from blu_export.batch.sink import Sink
 from blu_export.errors import DatasetError, UsageError
 from blu_export.files import sha256_of
+from blu_export.results import FORMATS
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("parquet", "coco")
+PARQUET, COCO = "parquet", "coco"
 SHARD_SIZE = 100
 """Photos per file: what a crash costs at most, per worker."""
 FOOTERS_AT_ONCE = 32
@@ -53,8 +54,8 @@ class BatchSettings:
     loader: str = Job.loader
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise UsageError(f"There is no format '{self.format}'.", f"Formats are {', '.join(FORMATS)}.")
+        if self.format not in (PARQUET, *FORMATS):
+            raise UsageError(f"There is no format '{self.format}'.", f"Formats are {', '.join((PARQUET, *FORMATS))}.")
         for name in ("workers", "shard_size", "batch", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
@@ -81,6 +82,8 @@ class Report:
     """Seconds of a worker per photo of this run."""
     model: dict[str, str] = field(default_factory=dict)
     coco: str | None = None
+    files: str | None = None
+    """Where the results are in another format: a file or a folder."""
 
     @property
     def rate(self) -> float:
@@ -207,11 +210,15 @@ class BatchJob:
         for summary in ran:
             stages.update(summary.stages)
         every = list(self._done.values())
-        coco = None
-        if self.settings.format == "coco":
+        coco, files = None, None
+        if self.settings.format == COCO:
             from blu_export.batch.coco import write_coco
 
             coco = write_coco(self.sink, self.plan, every[0])
+        elif self.settings.format != PARQUET:
+            from blu_export.batch.convert import write_format
+
+            files = write_format(self.sink, self.plan, every[0], self.settings.format)
         return Report(
             sink=self.sink.url,
             photos=sum(summary.photos for summary in every),
@@ -224,4 +231,5 @@ class BatchJob:
             worker_seconds=sum(summary.seconds for summary in ran) / photos if photos else 0.0,
             model=every[-1].model,
             coco=coco,
+            files=files,
         )

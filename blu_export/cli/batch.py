@@ -36,7 +36,13 @@ def batch(
     sink: Annotated[str, typer.Argument(help="Folder or bucket of the results.")],
     model: ModelOption = None,
     file_format: Annotated[
-        str, typer.Option("--format", "-f", help="parquet, or coco: _detections.coco.json beside the Parquet files.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="parquet, or one of blu infer's: beside the Parquet files, _detections.coco.json, _detections.csv, or "
+            "a folder like _overlay with a photo's own files.",
+        ),
     ] = "parquet",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that each hold the model. Default: 1; on Ray 1 per machine.")
@@ -112,8 +118,9 @@ def _run(job: BatchJob) -> Iterator[str]:
 
 
 def _text(report: Report) -> str:
+    place = report.coco or report.files or report.sink
     lines = [
-        f"{report.coco or report.sink}: {report.photos} photos, {report.detections} detections, {report.failed} failed",
+        f"{place}: {report.photos} photos, {report.detections} detections, {report.failed} failed",
     ]
     if report.ran:
         stages = "  ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in report.stage_seconds.items())

@@ -49,8 +49,6 @@ app = command_app()
 FORMATS = (
     "table, overlay, json, coco, npz, csv, mask, crop, cutout, polygons (GeoJSON), yolo, labelme, voc"  # see results
 )
-SHOWN_SCORE = 0.5
-"""What people are shown unless they say otherwise. A model whose AP is measured gives doubtful detections too."""
 MANY_PHOTOS = 16
 """From so many on, photos a second count for more than the time of one: see load(throughput=…)."""
 TABLES = 4
@@ -78,8 +76,8 @@ def infer(
         typer.Option(
             min=0,
             max=1,
-            help=f"Drop detections below this score. Default: files and --json hold all that the model gives, "
-            f"tables and pictures show those of {SHOWN_SCORE} and more.",
+            help="Drop detections below this score. Default: files and --json hold all that the model gives, "
+            "tables and pictures show those of 0.5 and more.",
         ),
     ] = None,
     class_names: Annotated[
@@ -132,6 +130,7 @@ def infer(
     from blu_export.detections import Detections
     from blu_export.detector import load
     from blu_export.results import FORMATS as KNOWN
+    from blu_export.results.base import SHOWN_SCORE
     from blu_export.sources import IMAGE_SUFFIXES, find_images
     from blu_export.tiles import Tiling
     from blu_export.video import VIDEO_SUFFIXES, is_live

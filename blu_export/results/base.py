@@ -16,6 +16,8 @@ from blu_export.errors import UsageError
 from blu_export.instances import Instances
 
 JPEG_QUALITY = 92
+SHOWN_SCORE = 0.5
+"""What people are shown unless they say otherwise. A model whose AP is measured gives doubtful detections too."""
 
 
 @dataclass(frozen=True)

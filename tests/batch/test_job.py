@@ -116,8 +116,8 @@ def test_jobs_that_cannot_go_on_say_why(photos: Photos, model: Path, tmp_path: P
         run(source=folder, sink=tmp_path / "found2", model=model)
     with pytest.raises(DatasetError, match="There is no model file"):
         run(source=folder, sink=tmp_path / "found3", model=tmp_path / "gone.onnx")
-    with pytest.raises(UsageError, match="There is no format 'csv'"):
-        run(source=folder, sink=tmp_path / "found4", model=model, format="csv")
+    with pytest.raises(UsageError, match="There is no format 'tsv'"):
+        run(source=folder, sink=tmp_path / "found4", model=model, format="tsv")
     assert not (tmp_path / "found4").exists()
 
 
@@ -227,3 +227,24 @@ def _sha256(path: Path) -> str:
     from blu_export.files import sha256_of
 
     return sha256_of(path)
+
+
+def test_formats_of_blu_infer(fake_onnx: Callable[..., Path], photos: Photos, tmp_path: Path) -> None:
+    folder, sink = photos(60, 240), tmp_path / "found"
+    (folder / "text.jpg").write_text("no photo")
+    job = {"source": folder, "sink": sink, "model": fake_onnx(), "loader": "blu_export.runtime:load_runner"}
+    table = run(**job, format="csv").files
+    assert table == str(sink / "_detections.csv")
+    lines = Path(table).read_text().splitlines()
+    assert len(lines) == 1 + 4 and lines[1].startswith(f"{folder / '00.png'},,1,,1,coat,")
+    for name, files in {
+        "overlay": ["00.overlay.jpg", "01.overlay.jpg"],
+        "cutout": ["00.cutout.png", "01.cutout.1.coat.png", "01.cutout.png"],  # the others' scores are not shown
+        "yolo": ["00.txt", "01.txt", "data.yaml"],
+    }.items():
+        report = run(**job, format=name)
+        assert (report.ran, report.files) == (0, str(sink / f"_{name}"))
+        assert sorted(path.name for path in (sink / f"_{name}").iterdir()) == files
+    assert pq.read_table(sink).num_rows == 3
+    with pytest.raises(UsageError, match="parquet, overlay"):
+        run(**job, format="jsn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,26 +15,23 @@ CONFIG = """
 [[operations]]  # a schema cannot say which bytes are a photo
 include-path-regex = "predict|infer"
 checks.positive_data_acceptance.enabled = false
+
+[parameters]
+"path.name" = "fake"
 """
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(shared_server: Running, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="needs schemathesis (extra dev)")
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    command = [
-        sys.executable,
-        "-m",
-        "schemathesis.cli",
-        "--config-file",
-        config,
-        "run",
-        f"{shared_server.url}/openapi.json",
-    ]
-    options = ["--max-examples", "10", "--seed", "1", "--no-color", "--generation-database", "none"]
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", config, "run"]
+    options = ["--max-examples", "10", "--seed", "1", "--no-color", f"{shared_server.url}/openapi.json"]
     found = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "10 selected / 10 total" in found.stdout and "No issues found" in found.stdout, found.stdout
+    generated, passed = re.findall(r"(\d+) generated, (\d+) passed", found.stdout)[0]
+    assert int(generated) == int(passed) > 100, found.stdout
 
 
 def test_the_description_holds_bodies_statuses_and_types(client: httpx.Client) -> None:

@@ -9,6 +9,8 @@ import atexit
 import json
 import logging
 import os
+import re
+import secrets
 import sys
 import threading
 import time
@@ -26,7 +28,13 @@ MAX_WAITING = 2**20
 """Bytes of lines that wait to be written; what finds no room is dropped."""
 MAX_KINDS = 1000
 """Of warnings that OncePerSecond keeps apart."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def id_of_request(given: str | None) -> str:
+    """The id that a client gave its request, where it is one; else a new one."""
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class JsonFormatter(logging.Formatter):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 import time
 from typing import Any
 
@@ -12,14 +10,13 @@ from fastapi import FastAPI
 
 from blu_export.serve.answers import problem
 from blu_export.serve.errors import RequestError
-from blu_export.serve.logs import request_id
+from blu_export.serve.logs import id_of_request, request_id
 from blu_export.serve.service import Service
 
 log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 """Status in the log for a client that left, as in nginx."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CORS_METHODS = b"GET, HEAD, POST"
 CORS_HEADERS = b"Authorization, Content-Type, Accept, X-API-Key, X-Request-Id, Inference-Header-Content-Length"
 CORS_EXPOSED = b"X-Request-Id, Retry-After, Inference-Header-Content-Length"
@@ -41,8 +38,7 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        given = headers.get("x-request-id", "")
-        current = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        current = id_of_request(headers.get("x-request-id"))
         more = [(b"x-request-id", current.encode()), *self._cors(headers.get("origin"))]
         token = request_id.set(current)
         start = time.perf_counter()
@@ -64,7 +60,12 @@ class Envelope:
                 return
             if scope["path"] not in self.open_paths:
                 self.service.keys.check(headers.get("authorization"), headers.get("x-api-key"))
-            await self.app(inner, receive, send_on)
+            if scope["method"] == "POST":
+                with self.service.traces.request(f"POST {scope['path'][:200]}", headers) as attributes:
+                    await self.app(inner, receive, send_on)
+                    attributes["http.response.status_code"] = status
+            else:
+                await self.app(inner, receive, send_on)
         except RequestError as error:  # of the key; those of the routes have been answered
             await problem(scope["path"], error)(scope, receive, send_on)
         except Exception:  # has been answered by the handler below; here it is only told

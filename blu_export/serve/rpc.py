@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,7 @@ from blu_export.serve import oip
 from blu_export.serve.decoder_process import Upload
 from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
 from blu_export.serve.limits import Memory
+from blu_export.serve.logs import id_of_request, request_id
 from blu_export.serve.oip_request import check_parameters, wanted_outputs
 from blu_export.serve.peers import Calls, Places, cut_off
 from blu_export.serve.service import KEEP_ALIVE, Found, Service
@@ -143,9 +144,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def _call(self, name: str, handler: Any, messages: AsyncIterator[bytes], context: Any) -> None:
         """Answer a call; count it, and turn errors into statuses."""
         start, code, details = time.perf_counter(), grpc.StatusCode.OK, ""
+        given = {key.lower(): value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        current = id_of_request(given.get("x-request-id"))
+        request_id.set(current)  # each call is a task of its own
+        context.set_trailing_metadata((("x-request-id", current),))
         try:
-            self._check_key(name, context)
-            with self.calls.hold(context.peer()):
+            if name not in HEALTH:
+                self.service.keys.check(given.get("authorization"), given.get("x-api-key"))
+            with self.calls.hold(context.peer()), self._trace(name, given):
                 await self._send(await self._answer(name, handler, messages, context), context)
         except RequestError as error:
             code, details = STATUS.get(error.status, grpc.StatusCode.INTERNAL), f"{error.what} {error.fix}".strip()
@@ -167,10 +173,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             context.set_code(code)
             context.set_details(details)
 
-    def _check_key(self, name: str, context: Any) -> None:
-        if name not in HEALTH:
-            given = {key.lower(): value for key, value in context.invocation_metadata() or ()}
-            self.service.keys.check(given.get("authorization"), given.get("x-api-key"))
+    def _trace(self, name: str, metadata: dict[str, str]) -> AbstractContextManager[Any]:
+        return self.service.traces.request(name, metadata) if name == "ModelInfer" else nullcontext()
 
     async def _answer(self, name: str, handler: Any, messages: AsyncIterator[bytes], context: Any) -> bytes:
         """The message that answers a call, within the time of a request or what the client gives."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from time import time_ns
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from blu_export.serve.metrics import Metrics
 from blu_export.serve.oip_request import Wanted
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.snapshot import ModelSnapshot
+from blu_export.serve.tracing import Traces
 from blu_export.serve.worker_process import ModelInfo, WorkerProcess
 from blu_export.workers.owner import WorkerLostError
 
@@ -81,6 +83,7 @@ class Service:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.traces = Traces.from_environment()
         self.uploads = Memory("uploads", settings.upload_memory)
         self.answers = Memory("unread answers", settings.answer_memory)
         self.keys = ApiKeys(settings.api_keys)
@@ -155,6 +158,7 @@ class Service:
             await self._model.close()
         await self.decoders.close()
         self._finishers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.get_running_loop().run_in_executor(None, self.traces.close)
 
     async def __aenter__(self) -> Service:
         try:
@@ -187,8 +191,14 @@ class Service:
         with self._counted(), model.admit():
             try:
                 async with asyncio.timeout_at(deadline):
+                    start = time_ns()
                     decoded = await self.decoders.decode(upload, model.info)
+                    self.traces.stage("decode", start, time_ns())
                     raw = await model.run(decoded.molded.canvas, decoded.molded.window)
+                    ran = time_ns()
+                    began = ran - int(1e9 * raw.seconds)
+                    self.traces.stage("queue", began - int(1e9 * raw.queued), began)
+                    self.traces.stage("run", began, ran, **{"blu.batch": raw.batch})
                     seconds = {"decode": decoded.seconds, "queue": raw.queued, "run": raw.seconds}
                     self.metrics.stages.labels("queue").observe(raw.queued)
                     self.metrics.stages.labels("run").observe(raw.seconds)
@@ -198,11 +208,14 @@ class Service:
                             found = unmold(raw.detections, raw.masks, decoded.molded, model.info.spec)
                             return answer(Found(found, photo, decoded.wanted, model.info, seconds, raw.batch))
 
-                    if not with_photo:
-                        return await self._in(self._finishers, finish, None)
-                    # Decoded a second time: the pixels of every photo in the queue would take far more memory.
-                    async with self.decoders.pixels(upload, model.info) as photo:
-                        return await self._in(self._finishers, finish, photo)
+                    try:
+                        if not with_photo:
+                            return await self._in(self._finishers, finish, None)
+                        # Decoded a second time: the pixels of every photo in the queue would take far more memory.
+                        async with self.decoders.pixels(upload, model.info) as photo:
+                            return await self._in(self._finishers, finish, photo)
+                    finally:
+                        self.traces.stage("unmold", ran, time_ns())
             except TimeoutError:
                 raise DeadlineError(
                     f"No result within {self.settings.timeout:g} s, the queue included.",

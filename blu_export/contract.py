@@ -27,7 +27,7 @@ class Tensor:
 def graph_inputs(spec: ModelSpec) -> tuple[Tensor, ...]:
     """``canvas`` (RGB) and ``window`` (y1, x1, y2, x2 of the photo on its canvas, pixels)."""
     return (
-        Tensor("canvas", "uint8", ("batch", *(spec.canvas or ("height", "width")), 3)),
+        Tensor("canvas", "uint8", ("batch", *(spec.canvas or ("height", "width")), spec.image_channel_count)),
         Tensor("window", "float32", ("batch", 4)),
     )
 

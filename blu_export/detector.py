@@ -331,7 +331,8 @@ class Detector:
         self.timings = dict.fromkeys(STAGES, 0.0)
 
     def _decode(self, source: Source) -> NDArray[np.uint8]:
-        return decode(source, max_pixels=self.max_pixels, bits=self.bits)
+        channels = self.spec.image_channel_count
+        return decode(source, max_pixels=self.max_pixels, bits=self.bits, channels=channels)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -30,6 +30,12 @@ DARK: Colour = (18, 20, 24)
 LIGHT: Colour = (255, 255, 255)
 
 
+def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What people see of an image [H, W, C]: a copy of the first three channels, or the first one as gray."""
+    seen = image if image.shape[2] == 3 else image[..., :3] if image.shape[2] > 3 else image[..., [0, 0, 0]]
+    return np.array(seen, np.uint8, order="C")
+
+
 def overlay(
     image: NDArray[np.uint8],
     detections: Instances,
@@ -43,7 +49,7 @@ def overlay(
     """Draw detections on a copy of their photo. Lines and letters grow with the photo.
 
     Args:
-        image: uint8 [H, W, 3] RGB, of the size that the detections are of.
+        image: uint8 [H, W, 3] RGB, or of other channels (see ``shown``), of the size that the detections are of.
         detections: best first; labels of better ones are placed first.
         by: what has a colour of its own. A class has the same one on every photo.
         fill: opacity of the masks, 0..1.
@@ -59,7 +65,7 @@ def overlay(
     """
     if image.shape[:2] != detections.image_size:
         raise ValueError(f"Detections of a photo of {detections.image_size} do not fit one of {image.shape[:2]}.")
-    drawn = np.array(image, np.uint8, order="C")
+    drawn = shown(image)
     unit = math.sqrt(image.shape[0] * image.shape[1]) / 640
     keys = detections.class_ids.tolist() if by == "class" else range(1, len(detections) + 1)
     colours = [colour_of(key) for key in keys]

@@ -33,6 +33,7 @@ NONE_IS_ZERO = ("image_min_dim", "image_min_scale")
 """Fields whose rule the original switches off with None or 0."""
 MAX_CANVAS = 8192
 MAX_CLASSES = 10_000
+MAX_CHANNELS = 8
 MAX_BLOCKS = 200
 """Of one stage of a ResNet; ResNet-200 has 66."""
 
@@ -63,8 +64,10 @@ class ModelSpec:
     """(height, width) of the canvas in the mode ``rectangle``; unused in the others."""
     image_min_scale: float = 0.0
     """Scale by at least this factor (0: no such rule)."""
-    mean_pixel: tuple[float, float, float] = (123.7, 116.8, 103.9)
-    """RGB mean that is subtracted; padding becomes minus the mean."""
+    image_channel_count: int = 3
+    """3 is RGB, 1 grey, 4 RGBA; others are given as arrays [H, W, C]."""
+    mean_pixel: tuple[float, ...] = (123.7, 116.8, 103.9)
+    """Mean of each channel that is subtracted; padding becomes minus the mean."""
 
     # Anchors and proposals
     backbone_strides: tuple[int, ...] = PYRAMID_STRIDES
@@ -223,6 +226,9 @@ class ModelSpec:
         for name in ("rpn_anchor_scales", "rpn_anchor_ratios", "rpn_bbox_std_dev", "bbox_std_dev"):
             _check(all(0 < v < math.inf for v in getattr(self, name)), name, "must be positive and finite")
         _check(all(0 <= v <= 255 for v in self.mean_pixel), "mean_pixel", "must be 0 to 255")
+        channels = self.image_channel_count
+        _check(1 <= channels <= MAX_CHANNELS, "image_channel_count", f"must be 1 to {MAX_CHANNELS}")
+        _check(len(self.mean_pixel) == channels, "mean_pixel", f"needs a value for each of the {channels} channels")
         _check(0 < len(self.rpn_anchor_ratios) <= 16, "rpn_anchor_ratios", "needs 1 to 16 ratios")
         for name in ("rpn_nms_threshold", "detection_nms_threshold", "detection_min_confidence"):
             _check(0 <= getattr(self, name) <= 1, name, "must be 0 to 1")

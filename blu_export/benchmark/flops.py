@@ -61,7 +61,8 @@ def _shapes(model: onnx.ModelProto, canvas: tuple[int, int]) -> dict[str, _Shape
 
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    sizes = {"canvas": (1, *canvas, 3), "window": (1, 4)}
+    channels = model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
+    sizes = {"canvas": (1, *canvas, channels), "window": (1, 4)}
     for value in fixed.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
             dim.dim_value = size

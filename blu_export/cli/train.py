@@ -178,6 +178,11 @@ def start_run(
     if run.weights == "last":  # which run that is changes with time
         run = dataclasses.replace(run, weights=str(newest_weights(RUNS)))
     spec = make_spec(run, photos)
+    if spec.image_channel_count != 3:
+        raise UsageError(
+            f"blu train reads RGB photos, and the model takes {spec.image_channel_count} channels.",
+            "Start from weights of 3 channels.",
+        )
     run = dataclasses.replace(run, model={name: getattr(spec, name) for name in MODEL_FIELDS})
     changed = resume and run.changes != RunConfig.read(folder / "config.toml").changes
     settings = run.train

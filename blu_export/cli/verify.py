@@ -121,7 +121,7 @@ def _stages(
     from blu_export.image import decode, mold
     from blu_export.parity.stages import compare_stages, first_drift, stage_source
 
-    molded = mold(decode(photo), second.spec)
+    molded = mold(decode(photo, channels=second.spec.image_channel_count), second.spec)
     tensors = [stage_source(runner, path)(molded) for runner, path in ((first, reference), (second, candidate))]
     drifts = compare_stages(tensors[0], tensors[1], second.precision)
     values = [

@@ -235,7 +235,7 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
 def _warmup(spec: ModelSpec, batch: int) -> dict[str, Any]:
     canvas = {
         "data_type": Word("TYPE_UINT8"),
-        "dims": [*(spec.largest_canvas or WARMUP_CANVAS), 3],
+        "dims": [*(spec.largest_canvas or WARMUP_CANVAS), spec.image_channel_count],
         "random_data": True,
     }
     window = {"data_type": Word("TYPE_FP32"), "dims": [4], "input_data_file": "window"}

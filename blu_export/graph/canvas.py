@@ -19,7 +19,7 @@ class Canvas:
     """The canvas of a graph, as values.
 
     Attributes:
-        pixels: uint8 [B, H, W, 3], the graph's input.
+        pixels: uint8 [B, H, W, C], the graph's input.
         far: float32 [4], (H - 1, W - 1, H - 1, W - 1).
         area_root: float32 scalar, sqrt(H × W).
         heights, widths: int64 [5], shapes of P2..P6.
@@ -43,9 +43,9 @@ class Canvas:
                 self._from_shape()
 
     def image(self) -> Value:
-        """What the trunk sees: float32 [B, 3, H, W], mean subtracted."""
+        """What the trunk sees: float32 [B, C, H, W], mean subtracted."""
         with self.graph.stage("preprocess"):
-            mean = np.array(self.spec.mean_pixel, np.float32).reshape(3, 1, 1)
+            mean = np.array(self.spec.mean_pixel, np.float32).reshape(-1, 1, 1)
             # Cast first: TensorRT takes uint8 at its inputs only.
             return self.pixels.cast(np.float32).transpose(0, 3, 1, 2) - self.graph.const(mean, "mean_pixel")
 

@@ -37,14 +37,17 @@ def mold(image: NDArray[np.uint8], spec: ModelSpec) -> Molded:
     """Scale a photo and put it in the middle of its canvas, as the original's ``resize_image`` does.
 
     Args:
-        image: uint8 [H, W, 3] RGB, as ``decode`` gives it.
+        image: uint8 [H, W, C], as ``decode`` gives it: RGB unless the model has other channels.
         spec: says how: resize mode, least and largest side, least scale.
 
     Raises:
         ImageError: not such an array, or a canvas that follows the photo cannot follow this one.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ImageError(f"A {image.dtype} array of shape {image.shape} is not uint8 [H, W, 3].", "Use image.decode.")
+    channels = spec.image_channel_count
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or not image.size:
+        raise ImageError(
+            f"A {image.dtype} array of shape {image.shape} is not uint8 [H, W, {channels}].", "Use image.decode."
+        )
     photo_size = image.shape[0], image.shape[1]
     scale, (height, width) = resize_scale(*photo_size, spec), _scaled_size(*photo_size, spec)
     canvas_height, canvas_width = canvas_of(*photo_size, spec)
@@ -53,7 +56,7 @@ def mold(image: NDArray[np.uint8], spec: ModelSpec) -> Molded:
     if (height, width) == (canvas_height, canvas_width):
         canvas = resized
     else:
-        canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
+        canvas = np.zeros((canvas_height, canvas_width, channels), np.uint8)
         canvas[top : top + height, left : left + width] = resized
     return Molded(canvas, np.array([top, left, top + height, left + width], np.float32), scale, photo_size)
 
@@ -122,18 +125,19 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     The cast cuts decimals off, so a flat grey of 114 may become 113 by the rounding of the weights.
     To be wrong in the same places the products are made and summed in the order of scipy's zoom.
     """
+    channels = image.shape[2]
     rows, row_weights = _taps(image.shape[0], height)
     columns, column_weights = _taps(image.shape[1], width)
     # Weights of at most 8 fractional bits leave every sum below exact in single precision: 640 to 1024 is such a case.
     exact = all(np.array_equal(np.rint(weights * 256), weights * 256) for weights in (row_weights, column_weights))
     work = np.dtype(np.float32 if exact else np.float64)
     row_weights = row_weights.astype(work)
-    column_weights = np.repeat(column_weights.astype(work), 3, axis=1)
+    column_weights = np.repeat(column_weights.astype(work), channels, axis=1)
     floor = work.type(image.min())  # skimage clips: the zeros around the photo do not darken its edge below this
 
-    resized = np.empty((height, width * 3), np.uint8)
-    upper, lower = np.empty((2, 2, width * 3), work)
-    total = np.empty(width * 3, work)
+    resized = np.empty((height, width * channels), np.uint8)
+    upper, lower = np.empty((2, 2, width * channels), work)
+    total = np.empty(width * channels, work)
     for start in range(0, height, ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         needed, place = np.unique(rows[:, block], return_inverse=True)
@@ -152,7 +156,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
             if floor:
                 np.maximum(total, floor, out=total)
             np.copyto(line, total, casting="unsafe")
-    return resized.reshape(height, width, 3)
+    return resized.reshape(height, width, channels)
 
 
 def _taps(size: int, resized: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -74,6 +74,10 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO, _MAX_SAMPLE_VALUE
 """TIFF tags, and the value of one."""
 
 
+RGB = 3
+"""Channels of an image as a person sees it."""
+
+
 @dataclass(frozen=True)
 class _Options:
     """See ``decode``."""
@@ -81,6 +85,7 @@ class _Options:
     max_pixels: int
     turn: bool
     bits: int | None
+    channels: int
     on_size: OnSize
 
     def check_size(self, height: int, width: int, name: str) -> None:
@@ -101,9 +106,10 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     turn: bool = True,
     bits: int | None = None,
+    channels: int = RGB,
     on_size: OnSize = lambda height, width: None,
 ) -> NDArray[np.uint8]:
-    """Read an image as a person sees it.
+    """Read an image as a person sees it, or with the channels that a model wants.
 
     JPEG, PNG, WebP, AVIF, HEIC (with pillow-heif), GIF, BMP and TIFF are told apart by their content. EXIF orientation
     is applied, gray becomes RGB, 16 bits become the upper 8, alpha is dropped and colors stay as they are; of an
@@ -116,15 +122,17 @@ def decode(
         turn: whether EXIF orientation is applied.
         bits: how many bits of 16-bit gray values are used, where the file does not say: 12 for most cameras and
             X-ray detectors.
+        channels: of the result. With another number than 3 colors are not converted: the image, or an array
+            uint8 [H, W, C], must have as many (1: gray, 2: gray and alpha, 4: RGBA, or what a TIFF has).
         on_size: called with height and width (before it is turned upright) when they are known and allowed.
 
     Returns:
-        uint8 [H, W, 3] RGB; it may be read-only, and it may be the array that was given.
+        uint8 [H, W, channels], 3 of them RGB; it may be read-only, and it may be the array that was given.
 
     Raises:
         ImageError: it cannot be read, or is too large. No other error comes out, whatever the bytes.
     """
-    options = _Options(max_pixels, turn, bits, on_size)
+    options = _Options(max_pixels, turn, bits, channels, on_size)
     if isinstance(source, np.ndarray):
         return _decode_array(source, options)
     if isinstance(source, PilImage.Image):
@@ -203,7 +211,9 @@ def _decode_pil(image: PilImage.Image, name: str, options: _Options) -> NDArray[
         image.load()
         # After load: that is what turns a TIFF.
         transpose = _ORIENTATIONS.get(_orientation(image, name)) if options.turn else None
-        pixels = _to_rgb(image if transpose is None else image.transpose(transpose), name, options.bits)
+        upright = image if transpose is None else image.transpose(transpose)
+        as_seen = options.channels == RGB
+        pixels = _to_rgb(upright, name, options.bits) if as_seen else _as_it_is(upright, name, options)
     except ImageError:
         raise
     except Exception as error:  # as above: there is no closed list
@@ -215,9 +225,15 @@ def _decode_array(array: NDArray[Any], options: _Options) -> NDArray[np.uint8]:
     shape = "×".join(map(str, array.shape))
     if array.dtype != np.uint8:
         raise ImageError(f"An array of {array.dtype} is not an image.", "Give uint8 values, 0 to 255.")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    if options.channels != RGB:
+        array = array[..., None] if array.ndim == 2 else array
+        if array.ndim != 3 or array.shape[2] != options.channels:
+            raise _other_channels(f"The array of {shape}", array.shape[-1], options.channels)
+    elif array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"An array of {shape} is not an image.", "Give H×W, H×W×1, H×W×3 (RGB) or H×W×4 (RGBA).")
     options.check_size(array.shape[0], array.shape[1], f"The array of {shape}")
+    if options.channels != RGB:
+        return np.ascontiguousarray(array)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1:
@@ -252,6 +268,27 @@ def _to_rgb(image: PilImage.Image, name: str, bits: int | None) -> NDArray[np.ui
         image = image.copy()
         del image.info["transparency"]
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _as_it_is(image: PilImage.Image, name: str, options: _Options) -> NDArray[np.uint8]:
+    """The bands of an image, which must be as many as the model wants."""
+    if image.mode.startswith("I;16"):
+        pixels = _to_rgb(image, name, options.bits)[..., :1]
+    else:
+        if image.mode in ("P", "1"):
+            image = image.convert({1: "L", 2: "LA", 4: "RGBA"}.get(options.channels, "RGB"))
+        pixels = np.asarray(image)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or pixels.shape[2] != options.channels:
+        raise _other_channels(name, pixels.shape[2], options.channels)
+    return pixels
+
+
+def _other_channels(name: str, found: int, wanted: int) -> ImageError:
+    return ImageError(
+        f"{name} has {found} channel{'s' * (found != 1)}, and the model takes {wanted}.",
+        f"Give an image of {wanted} channels, or an array uint8 [H, W, {wanted}].",
+    )
 
 
 def _upper_bits(values: NDArray[Any], depth: int, largest: Any, bits: int | None) -> NDArray[np.uint8]:

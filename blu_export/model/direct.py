@@ -151,7 +151,7 @@ def _trunk(layers: Layers, spec: ModelSpec, opset: int) -> onnx.ModelProto:
     }
     anchors = len(pyramid_anchors(spec, spec.canvas)) if spec.canvas else None
     sizes |= {"rpn_class_logits": (anchors, 2), "rpn_bbox": (anchors, 4)}
-    return part.model("image", (3, height, width), sizes)
+    return part.model("image", (spec.image_channel_count, height, width), sizes)
 
 
 def _resnet(part: _Part, image: Value, blocks: Sequence[int]) -> list[Value]:

@@ -15,6 +15,7 @@ from blu_export.spec import ModelSpec
 
 FIXED = ("backbone_strides", "image_canvas")
 """Fields that are never assumed: of one possible value, or without a use unless they are given."""
+RGB = 3
 SHOWN = 6
 """Assumed settings that a line for people lists."""
 
@@ -63,7 +64,7 @@ class Given:
         Raises:
             UsageError: names or settings do not fit the weights, are impossible, or cannot be read.
         """
-        base = stored or ModelSpec(_default_names(count), **read)
+        base = stored or ModelSpec(_default_names(count), **_with_mean(read))
         changes = base.parse_settings(self.settings)
         assumed = set(base.assumed if stored else {*SPEC_FIELDS.values(), "class_names"}.difference(read, FIXED))
         names = self.class_names
@@ -74,6 +75,12 @@ class Given:
             assumed -= set(SPEC_FIELDS.values()) if self.config.is_whole else set(self.config.values)
         if names is not None:
             changes.setdefault("class_names", _given_names(names, count))
+        channels = read.get("image_channel_count", RGB)
+        if channels != RGB and "mean_pixel" not in changes:
+            raise UsageError(
+                f"The weights take {channels} channels, and the mean of each is not in the file.",
+                "Give MEAN_PIXEL in --config, or as in --set MEAN_PIXEL=" + ",".join(["120"] * channels),
+            )
         changes["assumed"] = tuple(f.name for f in dataclasses.fields(base) if f.name in assumed - set(changes))
         return base.replace(**changes)
 
@@ -118,6 +125,12 @@ def _values_of(config: ConfigFile, base: ModelSpec) -> dict[str, Any]:
     if isinstance(mean, int | float):
         values["mean_pixel"] = (mean,) * len(base.mean_pixel)
     return values
+
+
+def _with_mean(read: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes that make a valid spec for the time being; the mean of other channels than RGB has to be given."""
+    channels = read.get("image_channel_count", RGB)
+    return dict(read) if channels == RGB else {**read, "mean_pixel": (0.0,) * channels}
 
 
 def _default_names(count: int) -> tuple[str, ...]:

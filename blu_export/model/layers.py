@@ -70,7 +70,7 @@ def block_name(stage: int, block: int) -> str:
 def layer_shapes(spec: ModelSpec) -> LayerShapes:
     """Every layer with weights, in the order of the data flow."""
     shapes: LayerShapes = {}
-    shapes |= _resnet(spec) if resnet_blocks(spec.backbone) else _lite0()
+    shapes |= _resnet(spec) if resnet_blocks(spec.backbone) else _lite0(spec)
     channels, pyramid = backbone_channels(spec.backbone), spec.top_down_pyramid_size
     for level, inputs in zip((5, 4, 3, 2), channels[::-1], strict=True):
         shapes |= _conv(f"fpn_c{level}p{level}", 1, inputs, pyramid)
@@ -157,7 +157,7 @@ _NAMINGS = (_character, block_name, _caffe)
 def _resnet(spec: ModelSpec) -> LayerShapes:
     blocks = resnet_blocks(spec.backbone)
     assert blocks is not None
-    shapes = _conv("conv1", 7, 3, 64) | _norm("bn_conv1", 64)
+    shapes = _conv("conv1", 7, spec.image_channel_count, 64) | _norm("bn_conv1", 64)
     inputs = 64
     for stage, width, count in zip(RESNET_STAGES, RESNET_WIDTHS, blocks, strict=True):
         for block in range(count):
@@ -169,8 +169,8 @@ def _resnet(spec: ModelSpec) -> LayerShapes:
     return shapes
 
 
-def _lite0() -> LayerShapes:
-    shapes = _conv("stem_conv", 3, 3, LITE0_STEM, bias=False) | _norm("stem_bn", LITE0_STEM)
+def _lite0(spec: ModelSpec) -> LayerShapes:
+    shapes = _conv("stem_conv", 3, spec.image_channel_count, LITE0_STEM, bias=False) | _norm("stem_bn", LITE0_STEM)
     for block in lite0_blocks():
         wide = block.expansion * block.inputs
         if block.expansion > 1:

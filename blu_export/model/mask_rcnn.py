@@ -39,7 +39,7 @@ class MaskRCNN(keras.Model):
         self._detect = tf.function(
             self.forward,
             input_signature=[
-                tf.TensorSpec([None, *(spec.canvas or (None, None)), 3], tf.uint8),
+                tf.TensorSpec([None, *(spec.canvas or (None, None)), spec.image_channel_count], tf.uint8),
                 tf.TensorSpec([None, 4], tf.float32),
                 tf.TensorSpec([None, 4], tf.float32),
             ],

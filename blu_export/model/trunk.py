@@ -15,12 +15,12 @@ TRUNK_OUTPUTS = ("P2", "P3", "P4", "P5", "rpn_class_logits", "rpn_class", "rpn_b
 
 
 def build_trunk(spec: ModelSpec) -> keras.Model:
-    """Functional model: float32 [B, H, W, 3] (mean subtracted) to TRUNK_OUTPUTS.
+    """Functional model: float32 [B, H, W, C] (mean subtracted) to TRUNK_OUTPUTS.
 
     P2..P5 are [B, h, w, top_down_pyramid_size]; the RPN's outputs are [B, A, 2], [B, A, 2] and
     [B, A, 4] for the A anchors of P2..P6, ordered by level, y, x, ratio.
     """
-    image = keras.Input((*(spec.canvas or (None, None)), 3), name="image")
+    image = keras.Input((*(spec.canvas or (None, None)), spec.image_channel_count), name="image")
     pyramid = feature_pyramid(backbone(spec.backbone, image), spec.top_down_pyramid_size)
     outputs = [*pyramid[:4], *region_proposals(pyramid, spec)]
     return keras.Model(image, outputs, name="trunk")

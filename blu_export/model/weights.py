@@ -102,6 +102,7 @@ class Weights:
         pool_size, _, _, fc_size = self._shape("mrcnn_class_conv1", 0, rank=4)
         return {
             "backbone": backbone,
+            "image_channel_count": self._shape("conv1" if self.blocks else "stem_conv", 0, rank=4)[2],
             "top_down_pyramid_size": self._shape("fpn_p2", 0, rank=4)[-1],
             "rpn_channels": self._shape("rpn_conv_shared", 0, rank=4)[-1],
             "pool_size": pool_size,

@@ -253,7 +253,7 @@ def verify(
     require_same_model(reference.spec, candidate.spec)
     photos = []
     for number, source in enumerate(images):
-        molded = mold(decode(source), candidate.spec)
+        molded = mold(decode(source, channels=candidate.spec.image_channel_count), candidate.spec)
         found = [_detect(runner, molded) for runner in (reference, candidate)]
         name = str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else f"image {number}"
         photos.append(PhotoParity(name, match(found[0], found[1]), found[0], found[1]))

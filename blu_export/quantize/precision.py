@@ -93,7 +93,7 @@ def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
     Raises:
         ImageError: one cannot be read.
     """
-    molded = (mold(decode(photo), spec) for photo in spread(list(photos)))
+    molded = (mold(decode(photo, channels=spec.image_channel_count), spec) for photo in spread(list(photos)))
     return [(m.canvas[None], m.window[None]) for m in molded]
 
 

@@ -96,7 +96,9 @@ class _Decoder:
                 if not self._channel.receive()["go"]:
                     raise _NotNowError
 
-        pixels = decode(source, max_pixels=self._config["max_pixels"], on_size=on_size)
+        pixels = decode(
+            source, max_pixels=self._config["max_pixels"], channels=spec.image_channel_count, on_size=on_size
+        )
         del body, source
         if request["pixels"]:
             return {"shape": self._put(pixels)}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from blu_export.contract import MAX_MASK_BYTES, PHOTO_INPUT, PHOTO_OUTPUTS
 from blu_export.serve.errors import BadRequestError, TooLargeError
+from blu_export.spec import MAX_CHANNELS
 
 HEADER = "Inference-Header-Content-Length"
 MAX_HEADER_DIGITS = 20
@@ -210,8 +211,9 @@ def _from_base64(data: Any) -> bytes:
 
 
 def _check_pixels(shape: Sequence[Any]) -> None:
-    if len(shape) != 3 or shape[2] != 3 or not all(type(side) is int and 0 < side < 2**20 for side in shape):
-        raise BadRequestError(f"Pixels have the shape [height, width, 3], not {str(list(shape)[:8])[:80]}.")
+    sides = all(type(side) is int and 0 < side < 2**20 for side in shape)
+    if len(shape) != 3 or not sides or shape[2] > MAX_CHANNELS:
+        raise BadRequestError(f"Pixels have the shape [height, width, channels], not {str(list(shape)[:8])[:80]}.")
 
 
 def _check_encoded(datatype: str, shape: Sequence[Any]) -> None:

@@ -48,10 +48,10 @@ class SharedArrays:
     """
 
     def __init__(self, handle: int, spec: ModelSpec, max_batch: int) -> None:
-        rows = spec.detection_max_instances
+        rows, self._channels = spec.detection_max_instances, spec.image_channel_count
         self.canvas_bytes = VARIABLE_CANVAS_BYTES
         if spec.largest_canvas is not None:
-            self.canvas_bytes = 3 * prod(spec.largest_canvas) * max_batch
+            self.canvas_bytes = spec.image_channel_count * prod(spec.largest_canvas) * max_batch
         shapes = ((max_batch, 4), (max_batch, rows, 6), (max_batch, rows, *spec.mask_shape))
         ends = np.cumsum([4 * prod(shape) for shape in shapes])
         size = int(ends[-1]) + self.canvas_bytes
@@ -65,12 +65,12 @@ class SharedArrays:
         self._canvases = np.frombuffer(memory, np.uint8, self.canvas_bytes, int(ends[-1]))
 
     def canvases(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
-        """The room for ``count`` canvases: uint8 [count, height, width, 3]."""
-        return self._canvases[: count * height * width * 3].reshape(count, height, width, 3)
+        """The room for ``count`` canvases: uint8 [count, height, width, channels]."""
+        return self._canvases[: count * height * width * self._channels].reshape(count, height, width, self._channels)
 
     def fit(self, height: int, width: int) -> int:
         """How many canvases of this size there is room for."""
-        return min(len(self.windows), self.canvas_bytes // (3 * height * width))
+        return min(len(self.windows), self.canvas_bytes // (self._channels * height * width))
 
 
 def main(channel: Channel, config: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def _digest(path: str) -> str:
 def _warm_up(runner: Runner, arrays: SharedArrays) -> float:
     """Run what comes first and slowest: the first call, and on a GPU the largest batch. Seconds per canvas after it."""
     height, width = runner.spec.largest_canvas or (64, 64)
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, runner.spec.image_channel_count), np.uint8)
     counts = [1, 1] if runner.device == "CPU" else [arrays.fit(height, width), 1]
     seconds = 0.0
     for count in counts:

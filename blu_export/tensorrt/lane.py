@@ -64,7 +64,7 @@ class Lane:
             self.graphs = "left to TensorRT-RTX"
         most, rows = self._batch.largest, spec.detection_max_instances
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "canvas": ((most * prod(sidecar.canvases.largest) * 3,), np.uint8),
+            "canvas": ((most * prod(sidecar.canvases.largest) * spec.image_channel_count,), np.uint8),
             "window": ((most, 4), np.float32),
             "detections": ((most, rows, 6), np.float32),
             "masks": ((most, rows, *spec.mask_shape), np.float32),

@@ -31,6 +31,7 @@ LIGHT = ModelSpec(
 SPECS = {
     "light": LIGHT,
     "shallow resnet": LIGHT.replace(backbone="resnet-1-2-1-1", rpn_anchor_ratios=(1,)),
+    "four channels": LIGHT.replace(image_channel_count=4, mean_pixel=(1, 2, 3, 4)),
     "canvas that follows": LIGHT.replace(image_resize_mode="pad64"),
 }
 

@@ -44,7 +44,7 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             (photo,) = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().ravel()
-            molded = mold(decode(photo, max_pixels=self.max_pixels), self.spec)
+            molded = mold(decode(photo, max_pixels=self.max_pixels, channels=self.spec.image_channel_count), self.spec)
             answer = self._run(molded)
             if answer.has_error():
                 return pb_utils.InferenceResponse(error=answer.error())

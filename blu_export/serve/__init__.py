@@ -2,7 +2,7 @@
 
     app ── routes, pages            oip, rpc ── the Open Inference Protocol
         └─ service ── one photo's way: decode → batcher → un-mold; models come and go
-              ├─ decoding ── a pool of processes for what clients send   (decoder ── inside them)
+              ├─ decoding ── a pool of decoder_process, for what clients send   (decoder ── inside them; budget)
               └─ batching ── queue, deadlines, batches
                     └─ worker_process ── the network, restarted when it dies   (worker ── inside it)
 

@@ -185,3 +185,24 @@ def test_a_file_that_is_not_a_model(words: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "blu_export", *words.split()], cwd=tmp_path, capture_output=True, text=True
     )
     assert (result.returncode, "Traceback" in result.stderr) == (3, False), result.stderr
+
+
+def test_tracks_of_a_video(command: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="needs the extra video")
+    import csv
+
+    import cv2
+
+    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
+    for _ in range(6):
+        writer.write(np.full((48, 64, 3), 204, np.uint8))
+    writer.release()
+    formats = ["--format", "csv", "--format", "json", "--format", "overlay"]
+    subprocess.run([*command, "v.mp4", "--track", "--stride", "2", *formats], cwd=tmp_path, check=True)
+    with (tmp_path / "out" / "detections.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len({line["frame"] for line in lines}) == 3
+    assert {(line["class"], line["track"]) for line in lines} == {("coat", "1"), ("shoe", "-1")}  # the shoe is doubtful
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*.json"))]
+    assert [record["detections"][0]["track"] for record in records] == [1, 1, 1]
+    assert {record["image"] for record in records} == {"v.mp4"}

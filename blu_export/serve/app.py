@@ -31,6 +31,7 @@ PAGES = {
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/static/page.css": ("page.css", "text/css; charset=utf-8"),
     "/static/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{f"/static/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in ("labels", "save", "view")},
     "/static/palette.js": ("palette.js", "text/javascript; charset=utf-8"),
     "/static/rle.js": ("rle.js", "text/javascript; charset=utf-8"),
     "/static/docs.js": ("docs.js", "text/javascript; charset=utf-8"),

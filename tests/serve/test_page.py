@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loopback import PATIENCE, Running, Start, launching, png
+from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 playwright.expect.set_options(timeout=1000 * PATIENCE)
@@ -140,9 +145,9 @@ def test_several_photos_are_kept_side_by_side(page: Any) -> None:
     choose(page, PHOTO, dark)
     wait_for_result(page, "on photo.png")
     playwright.expect(page.locator("#strip button.busy")).to_have_count(0)
-    page.get_by_role("button", name="dark.png").click()
+    page.get_by_role("button", name="dark.png", exact=True).click()
     wait_for_result(page, "on dark.png")
-    page.get_by_role("button", name="photo.png").click()
+    page.get_by_role("button", name="photo.png", exact=True).click()
     wait_for_result(page, "on photo.png")
 
 
@@ -180,12 +185,99 @@ def test_json_can_be_downloaded(page: Any, server: Running) -> None:
     show_all(page)
     slide(page, "#score", 50)
     with page.expect_download() as waiting:
-        page.get_by_role("button", name="Download JSON").click()
+        page.get_by_role("button", name="JSON").click()
     assert waiting.value.suggested_filename == "photo.detections.json"
     saved = json.loads(waiting.value.path().read_text())
     answer = server.post(PHOTO["buffer"]).json()
     assert saved["detections"] == answer["detections"][:1]
     assert (saved["photo"], saved["image"]) == ("photo.png", {"height": 300, "width": 400})
+
+
+def save(page: Any, name: str) -> Path:
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=name, exact=True).click()
+    return Path(waiting.value.path())
+
+
+def test_picture_cut_outs_and_csv_can_be_downloaded(page: Any) -> None:
+    choose(page)
+    show_all(page)
+    with Image.open(save(page, "Picture")) as picture:
+        assert picture.size == (400, 300)
+        assert picture.convert("RGB").getpixel((392, 6)) == COLOUR
+        assert picture.convert("RGB").getpixel((280, 210)) != COLOUR
+    with zipfile.ZipFile(save(page, "Cut-outs")) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["1-coat.png", "2-shoe.png"]
+        with Image.open(io.BytesIO(archive.read("1-coat.png"))) as coat:
+            assert coat.size == (400, 300)
+            assert coat.getpixel((200, 150)) == (*COLOUR, 255)
+            assert coat.getpixel((1, 1))[3] == 0
+    rows = list(csv.DictReader(io.StringIO(save(page, "CSV").read_text())))
+    assert [(row["photo"], row["class"], row["y2"], row["x2"]) for row in rows] == [
+        ("photo.png", "coat", "300", "400"),
+        ("photo.png", "shoe", "150", "200"),
+    ]
+
+
+def test_zooming_keeps_what_is_under_the_pointer(page: Any) -> None:
+    choose(page)
+    show_all(page)
+    box = page.locator("#canvas").bounding_box()
+    corner = (box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.move(*corner)
+    page.mouse.wheel(0, -400)
+    playwright.expect(page.locator("#zoom-value")).to_have_text("272 %")
+    playwright.expect(page.locator("#found button.lit")).to_contain_text("shoe")
+    page.mouse.down()
+    page.mouse.move(corner[0] - 2 * box["width"], corner[1] - 2 * box["height"], steps=4)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.1 * box["height"])
+    playwright.expect(page.locator("#tip")).to_have_text("coat 71 %")  # the lower right of the photo now
+    page.get_by_role("button", name="Whole photo").click()
+    playwright.expect(page.locator("#zoom-value")).to_have_text("100 %")
+
+
+def test_class_switches_stay_for_the_next_photo(page: Any) -> None:
+    choose(page)
+    show_all(page)
+    page.locator("#legend label", has_text="coat").locator("input").uncheck()
+    choose(page, PHOTO | {"name": "next.png"})
+    wait_for_result(page, "on next.png")
+    assert names(page) == ["shoe"]
+
+
+def test_photos_can_be_stepped_through_and_removed(page: Any) -> None:
+    choose(page, PHOTO, PHOTO | {"name": "b.png"}, PHOTO | {"name": "c.png"})
+    playwright.expect(page.locator("#strip button.busy")).to_have_count(0)
+    wait_for_result(page, "on photo.png")
+    page.keyboard.press("ArrowRight")
+    wait_for_result(page, "on b.png")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    wait_for_result(page, "on c.png")
+    page.get_by_role("button", name="Remove c.png").click()
+    wait_for_result(page, "on b.png")
+    page.keyboard.press("Delete")
+    wait_for_result(page, "on photo.png")
+    page.get_by_role("button", name="Remove", exact=True).click()
+    playwright.expect(page.locator("#status")).to_contain_text("does not keep them")
+    playwright.expect(page.locator("#canvas")).to_be_hidden()
+    playwright.expect(page.locator("#strip li")).to_have_count(0)
+
+
+def test_labels_do_not_cover_each_other(page: Any) -> None:
+    spots = page.evaluate(
+        """async () => {
+            const { place } = await import("/static/labels.js");
+            const taken = [];
+            for (let i = 0; i < 6; i++) place([40, 60, 160, 200], [50, 16], [400, 300], taken);
+            return taken.map(({ x, y, width, height }) => [x, y, x + width, y + height]);
+        }"""
+    )
+    for i, a in enumerate(spots):
+        for b in spots[:i]:
+            assert min(a[2], b[2]) <= max(a[0], b[0]) or min(a[3], b[3]) <= max(a[1], b[1])
 
 
 def test_everything_is_reached_by_keyboard(page: Any) -> None:
@@ -197,15 +289,16 @@ def test_everything_is_reached_by_keyboard(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "demo"
     page.keyboard.press("Enter")
     wait_for_result(page, "on demo.jpg")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "score"
+    for control in ("zoom-out", "zoom-value", "zoom-in", "remove", "score"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == control
     page.keyboard.press("Home")
     playwright.expect(page.locator("#score-value")).to_have_text("20 %")
     reached = ["score"]
-    while reached[-1] != "found" and len(reached) < 15:
+    while reached[-1] != "found" and len(reached) < 20:
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.closest('[id]')?.id"))
-    assert reached == ["score", "opacity", "masks", "boxes", "labels", "legend", "legend", "download", "found"]
+    assert reached == ["score", "opacity", "masks", "boxes", "labels", "legend", "legend", *["downloads"] * 4, "found"]
     playwright.expect(page.locator("#found button.lit")).to_have_count(1)
 
 
@@ -214,7 +307,7 @@ def test_on_a_phone_nothing_is_cut_off(page: Any) -> None:
     choose(page)
     show_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for control in ("#canvas", "#score", "#opacity", "#download", "#found button"):
+    for control in ("#canvas", "#score", "#opacity", "#downloads", "#zoom", "#found button"):
         box = page.locator(control).first.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"], control
     page.locator("#canvas").click(position={"x": 100, "y": 100})

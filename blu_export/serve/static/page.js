@@ -1,8 +1,12 @@
-import { colour, letters } from "./palette.js";
+import { colour } from "./palette.js";
 import { crop } from "./rle.js";
+import * as files from "./save.js";
+import { paint, render, size, Window } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const photos = [];
+const off = new Set(); // class ids that are switched off, on every photo
+const seen = new Window();
 let model = null, current = null, lit = null;
 
 // ---- The server
@@ -59,7 +63,7 @@ async function predict(photo) {
       if (!answer.ok) throw new Error(`${said.error.message} ${said.error.fix}`);
       photo.result = said;
       photo.seconds = (performance.now() - start) / 1000;
-      said.detections.forEach((each, index) => Object.assign(each, { index, bitmap: paint(each) }));
+      said.detections.forEach(prepare);
       return;
     }
   } catch (error) {
@@ -70,6 +74,14 @@ async function predict(photo) {
   }
 }
 
+function prepare(each, index) {
+  const [top, left, bottom, right] = each.box;
+  each.index = index;
+  if (!each.mask || right <= left || bottom <= top) return;
+  each.pixels = crop(each.mask, each.box);
+  each.bitmap = paint(each, each.pixels);
+}
+
 // ---- Photos
 
 // One after another: the server's queue is for everyone.
@@ -77,7 +89,7 @@ let chain = Promise.resolve();
 
 function add(files) {
   const images = [...files].filter((file) => !file.type || file.type.startsWith("image/"));
-  if (!images.length) return say("That is no image.", true);
+  if (!images.length) return say("That is not an image.", true);
   for (const file of images) {
     const photo = { file, url: URL.createObjectURL(file), name: file.name || "pasted photo" };
     photo.image = new Image();
@@ -85,7 +97,7 @@ function add(files) {
     photo.image.onload = () => photo === current && draw();
     photos.push(photo);
     addToStrip(photo);
-    chain = chain.then(() => predict(photo));
+    chain = chain.then(() => photos.includes(photo) && predict(photo));
   }
   show(photos[photos.length - images.length]);
 }
@@ -100,12 +112,55 @@ function addToStrip(photo) {
   image.alt = photo.name;
   photo.button.append(image);
   photo.button.onclick = () => show(photo);
-  item.append(photo.button);
+  const away = Object.assign(document.createElement("button"), { type: "button", className: "away", textContent: "×" });
+  away.setAttribute("aria-label", `Remove ${photo.name}`);
+  away.onclick = () => remove(photo);
+  item.append(photo.button, away);
   $("strip").append(item);
-  $("strip").hidden = photos.length < 2;
+  photo.item = item;
+  showStrip();
+}
+
+function showStrip() {
+  $("strip").hidden = $("clear").hidden = photos.length < 2;
+  $("remove").hidden = photos.length !== 1;
+}
+
+function remove(photo) {
+  const at = photos.indexOf(photo);
+  photos.splice(at, 1);
+  photo.item.remove();
+  URL.revokeObjectURL(photo.url);
+  showStrip();
+  if (photo === current) {
+    const next = photos[Math.min(at, photos.length - 1)];
+    next ? show(next) : empty();
+  }
+}
+
+function clear() {
+  for (const photo of photos.splice(0)) {
+    photo.item.remove();
+    URL.revokeObjectURL(photo.url);
+  }
+  showStrip();
+  empty();
+}
+
+function empty() {
+  current = lit = null;
+  document.body.classList.add("empty");
+  $("controls").hidden = $("canvas").hidden = $("zoom").hidden = $("tip").hidden = true;
+  $("found").replaceChildren();
+  say("Photos go to this server only. It does not keep them.");
+}
+
+function step(by) {
+  if (photos.length > 1) show(photos[(photos.indexOf(current) + by + photos.length) % photos.length]);
 }
 
 function show(photo) {
+  if (photo !== current) seen.reset();
   current = photo;
   lit = null;
   document.body.classList.remove("empty");
@@ -122,7 +177,6 @@ function show(photo) {
 function visible() {
   if (!current?.result) return [];
   const least = $("score").value / 100;
-  const off = new Set([...$("legend").querySelectorAll("input:not(:checked)")].map((box) => Number(box.value)));
   return current.result.detections.filter((each) => each.score >= least && !off.has(each.class_id));
 }
 
@@ -133,7 +187,8 @@ function listClasses() {
   legend.replaceChildren(legend.firstElementChild);
   for (const [id, count] of [...counts].sort((a, b) => b[1] - a[1])) {
     const label = document.createElement("label"), box = document.createElement("input"), swatch = document.createElement("span");
-    Object.assign(box, { type: "checkbox", checked: true, value: id, onchange: refresh });
+    Object.assign(box, { type: "checkbox", checked: !off.has(id), value: id });
+    box.onchange = () => { box.checked ? off.delete(id) : off.add(id); refresh(); };
     swatch.className = "swatch";
     swatch.style.background = colour(id);
     label.append(box, swatch, `${current.result.classes[id - 1]} `, Object.assign(document.createElement("small"), { textContent: count }));
@@ -176,82 +231,34 @@ function light(each) {
 
 // ---- Drawing
 
-// A mask as two pictures of its box: filled, and its outline, wide enough to survive scaling down.
-function paint(each) {
-  const [top, left, bottom, right] = each.box, width = right - left, height = bottom - top;
-  if (!each.mask || width < 1 || height < 1) return null;
-  const mask = crop(each.mask, each.box), reach = Math.max(1, Math.round(Math.max(...each.mask.size) / 600));
-  const inside = (x, y) => x >= 0 && x < width && y >= 0 && y < height && mask[y * width + x];
-  const edge = new Uint8Array(mask.length);
-  for (let i = 0; i < mask.length; i++) {
-    const x = i % width, y = (i - x) / width;
-    edge[i] = mask[i] && !(inside(x - reach, y) && inside(x + reach, y) && inside(x, y - reach) && inside(x, y + reach));
-  }
-  each.pixels = mask;
-  return { fill: picture(mask, width, height, each.class_id), edge: picture(edge, width, height, each.class_id) };
+function options() {
+  const shown = Object.fromEntries(["masks", "boxes", "labels"].map((id) => [id, $(id).checked]));
+  return { ...shown, opacity: $("opacity").value / 100 };
 }
 
-function picture(mask, width, height, id) {
-  const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  const context = canvas.getContext("2d");
-  context.fillStyle = colour(id);
-  context.fillRect(0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height);
-  for (let i = 0; i < mask.length; i++) pixels.data[4 * i + 3] = 255 * mask[i];
-  context.putImageData(pixels, 0, 0);
-  return canvas;
+// The best last, on top; the one in the light after all others.
+function order() {
+  const list = visible().reverse();
+  if (lit) list.push(...list.splice(list.indexOf(lit), 1));
+  return list;
 }
 
 function draw() {
   const canvas = $("canvas"), image = current?.image;
   const shows = Boolean(image?.naturalWidth); // not a TIFF, which the server reads and browsers do not
-  canvas.hidden = !shows && !current?.result;
+  canvas.hidden = $("zoom").hidden = !shows && !current?.result;
   if (canvas.hidden) return;
-  // Sizes of the photo as the server saw it; without an answer, as the browser does.
-  const { width, height } = current.result?.image ?? { width: image.naturalWidth, height: image.naturalHeight };
+  const { width, height } = size(current);
   const room = $("stage").clientWidth, tall = Math.max(320, innerHeight - 220);
   const shown = Math.min(room / width, tall / height, Math.max(1, 480 / Math.max(width, height)));
-  const sharp = devicePixelRatio || 1, scale = shown * sharp;
-  canvas.width = Math.round(width * scale);
-  canvas.height = Math.round(height * scale);
+  const unit = devicePixelRatio || 1, scale = shown * unit * seen.zoom;
+  canvas.width = Math.round(width * shown * unit);
+  canvas.height = Math.round(height * shown * unit);
   canvas.style.width = `${Math.round(width * shown)}px`;
-  const context = canvas.getContext("2d");
-  if (shows) context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  const opacity = $("opacity").value / 100, line = Math.max(1, 1.5 * sharp);
-  // The best last, on top; the one in the light after all others.
-  const order = visible().reverse();
-  if (lit) order.push(...order.splice(order.indexOf(lit), 1));
-  for (const each of order) drawMask(context, each, scale, opacity);
-  for (const each of order) drawBox(context, each, scale, line, sharp);
-}
-
-function drawMask(context, each, scale, opacity) {
-  if (!$("masks").checked || !each.bitmap) return;
-  const [top, left, bottom, right] = each.box.map((side) => side * scale);
-  context.globalAlpha = lit === null ? opacity : lit === each ? Math.min(1, opacity + 0.25) : opacity * 0.35;
-  context.drawImage(each.bitmap.fill, left, top, right - left, bottom - top);
-  context.globalAlpha = lit === null || lit === each ? 1 : 0.3;
-  context.drawImage(each.bitmap.edge, left, top, right - left, bottom - top);
-  context.globalAlpha = 1;
-}
-
-function drawBox(context, each, scale, line, sharp) {
-  const [top, left, bottom, right] = each.box.map((side) => side * scale);
-  context.globalAlpha = lit === null || lit === each ? 1 : 0.3;
-  context.strokeStyle = colour(each.class_id);
-  context.lineWidth = lit === each ? 2 * line : line;
-  if ($("boxes").checked || lit === each) context.strokeRect(left, top, right - left, bottom - top);
-  if ($("labels").checked || lit === each) {
-    const text = `${each.class} ${Math.round(each.score * 100)}`, size = 12 * sharp;
-    context.font = `600 ${size}px system-ui, sans-serif`;
-    const width = context.measureText(text).width + 8 * sharp, height = size + 5 * sharp;
-    const x = Math.max(0, Math.min(left, context.canvas.width - width)), y = Math.max(0, top - height);
-    context.fillStyle = colour(each.class_id);
-    context.fillRect(x, y, width, height);
-    context.fillStyle = letters(each.class_id);
-    context.fillText(text, x + 4 * sharp, y + size);
-  }
-  context.globalAlpha = 1;
+  canvas.classList.toggle("zoomed", seen.zoom > 1);
+  const offset = [-seen.x * width * scale, -seen.y * height * scale];
+  render(canvas.getContext("2d"), current, order(), { ...options(), scale, offset, unit, lit });
+  $("zoom-value").textContent = `${Math.round(seen.zoom * 100)} %`;
 }
 
 // The smallest object under a point of the photo, by its mask.
@@ -265,10 +272,51 @@ function at(x, y) {
   return hits.sort((a, b) => area(a) - area(b))[0] ?? null;
 }
 
+// A place on the canvas as shares of its width and height.
+function share(event) {
+  const bounds = $("canvas").getBoundingClientRect();
+  return [(event.clientX - bounds.left) / bounds.width, (event.clientY - bounds.top) / bounds.height];
+}
+
+// ---- Zooming and moving: wheel, two fingers, the buttons, dragging
+
+const fingers = new Map();
+
+function press(event) {
+  fingers.set(event.pointerId, event);
+  if (seen.zoom > 1 || fingers.size > 1) $("canvas").setPointerCapture(event.pointerId);
+  point(event);
+}
+
+function glide(event) {
+  const before = fingers.get(event.pointerId);
+  if (!before) return point(event);
+  const bounds = $("canvas").getBoundingClientRect();
+  const apart = () => {
+    const [a, b] = [...fingers.values()];
+    return Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
+  };
+  const distance = fingers.size === 2 ? apart() : 0;
+  fingers.set(event.pointerId, event);
+  if (distance) seen.by(apart() / distance, share(event));
+  seen.move((event.clientX - before.clientX) / bounds.width / fingers.size, (event.clientY - before.clientY) / bounds.height / fingers.size);
+  if (seen.zoom > 1) $("tip").hidden = true;
+  draw();
+}
+
+function release(event) {
+  fingers.delete(event.pointerId);
+}
+
+function zoom(factor, where) {
+  seen.by(factor, where);
+  draw();
+}
+
 function point(event) {
   if (!current?.result) return;
-  const bounds = $("canvas").getBoundingClientRect(), scale = current.result.image.width / bounds.width;
-  const x = Math.floor((event.clientX - bounds.left) * scale), y = Math.floor((event.clientY - bounds.top) * scale);
+  const [shareX, shareY] = share(event), { width, height } = size(current);
+  const x = Math.floor((seen.x + shareX / seen.zoom) * width), y = Math.floor((seen.y + shareY / seen.zoom) * height);
   const hit = at(x, y), tip = $("tip"), stage = $("stage").getBoundingClientRect();
   light(hit);
   tip.hidden = !hit;
@@ -291,17 +339,27 @@ function showValues() {
   $("opacity-value").textContent = `${$("opacity").value} %`;
 }
 
-function download() {
-  const keep = ({ index, bitmap, pixels, ...rest }) => rest;
-  const content = { photo: current.name, ...current.result, detections: visible().map(keep) };
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }));
-  link.download = `${current.name.replace(/\.[^.]*$/, "")}.detections.json`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+async function download(kind) {
+  const list = visible(), stem = current.name.replace(/\.[^.]*$/, "");
+  if (kind === "json") files.save(files.json(current, list), `${stem}.detections.json`, "application/json");
+  if (kind === "csv") files.save(files.csv(current, list), `${stem}.detections.csv`, "text/csv");
+  if (kind === "picture") files.save(await files.picture(current, order(), options()), `${stem}.overlay.png`);
+  if (kind === "cutouts") files.save(await files.cutouts(current, list), `${stem}.cutouts.zip`);
 }
 
-$("file").onchange = (event) => { add(event.target.files); event.target.value = ""; };
+function key(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || !current || event.target.matches("input, dialog *")) return;
+  const does = {
+    ArrowLeft: () => step(-1), ArrowRight: () => step(1), Delete: () => remove(current),
+    "+": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => { seen.reset(); draw(); },
+  }[event.key];
+  if (does) {
+    event.preventDefault();
+    does();
+  }
+}
+
+for (const id of ["file", "camera"]) $(id).onchange = (event) => { add(event.target.files); event.target.value = ""; };
 $("demo").onclick = async () => {
   const answer = await fetch("/static/demo.jpg");
   if (answer.ok) add([new File([await answer.blob()], "demo.jpg", { type: "image/jpeg" })]);
@@ -314,13 +372,25 @@ addEventListener("drop", (event) => {
   $("drop").classList.remove("over");
   if (event.dataTransfer.files.length) add(event.dataTransfer.files);
 });
-$("canvas").onpointermove = $("canvas").onpointerdown = point;
-$("canvas").onpointerleave = () => { $("tip").hidden = true; light(null); };
+$("canvas").onpointerdown = press;
+$("canvas").onpointermove = glide;
+$("canvas").onpointerup = $("canvas").onpointercancel = release;
+$("canvas").onpointerleave = (event) => { release(event); $("tip").hidden = true; light(null); };
+$("canvas").addEventListener("wheel", (event) => {
+  event.preventDefault();
+  zoom(Math.exp(-event.deltaY / 400), share(event));
+}, { passive: false });
+$("zoom-in").onclick = () => zoom(1.5);
+$("zoom-out").onclick = () => zoom(1 / 1.5);
+$("zoom-value").onclick = () => { seen.reset(); draw(); };
+$("clear").onclick = clear;
+$("remove").onclick = () => remove(current);
+addEventListener("keydown", key);
 $("score").oninput = $("opacity").oninput = () => { showValues(); refresh(); };
 for (const id of ["masks", "boxes", "labels"]) $(id).onchange = draw;
-$("download").onclick = download;
+for (const button of $("downloads").querySelectorAll("button")) button.onclick = () => download(button.value);
 $("controls").onsubmit = (event) => event.preventDefault();
 addEventListener("resize", draw);
-$("strip").hidden = true;
+showStrip();
 showValues();
 loadModel().catch(() => say("The server cannot be reached.", true));

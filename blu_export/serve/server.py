@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,8 @@ class Server(uvicorn.Server):
         for each in sockets or ():
             each.listen(BACKLOG)
         log.info("listening", extra=self.address)
+        if sys.stderr.isatty() and "url" in self.address:
+            log.info(f"Open {self.address['url']}, Ctrl-C stops")
 
 
 def run(settings: ServeSettings, hangups: Hangups | None = None) -> None:

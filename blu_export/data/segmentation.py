@@ -56,6 +56,12 @@ def polygons_box(polygons: Sequence[Any]) -> Box:
     return float(ys.min()), float(xs.min()), float(ys.max()), float(xs.max())
 
 
+def coordinate_range(polygons: Sequence[Any]) -> tuple[float, float]:
+    """The least and the greatest coordinate of polygons, of x and y alike."""
+    points = polygons[0] if len(polygons) == 1 else np.concatenate(polygons)
+    return points.min(), points.max()
+
+
 def rle_box(rle: Rle) -> Box:
     """The box (y1, x1, y2, x2) of an RLE's mask; all 0 for an empty one."""
     from pycocotools import mask as coco_mask
@@ -69,8 +75,11 @@ def check_outline(segmentation: Segmentation, height: int, width: int) -> None:
     if isinstance(segmentation, dict):
         run_lengths(segmentation, (height, width))
     elif segmentation:
+        # As encode_mask: a photo's size beyond each edge. Nearly all lie within the shorter side.
+        low, high = coordinate_range(segmentation)
+        if low >= -min(height, width) and high <= 2 * min(height, width):
+            return
         y1, x1, y2, x2 = polygons_box(segmentation)
-        # As encode_mask: a photo's size beyond each edge.
         if y1 < -height or x1 < -width or y2 > 2 * height or x2 > 2 * width:
             encode_mask(segmentation, height, width)
 

@@ -10,7 +10,7 @@ from typing import Any
 from blu_export.data.dataset import Segmentation
 from blu_export.data.finder import ExifPolicy, PhotoFinder, PhotoHead, photo_head
 from blu_export.data.problems import Problem
-from blu_export.data.segmentation import polygons_box
+from blu_export.data.segmentation import coordinate_range, polygons_box
 from blu_export.data.storage import join
 from blu_export.errors import DatasetError
 
@@ -126,7 +126,7 @@ def _fits(outlines: list[Segmentation], size: tuple[int, int]) -> bool:
         if isinstance(outline, dict):
             if tuple(outline["size"]) != size:
                 return False
-        elif outline:
+        elif outline and coordinate_range(outline)[1] > min(size):
             _, _, y2, x2 = polygons_box(outline)
             if y2 > size[0] + EDGE or x2 > size[1] + EDGE:
                 return False

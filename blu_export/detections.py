@@ -25,7 +25,7 @@ class Detections(Instances):
         UsageError: the values contradict each other; the message names the instance.
     """
 
-    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str = 1) -> list[dict[str, Any]]:
         """COCO results: image_id, category_id, bbox [x, y, width, height], area, score, segmentation, track_id."""
         from blu_export.results.coco import coco_annotations
 

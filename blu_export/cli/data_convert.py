@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -54,18 +54,23 @@ def write_parts(sets: dict[str, Dataset], out: Path, to: str, photos: str) -> No
         UsageError: there is no such format, or no such treatment of photos.
     """
     from blu_export.data.classes import match_classes
-    from blu_export.data.write import WRITERS
+    from blu_export.data.write import WRITERS, PhotoPolicy
 
     if to not in WRITERS:
         raise UsageError(f"There is no format '{to}'.", f"--to is {' or '.join(WRITERS)}.")
-    if photos not in ("copy", "link", "none"):
+    if photos not in get_args(PhotoPolicy):
         raise UsageError(f"There is no --photos {photos}.", "Write copy, link or none.")
     first = next(iter(sets.values()))
-    files, left_out = {}, Counter[str]()
+    files: dict[Path, None] = {}
+    left_out: Counter[str] = Counter()
     for part, dataset in sets.items():
         # YOLO has one list of classes for all parts.
         written = WRITERS[to](
-            match_classes(dataset, first.class_names) if to == "yolo" else dataset, part, out, photos, progress
+            match_classes(dataset, first.class_names) if to == "yolo" else dataset,
+            part,
+            out,
+            cast(PhotoPolicy, photos),
+            progress,
         )
         say(f"{part}: {written.photos} photos, {written.objects} objects")
         files |= dict.fromkeys(written.files)

@@ -141,7 +141,8 @@ def evaluate(
     # Classes without objects count for nothing, but results name their ids.
     options = read_options(images or asked.photos, read, strict, exif, keep_empty_classes=True)
     whole = load_dataset(asked.dataset, split, cached=cached, progress=progress, options=options)
-    dataset, failures = whole.limited(limit), {}
+    dataset = whole.limited(limit)
+    failures: dict[int, BluError] = {}
     if detector is not None:
         rows, failures = _detect(detector, dataset, batch)
         dataset = _without(dataset, failures)

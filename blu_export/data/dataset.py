@@ -19,7 +19,7 @@ POLYGON_MARGIN = 1.0
 """Photo sizes by which a polygon may pass the photo's edge. pycocotools takes memory by coordinate: one of 3e8, or one
 that is no number, ends the process."""
 
-Segmentation = Sequence[Sequence[float]] | dict[str, Any]
+Segmentation = Sequence[Any] | dict[str, Any]
 """Polygons [[x1, y1, x2, y2, …], …] in pixels (their union is the object), or a COCO RLE."""
 
 

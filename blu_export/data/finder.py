@@ -165,7 +165,7 @@ class PhotoFinder:
         best = max(ranks.values())
         if Counter(ranks.values())[best] > 1:
             return None
-        return join(self.root, "/".join(max(ranks, key=lambda path: ranks[path])))
+        return join(self.root, "/".join(next(path for path, value in ranks.items() if value == best)))
 
     def _below(self) -> dict[str, list[tuple[str, ...]]]:
         """Files below the root by name: the parts of their paths."""

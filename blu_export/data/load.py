@@ -71,23 +71,23 @@ def _load(
     source: str, split: str, cached: bool | None, progress: Progress, storage: Storage, options: ReadOptions
 ) -> Dataset:
     if source.lower().endswith(FILE_SUFFIXES):
-        if other := find_other(source, split, storage, True):
-            return load_other(*other, source, split, storage, options)
+        if other_tool := find_other(source, split, storage, True):
+            return load_other(*other_tool, source, split, storage, options)
         return load_coco(source, storage=storage, options=options, part=split)
     if file := coco_file(source, split, storage):
         return load_coco(file, storage=storage, options=options, part=split)
     if folder := deepfashion2.part_folder(source, split, storage):
         return load_deepfashion2(folder, cached=cached, progress=progress, storage=storage, options=options)
-    if found := find_other(source, split, storage, False):
-        return load_other(*found, source, split, storage, options)
+    if other_tool := find_other(source, split, storage, False):
+        return load_other(*other_tool, source, split, storage, options)
     other = next((part for part in SPLITS if part != split and has_split(source, part, storage)), None)
     if other is None:
         if file := whole_coco_file(source, storage):
             return load_coco(file, storage=storage, options=options, part=split)
         if storage.is_folder(join(source, deepfashion2.ANNOTATIONS)):
             return load_deepfashion2(source, cached=cached, progress=progress, storage=storage, options=options)
-        if storage.is_folder(source) and (found := find_other(source, split, storage, True)):
-            return load_other(*found, source, split, storage, options)
+        if storage.is_folder(source) and (other_tool := find_other(source, split, storage, True)):
+            return load_other(*other_tool, source, split, storage, options)
     if not (storage.is_folder(source) or storage.file(source)):
         raise DatasetError(f"There is no {source}.", "Check the path.")
     raise DatasetError(

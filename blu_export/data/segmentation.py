@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.data.dataset import Segmentation, encode_mask
-from blu_export.rle import MAX_PIXELS, Rle, run_lengths
+from blu_export.rle import MAX_PIXELS, run_lengths
 
 Box = tuple[float, float, float, float]
 """(y1, x1, y2, x2), pixels."""
@@ -62,7 +62,7 @@ def coordinate_range(polygons: Sequence[Any]) -> tuple[float, float]:
     return points.min(), points.max()
 
 
-def rle_box(rle: Rle) -> Box:
+def rle_box(rle: dict[str, Any]) -> Box:
     """The box (y1, x1, y2, x2) of an RLE's mask; all 0 for an empty one."""
     from pycocotools import mask as coco_mask
 
@@ -95,7 +95,7 @@ def _is_polygon(value: list[Any]) -> bool:
     )  # fmt: skip
 
 
-def _polygon(value: Any) -> NDArray[np.float64]:
+def _polygon(value: Any) -> NDArray[Any]:
     if value and isinstance(value[0], dict):
         value = [side for point in value for side in (point["x"], point["y"])]
     points = np.array(value, np.float64)
@@ -110,7 +110,7 @@ def _polygon(value: Any) -> NDArray[np.float64]:
     return points
 
 
-def _normalize_rle(value: dict[str, Any]) -> Rle:
+def _normalize_rle(value: dict[str, Any]) -> dict[str, Any]:
     from pycocotools import mask as coco_mask
 
     try:
@@ -138,7 +138,7 @@ def _normalize_rle(value: dict[str, Any]) -> Rle:
     return {"size": [height, width], "counts": counts}
 
 
-def _merge(rles: list[Rle]) -> Rle:
+def _merge(rles: list[dict[str, Any]]) -> dict[str, Any]:
     from pycocotools import mask as coco_mask
 
     if len(rles) == 1:

@@ -206,7 +206,7 @@ def number_photos(dataset: Dataset) -> dict[int | str, int]:
     order decides between detections of one score.
     """
     ids = [record.image_id for record in dataset.records]
-    ordered = sorted(ids, key=str) if any(isinstance(each, str) for each in ids) else sorted(ids)  # type: ignore[type-var]
+    ordered = sorted(ids, key=str) if any(isinstance(each, str) for each in ids) else sorted(ids)
     return {image_id: number for number, image_id in enumerate(ordered, start=1)}
 
 

@@ -10,7 +10,7 @@ from blu_export.instances import Instances
 from blu_export.results.base import Result, SetFormat
 
 
-def coco_annotations(found: Instances, image_id: int) -> list[dict[str, Any]]:
+def coco_annotations(found: Instances, image_id: int | str) -> list[dict[str, Any]]:
     """See Detections.to_coco."""
     results: list[dict[str, Any]] = [
         {

@@ -278,7 +278,8 @@ class _Reading:
 
     def _number_classes(self) -> dict[Any, tuple[int, _Category]]:
         """By category id: (index from 1, category); without background and, unless they are kept, empty ones."""
-        kept, empty = [], []
+        kept: list[_Category] = []
+        empty: list[_Category] = []
         for category in self.categories.values():
             if category.is_background:
                 continue

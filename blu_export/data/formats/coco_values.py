@@ -10,7 +10,7 @@ import numpy as np
 from blu_export.boxes import iou
 from blu_export.data.dataset import Segmentation
 from blu_export.data.segmentation import Box, check_outline, rle_box
-from blu_export.rle import MAX_PIXELS, Rle
+from blu_export.rle import MAX_PIXELS
 
 MAX_SIDE = 65_535
 """Longest side of a photo, pixels: JPEG's limit. Drawing a polygon takes memory by the length of its edges."""
@@ -96,7 +96,7 @@ def fit_outline(segmentation: Segmentation, height: int, width: int, box: Box | 
         ValueError: it cannot be of such a photo.
     """
     if isinstance(segmentation, dict) and height != width and list(segmentation["size"]) == [width, height]:
-        turned: Rle = {"size": [height, width], "counts": segmentation["counts"]}
+        turned: dict[str, Any] = {"size": [height, width], "counts": segmentation["counts"]}
         check_outline(turned, height, width)
         if box is None or float(iou([rle_box(turned)], [box])[0, 0]) < SAME_BOX:
             raise ValueError(f"a mask of {[width, height]} cannot be of a photo of {[height, width]}")

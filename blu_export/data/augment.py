@@ -84,7 +84,7 @@ class Photo:
 
     def only(self, chosen: NDArray[np.int64]) -> Photo:
         """The same photo with the ``chosen`` objects (indices [N]) alone."""
-        corners, crops = (tuple(values[i] for i in chosen) for values in (self.corners, self.crops))
+        corners, crops = tuple(self.corners[i] for i in chosen), tuple(self.crops[i] for i in chosen)
         return Photo(self.image, self.class_ids[chosen], self.iscrowd[chosen], corners, crops)
 
 

@@ -204,7 +204,9 @@ class Trainer:
     def _stage_step(self, epoch: int, previous: TrainStep | None = None) -> TrainStep:
         stage = self.config.stages[self.config.stage_of(epoch)]
         with self.strategy.scope():
-            return TrainStep(self.model, self.canvas, self.config, stage.layers, previous and previous.updater)
+            return TrainStep(
+                self.model, self.canvas, self.config, stage.layers, previous.updater if previous is not None else None
+            )
 
     def _new_stage(self) -> bool:
         epoch, stage_of = self.progress.epoch, self.config.stage_of

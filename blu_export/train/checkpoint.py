@@ -84,6 +84,7 @@ def save_checkpoint(path: Path, model: MaskRCNN, updater: Updater, state: dict[s
     if broken is not None:
         raise CheckFailedError(f"Training diverged: {broken} is not finite.")
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    path.with_suffix(".json").unlink(missing_ok=True)  # of a file of this name that was removed
     try:
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
@@ -126,6 +127,7 @@ def load_checkpoint(path: Path, model: MaskRCNN, updater: Updater) -> dict[str, 
             state = json.loads(newer.read_text("utf-8"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ModelFileError(
-            f"The checkpoint {path} does not fit this run: {error}.", "Resume with the settings it was started with."
+            f"The checkpoint {path} does not fit this run: {error}.",
+            "Resume with the settings it was started with. If the file is damaged, remove it: the one before it is taken.",
         ) from error
     return state

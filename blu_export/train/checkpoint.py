@@ -128,6 +128,6 @@ def load_checkpoint(path: Path, model: MaskRCNN, updater: Updater) -> dict[str, 
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ModelFileError(
             f"The checkpoint {path} does not fit this run: {error}.",
-            "Resume with the settings it was started with. If the file is damaged, remove it: the one before it is taken.",
+            "Resume with the settings it was started with. A damaged file can be removed: the one before it is taken.",
         ) from error
     return state

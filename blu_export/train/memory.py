@@ -25,12 +25,17 @@ SAFE_SHARE = 0.9
 """Of the free memory that an estimate may reach."""
 
 _BYTES = 4
-_BASE = 600 << 20
+_BASE = 800 << 20
 """TensorFlow's code and threads, bytes."""
-_TRAINED = 1.6
-"""Bytes held for the gradient per byte of a layer's output: convolutions keep their inputs, products their operands."""
-_PASSING = 6
+_TRUNK = 0.6
+"""Share of the outputs of the trunk's layers that is kept for the gradient: 0.35 to 0.6 was measured, for normalisation
+and activation are fused with their convolution."""
+_HEADS = 1.5
+"""The same of the heads, where the gradient of the pooled features adds to it."""
+_PASSING = 2
 """Largest outputs that are alive at once beside those."""
+_STEP_COPIES = 2
+"""Copies of the trained weights that a step makes beside gradients and optimizer's state."""
 
 
 def fit_memory(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, replicas: int = 1) -> TrainConfig:
@@ -139,7 +144,7 @@ def _weights(model: MaskRCNN, config: TrainConfig, layers: str) -> float:
     sizes = {name: layer.count_params() * _BYTES for name, layer in model.learned_layers().items()}
     trained = sum(size for name, size in sizes.items() if learns(name, layers))
     slots = (2 if config.optimizer == "adamw" else 1) + (config.ema > 0)
-    return 2 * sum(sizes.values()) + (2 + slots) * trained
+    return 2 * sum(sizes.values()) + (1 + slots + _STEP_COPIES) * trained
 
 
 def _activations(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, layers: str) -> float:
@@ -153,7 +158,7 @@ def _activations(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, 
     first = next(n for n, name in enumerate(names) if name in trained)
     heads = config.targets.rois_per_image * _size(model.box_head.input) * 2
     heads += config.targets.positive_rois * sum(_size(layer.output) for layer in model.mask_head.layers)
-    return _TRAINED * (sum(sizes[first:]) + heads) + _PASSING * max(sizes)
+    return _TRUNK * sum(sizes[first:]) + _HEADS * heads + _PASSING * max(sizes)
 
 
 def _size(tensor: keras.KerasTensor) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from blu_export.data.augment import Photo, mask_box
 from blu_export.data.dataset import Dataset, encode_masks
+from blu_export.data.problems import LEFT_OUT
 from blu_export.errors import BluError, DatasetError
 from blu_export.rle import Rle, decode_crop
 
@@ -41,6 +42,12 @@ class Unreadable:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """(path or URL, reason) of what is not used: entries that could not be read with the annotations, and photos."""
+        entries = [(p.uri, f"{p.kind}: {p.detail}") for p in self._dataset.problems if p.kind in LEFT_OUT]
+        return [*entries, *self.reasons.items()]
 
     def add(self, index: int, error: BluError | OSError) -> None:
         """Photo ``index`` cannot be read.

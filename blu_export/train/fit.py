@@ -10,7 +10,7 @@ The run folder::
     curves.png                the same as plots
     pictures/epoch-N.jpg      predictions on a few validation photos
     tensorboard/              the same for TensorBoard, losses also every few steps
-    left_out.csv              photos that could not be read
+    left_out.csv              photos and objects that could not be read
 """
 
 from __future__ import annotations
@@ -353,4 +353,4 @@ class Trainer:
 
     def _list_unreadable(self) -> None:
         if self.folder is not None:
-            self.folder.save_left_out({part: found.reasons for part, found in self.unreadable.items()})
+            self.folder.save_left_out({part: found.left_out for part, found in self.unreadable.items()})

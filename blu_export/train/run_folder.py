@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, float]
 
 LEFT_OUT = "left_out.csv"
-"""The file of a run folder that lists the photos that could not be read."""
+"""The file of a run folder that lists the photos and objects that could not be read."""
 LOG_EVERY = 20
 """Steps between the losses that TensorBoard gets."""
 
@@ -52,21 +52,21 @@ class RunFolder:
         self._changes = config.changes
         write_toml(self.path / "config.toml", dataclasses.asdict(config))
 
-    def save_left_out(self, parts: Mapping[str, Mapping[str, str]]) -> None:
-        """List the photos that could not be read, by part: path or URL -> reason; also those of earlier sessions."""
+    def save_left_out(self, found: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        """List what could not be read, by part: (path or URL, reason); beside what earlier sessions listed."""
         path = self.path / LEFT_OUT
-        rows: dict[tuple[str, str], str] = {}
+        rows: dict[tuple[str, ...], None] = {}
         if path.exists():
             with open(path, newline="", encoding="utf-8") as file:
-                rows = {(row["part"], row["photo"]): row["reason"] for row in csv.DictReader(file)}
-        known = dict(rows)
-        rows |= {(part, photo): reason for part, found in parts.items() for photo, reason in found.items()}
-        if rows == known:
+                rows = dict.fromkeys(tuple(row) for row in list(csv.reader(file))[1:])
+        known = len(rows)
+        rows |= dict.fromkeys((part, photo, reason) for part, listed in found.items() for photo, reason in listed)
+        if len(rows) == known:
             return
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["part", "photo", "reason"])
-            writer.writerows((part, photo, reason) for (part, photo), reason in rows.items())
+            writer.writerows(rows)
 
     def picture(self, epoch: int) -> Path:
         """Where the predictions after ``epoch`` epochs are drawn."""

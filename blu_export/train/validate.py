@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from blu_export.data.dataset import Dataset, encode_masks
 from blu_export.data.photos import MAX_UNREADABLE, Unreadable
-from blu_export.detector import Detector, map_ahead
+from blu_export.detector import Detector
 from blu_export.errors import BluError
 from blu_export.evaluate.coco import SHOWN_SCORE, Evaluator
-from blu_export.evaluate.detect import READERS, map_classes
+from blu_export.evaluate.detect import detect
 from blu_export.evaluate.files import as_detections, write_picture
 from blu_export.evaluate.results import Rows
 from blu_export.runtime.keras import KerasRunner
@@ -63,7 +59,7 @@ class Validator:
                 encode_masks(record)
             except BluError as error:
                 self.unreadable.add(index, error)
-        self._evaluator: tuple[list[int], Evaluator] | None = None
+        self._evaluator: tuple[Dataset, Evaluator] | None = None
 
     def __call__(self, model: MaskRCNN, picture: Path | None = None) -> dict[str, float]:
         """AP by VALUES, 0..1; ``picture`` gets the predictions on the first few photos.
@@ -71,43 +67,26 @@ class Validator:
         Raises:
             DatasetError: too many photos cannot be read.
         """
-        indices: list[int] = []
-        found = self._detect(Detector(KerasRunner.of_model(model)), indices)
-        rows = list(self.watch(found, len(self.dataset) - len(self.unreadable)))
+        indices = self._readable()
+        detector, part = Detector(KerasRunner.of_model(model)), self._part(indices)
+        found = detect(detector, part, self.batch, lambda n, error: self.unreadable.add(indices[n], error))
+        rows = list(self.watch(found, len(part)))
         if picture is not None:
-            self._draw(picture, dict(zip(indices[:PICTURES], rows, strict=False)))
-        values = self._judge(indices)(list(chain.from_iterable(rows))).values
+            self._draw(picture, dict(zip(self._readable()[:PICTURES], rows, strict=False)))
+        values = self._judge()(list(chain.from_iterable(rows))).values
         return {name: values[name] for name in VALUES}
 
-    def _detect(self, detector: Detector, indices: list[int]) -> Iterator[Rows]:
-        """The results of the photos that can be read; their numbers are added to ``indices``."""
-        class_ids = map_classes(detector.spec.class_names, self.dataset.class_names)
-        photos = detector.stream(self._images(indices), batch=self.batch)
-        for number, photo in enumerate(photos):
-            found = photo.result()
-            ids = class_ids[found.class_ids]
-            known = replace(found, class_ids=np.maximum(ids, 1), class_names=self.dataset.class_names)[ids > 0]
-            yield known.to_coco(self.dataset.records[indices[number]].image_id)
+    def _readable(self) -> list[int]:
+        return [index for index in range(len(self.dataset)) if index not in self.unreadable]
 
-    def _images(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
-        def load(index: int) -> NDArray[np.uint8] | None:
-            try:
-                return None if index in self.unreadable else self.dataset.load_image(index)
-            except (BluError, OSError) as error:
-                self.unreadable.add(index, error)
-                return None
+    def _part(self, indices: list[int]) -> Dataset:
+        return replace(self.dataset, records=tuple(self.dataset.records[index] for index in indices))
 
-        with ThreadPoolExecutor(READERS, "blu-read") as pool:
-            for index, image in enumerate(map_ahead(pool, load, range(len(self.dataset)), 2 * READERS)):
-                if image is not None:
-                    indices.append(index)
-                    yield image
-
-    def _judge(self, indices: list[int]) -> Evaluator:
-        """The evaluator of these photos; the truth is prepared once for the same ones."""
-        if self._evaluator is None or self._evaluator[0] != indices:
-            records = tuple(self.dataset.records[index] for index in indices)
-            self._evaluator = indices, Evaluator(replace(self.dataset, records=records))
+    def _judge(self) -> Evaluator:
+        """The evaluator of the photos that can be read; the truth is prepared once for the same ones."""
+        part = self._part(self._readable())
+        if self._evaluator is None or len(self._evaluator[0]) != len(part):
+            self._evaluator = part, Evaluator(part)
         return self._evaluator[1]
 
     def _draw(self, path: Path, found: dict[int, Rows]) -> None:

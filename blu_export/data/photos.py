@@ -45,7 +45,7 @@ class Unreadable:
 
     @property
     def left_out(self) -> list[tuple[str, str]]:
-        """(path or URL, reason) of what is not used: entries that could not be read with the annotations, and photos."""
+        """(path or URL, reason) of what is not used: entries of the annotations that could not be read, and photos."""
         entries = [(p.uri, f"{p.kind}: {p.detail}") for p in self._dataset.problems if p.kind in LEFT_OUT]
         return [*entries, *self.reasons.items()]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.benchmark.products import product_model
 from blu_export.runtime.cpu import processor
 
 _PACKAGES = ("blu-export", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino",
@@ -84,37 +84,6 @@ def _numpy_product(size: int, count: int) -> Callable[[], Any]:
     return product
 
 
-def _product_model(kind: str, size: int, count: int) -> bytes:
-    """ONNX model of products in a row; the right-hand matrix is a constant, as weights are."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    a, b = _operands(size)
-    if kind == "float32":
-        names = ["a", *(f"c{i}" for i in range(count))]
-        nodes = [helper.make_node("MatMul", [x, "b"], [y]) for x, y in itertools.pairwise(names)]
-        weights, dtype, out, outputs = b, TensorProto.FLOAT, TensorProto.FLOAT, names[-1:]
-    else:  # whose results are of another type, so each product has the same left-hand matrix
-        outputs = [f"c{i}" for i in range(count)]
-        nodes = [helper.make_node("MatMulInteger", ["a", "b"], [name]) for name in outputs]
-        weights, dtype, out = (
-            (b * 30 * np.sqrt(size)).clip(-127, 127).astype(np.int8),
-            TensorProto.UINT8,
-            TensorProto.INT32,
-        )
-    graph = helper.make_graph(
-        nodes,
-        "products",
-        [helper.make_tensor_value_info("a", dtype, a.shape)],
-        [helper.make_tensor_value_info(name, out, a.shape) for name in outputs],
-        [numpy_helper.from_array(weights, "b")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString()
-    return content
-
-
 def _onnxruntime_products(size: int, count: int, threads: int) -> list[tuple[str, Callable[[], Any]]]:
     try:
         import onnxruntime as ort
@@ -125,9 +94,9 @@ def _onnxruntime_products(size: int, count: int, threads: int) -> list[tuple[str
     # Or equal products would be computed once.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     products: list[tuple[str, Callable[[], Any]]] = []
-    a, _ = _operands(size)
+    a, b = _operands(size)
     for precision, value in (("float32", a), ("int8", (a * 30 + 128).clip(0, 255).astype(np.uint8))):
-        content = _product_model(precision, size, count)
+        content = product_model(a, b, precision, count)
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         products.append((precision, partial(session.run, None, {"a": value})))
     return products
@@ -140,12 +109,12 @@ def _openvino_products(size: int, count: int, threads: int) -> list[tuple[str, C
         return []
     from blu_export.runtime.openvino import has_bf16
 
-    a, _ = _operands(size)
+    a, b = _operands(size)
     core = ov.Core()
     products: list[tuple[str, Callable[[], Any]]] = []
     for precision, hint in (("float32", "f32"), ("bf16", "bf16"))[: 1 + has_bf16()]:
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        model = core.read_model(_product_model("float32", size, count))
+        model = core.read_model(product_model(a, b, "float32", count))
         request = core.compile_model(model, "CPU", settings).create_infer_request()
         request.set_input_tensor(ov.Tensor(a))
         products.append((precision, request.infer))

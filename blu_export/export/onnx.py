@@ -146,6 +146,7 @@ def export_onnx(
     reference = keras_model(stored, spec) if converter == "tf2onnx" or (verify and has_keras()) else None
     with step("convert"):
         parts = _subnetworks(stored, reference, spec, opset, converter)
+    del stored  # its tensors are in the parts
     tell(f"converted by {converter} ({seconds['convert']:.1f} s)")
     if precision != "float32":
         tell(f"measuring layers for {precision}")
@@ -232,7 +233,7 @@ def checked_graph(
     """
     import onnx
 
-    from blu_export.graph.checks import check_graph
+    from blu_export.graph.checks import check_graph, without_weights
     from blu_export.graph.compression import compress
     from blu_export.quantize.precision import compose_typed
 
@@ -240,7 +241,7 @@ def checked_graph(
     if compress_to_fp16:
         graph = compress(graph)
     try:
-        onnx.checker.check_model(graph, full_check=True)
+        onnx.checker.check_model(without_weights(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelFileError(
             f"The exported graph is not valid ONNX: {error}.", "This is a bug of blu: please report it."

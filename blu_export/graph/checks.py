@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ HALF_MOVERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Tra
 """What box arithmetic may do with half-precision tensors: move them, and cast them."""
 WITHOUT_PLUGIN = frozenset({"NonZero", "NonMaxSuppression", "RoiAlign", "Unique", "Compress"})
 """What TensorRT refuses, or runs with a plugin or a data-dependent shape only."""
+SMALL_INITIALIZER = 1024
+"""Elements; such a tensor may be a shape or an index, on which the shapes of others depend."""
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
 OUTPUT_RANKS = {tensor.name: len(tensor.shape) for tensor in graph_outputs(ModelSpec(class_names=("BG", "any")))}
 
@@ -95,10 +98,30 @@ def _node_problems(found: _Found, target: str) -> Iterator[str]:
             yield f"TopK asks for more than {TENSORRT_TOPK_LIMIT}"
 
 
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with large initializers as inputs: ONNX's checker and shape inference copy what they are given.
+
+    A graph that passes with any such tensors passes with those that it has.
+    """
+    graph = model.graph
+    large = [t for t in graph.initializer if math.prod(t.dims) > SMALL_INITIALIZER]
+    bare = helper.make_graph(
+        graph.node,
+        graph.name,
+        [*graph.input, *(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large)],
+        graph.output,
+        [t for t in graph.initializer if math.prod(t.dims) <= SMALL_INITIALIZER],
+        value_info=graph.value_info,
+    )
+    return helper.make_model(
+        bare, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    )
+
+
 def _half_problems(model: onnx.ModelProto) -> Iterator[str]:
     """Box arithmetic must be float32: half precision moves boxes by pixels."""
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     infos = [*inferred.value_info, *inferred.input, *inferred.output]
     kinds = {i.name: i.type.tensor_type.elem_type for i in infos} | {t.name: t.data_type for t in inferred.initializer}
     for node in inferred.node:

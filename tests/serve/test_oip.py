@@ -19,11 +19,12 @@ from loopback import Running, metric, png
 
 pytest.importorskip("tritonclient", reason="needs the extra dev")
 
+import grpc
 import tritonclient.grpc
 import tritonclient.http
 from google.protobuf import json_format, text_format
 from pycocotools import mask as coco_mask
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from blu_export.detections import Detections
@@ -303,6 +304,56 @@ def test_without_outputs_a_request_gets_all_or_is_refused_before_the_network(
     assert (large.status_code, "masks_rle" in large.json()["error"]) == (400, True)
     assert metric(client, "blu_batch_size_count") == before
     assert ask(png(height=400, width=400), outputs=[{"name": "masks_rle"}]).status_code == 200
+
+
+def contradictions() -> dict[str, Any]:
+    """Requests over gRPC that contradict themselves, or ask for what the server does not do."""
+    raw = [len(PHOTO).to_bytes(4, "little") + PHOTO]
+
+    def request(shape: list[int], raw_contents: list[bytes], datatype: str = "BYTES", **contents: Any) -> Any:
+        made = service_pb2.ModelInferRequest(model_name=MODEL, raw_input_contents=raw_contents)
+        tensor = made.inputs.add(name="image", datatype=datatype, shape=shape)
+        if contents:
+            tensor.contents.CopyFrom(service_pb2.InferTensorContents(**contents))
+        return made
+
+    shared, classified = request([1], raw), request([1], raw)
+    shared.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    classified.outputs.add(name="scores").parameters["classification"].int64_param = 3
+    named = request([1], raw)
+    named.id = "x" * 2000
+    return {
+        "2 elements, but the shape [1]": request([1], [], bytes_contents=[PHOTO, PHOTO]),
+        "1 elements, but the shape [2]": request([2], [], bytes_contents=[PHOTO]),
+        "contents twice": request([1], raw, bytes_contents=[PHOTO]),
+        "no usable contents": request([1], [], int_contents=[1]),
+        "no usable contents. ": request([1, 1, 3], [], "UINT8", uint_contents=[1, 2, 3]),
+        "does not have 4 elements": request([1, 1, 3], [b"1234"], "UINT8"),
+        "One photo": request([1, 1, 1], raw),
+        "has 10000 sides": request([1] * 10_000, raw),
+        "not yyy": request([1], raw, "y" * 10_000),
+        "Shared memory": shared,
+        "classification": classified,
+        "2000 characters": named,
+    }
+
+
+@pytest.mark.parametrize("message", contradictions())
+def test_contradictions_over_grpc_are_the_clients_fault(shared_server: Running, message: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{shared_server.grpc_port}") as channel:
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as caught:
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(contradictions()[message])
+        assert message.strip() in caught.value.details()
+
+
+def test_typed_contents_over_grpc(shared_server: Running, expected: Detections) -> None:
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(PHOTO)
+    request.outputs.add(name="rois")
+    with grpc.insecure_channel(f"127.0.0.1:{shared_server.grpc_port}") as channel:
+        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    assert answer.raw_output_contents[0] == expected.rois.tobytes()
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "1000", "-1", "x"])

@@ -38,8 +38,8 @@ MAX_WARNINGS = 4
 def main(channel: Channel, config: dict[str, Any]) -> None:
     """Say so when ready, and decode photos until the server closes its end."""
     memory = mmap.mmap(config["memory"], config["memory_size"])
-    limit_memory(config["max_memory"])
-    decoder = _Decoder(channel, config, memory)
+    limit = MemoryLimit(config["bytes_per_pixel"], config["spare_memory"], config["max_pixels"])
+    decoder = _Decoder(channel, config, memory, limit)
     channel.send(ready=True)
     for request in channel:
         try:
@@ -59,13 +59,34 @@ def main(channel: Channel, config: dict[str, Any]) -> None:
             channel.send(error=error_as_json(too_large))
 
 
-def limit_memory(more: int) -> None:
-    """Allow this process ``more`` bytes beyond what it has mapped now; beyond that it gets MemoryError."""
-    if sys.platform != "linux":  # elsewhere the limit is not kept
-        return
-    with open("/proc/self/statm", encoding="ascii") as file:
-        mapped = int(file.read().split()[0]) * mmap.PAGESIZE
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+class MemoryLimit:
+    """What this process may map; beyond it there is MemoryError. Kept on Linux alone.
+
+    Args:
+        per_pixel: bytes for each pixel of a photo.
+        spare: bytes beside those.
+        max_pixels: of the largest photo.
+    """
+
+    OPENING = 1 / 2
+    """Of the largest photo's memory, that may be mapped while a photo's size is not known: WebP is laid out then."""
+
+    def __init__(self, per_pixel: int, spare: int, max_pixels: int) -> None:
+        self._per_pixel, self._spare, self._max_pixels = per_pixel, spare, max_pixels
+        if sys.platform == "linux":
+            with open("/proc/self/statm", encoding="ascii") as file:
+                self._mapped = int(file.read().split()[0]) * mmap.PAGESIZE
+            most = self._bytes(max_pixels)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+    def allow(self, pixels: int | None) -> None:
+        """Allow what a photo of so many pixels may take; None: its size is not known yet."""
+        if sys.platform == "linux":
+            allowed = self._bytes(round(self.OPENING * self._max_pixels) if pixels is None else pixels)
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, self._bytes(self._max_pixels)))
+
+    def _bytes(self, pixels: int) -> int:
+        return self._mapped + self._spare + self._per_pixel * pixels
 
 
 class _NotNowError(Exception):
@@ -73,8 +94,8 @@ class _NotNowError(Exception):
 
 
 class _Decoder:
-    def __init__(self, channel: Channel, config: dict[str, Any], memory: mmap.mmap) -> None:
-        self._channel, self._config, self._memory = channel, config, memory
+    def __init__(self, channel: Channel, config: dict[str, Any], memory: mmap.mmap, limit: MemoryLimit) -> None:
+        self._channel, self._config, self._memory, self._limit = channel, config, memory, limit
         self._room = np.frombuffer(memory, np.uint8, offset=config["room"])
         self._spec: ModelSpec | None = None
 
@@ -85,12 +106,14 @@ class _Decoder:
             self._spec = ModelSpec.from_json(request["spec"])
         spec = self._spec
         assert spec is not None
+        self._limit.allow(None)
         body = self._memory[: request["size"]]
         source, wanted = self._read(request, body)
 
         def on_size(height: int, width: int) -> None:
             if wanted is not None:
                 wanted.check_size(height, width, spec.detection_max_instances)
+            self._limit.allow(height * width)
             if request["pixels"] or height * width > self._config["small_photo"]:
                 self._channel.send(ask=height * width)
                 if not self._channel.receive()["go"]:

@@ -23,9 +23,9 @@ from blu_export.workers.owner import AsyncChild
 SMALL_PHOTO = 4_000_000
 """Pixels up to which a photo is decoded whatever else is; larger ones together have at most the pixels of one photo."""
 BYTES_PER_PIXEL = 32
-"""Memory that a decoder may take for the largest photo: a lossless WebP of 50 megapixels takes 20."""
+"""Memory that a decoder may take for a photo: a lossless WebP of 50 megapixels takes 20."""
 SPARE_MEMORY = 2**28
-"""Bytes that it may take beside that."""
+"""Bytes that it may take beside those."""
 START_TIMEOUT = 60.0
 FREE_BEYOND = 8 * 2**20
 """Bytes of an image in shared memory that go back to the system when it has been copied."""
@@ -76,7 +76,8 @@ class DecoderProcess:
                 "memory": handle,
                 "memory_size": size,
                 "room": room,
-                "max_memory": BYTES_PER_PIXEL * settings.max_pixels + SPARE_MEMORY,
+                "bytes_per_pixel": BYTES_PER_PIXEL,
+                "spare_memory": SPARE_MEMORY,
                 "max_pixels": settings.max_pixels,
                 "max_json": settings.max_json,
                 "small_photo": SMALL_PHOTO,

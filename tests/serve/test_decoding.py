@@ -9,6 +9,7 @@ import select
 import signal
 import struct
 import sys
+import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -296,3 +297,23 @@ def test_over_http_a_hanging_photo_delays_no_other_and_no_end(launch: Start) -> 
     for handle in handles:
         assert select.select([handle], [], [], PATIENCE)[0], "a decoder outlives its server"
         os.close(handle)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is the memory of a process limited")
+def test_a_small_photo_may_not_take_a_large_ones_memory() -> None:
+    tile = zlib.compress(bytes(20_000 * 20_000), 9)  # for an image of 16 pixels
+    tags = [(256, 4, 4), (257, 4, 4), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    tags += [(322, 4, 20_000), (323, 4, 20_000), (324, 4, 8), (325, 4, len(tile))]
+    entries = b"".join(struct.pack("<HHLL", tag, kind, 1, value) for tag, kind, value in tags)
+    body = b"II*\0" + struct.pack("<L", 8 + len(tile)) + tile + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+    async def test(decoders: Decoders) -> None:
+        before = pids(decoders)
+        with pytest.raises((UnreadableImageError, TooLargeError)):
+            await decoders.decode(image(body), INFO)
+        await decoders.decode(image(PHOTO), INFO)
+        assert pids(decoders) == before
+        peak = Path(f"/proc/{before[0]}/status").read_text().partition("VmHWM:")[2].split()[0]
+        assert int(peak) < 300_000  # kB; the tile has 400,000
+
+    with_decoders(test, workers=1)

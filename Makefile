@@ -29,7 +29,8 @@ $(DEMO): pyproject.toml
 	@touch $@
 
 demo: $(DEMO)
-	$(BIN)/blu infer models/demo/astronaut.jpg --format table --format overlay --out out
+	$(BIN)/blu infer models/demo/snowboarder.jpg --format table --format overlay --out out
+	@test ! -t 1 || echo "look at it: $$(basename "$$(command -v xdg-open || echo open)") out/snowboarder.overlay.jpg"
 
 # One process per core; TensorFlow and ONNX Runtime tests are heavy enough to fill it. Groups stay in one process.
 # A process that dies ends the run: pytest-xdist may wait for ever for the work that it hands out again.

@@ -11,7 +11,7 @@ _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "models")
 """In an installed wheel; in a checkout."""
 
 DEFAULT_MODEL = "garments.onnx"
-DEMO_PHOTO = "demo/astronaut.jpg"
+DEMO_PHOTO = "demo/snowboarder.jpg"
 
 
 def embedded(name: str = DEFAULT_MODEL) -> Path:

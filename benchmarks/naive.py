@@ -66,7 +66,7 @@ def _propose(scores: Any, deltas: Any, anchors: Any, spec: Any) -> Any:
 
     from blu_export.model.boxes import clip, decode
 
-    scores, index = tf.math.top_k(scores, min(spec.pre_nms_limit, len(anchors)), sorted=True)
+    scores, index = tf.math.top_k(scores, min(spec.pre_nms_limit, int(anchors.shape[0])), sorted=True)
     boxes = decode(tf.gather(deltas, index), tf.gather(anchors, index), spec.rpn_bbox_std_dev)
     boxes = clip(boxes, tf.constant([0.0, 0.0, 1.0, 1.0]))
     keep = tf.image.non_max_suppression(boxes, scores, spec.post_nms_rois_inference, spec.rpn_nms_threshold)

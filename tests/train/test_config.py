@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blu_export.errors import UsageError
+from blu_export.spec import ModelSpec
 from blu_export.train.config import DataConfig, RunConfig, TargetConfig, TrainConfig, from_mapping
 from blu_export.train.stages import Stage
 from blu_export.train.toml import write_toml
@@ -29,6 +30,18 @@ loss_weights = { mrcnn_mask = 2.0 }
 [train.augment]
 scale = [0.5, 2]
 """
+
+
+def test_the_training_crop_is_the_largest_canvas_unless_said() -> None:
+    from blu_export.train.fit import training_canvas
+
+    spec = ModelSpec(class_names=("BG", "coat"), image_min_dim=128, image_max_dim=256)
+    for mode, canvas in (("square", (256, 256)), ("fit", (256, 256)), ("rectangle", (128, 256))):
+        changed = spec.replace(image_resize_mode=mode, image_canvas=(128, 256))
+        assert training_canvas(changed, TrainConfig()) == canvas
+        assert training_canvas(changed, TrainConfig(canvas=(64, 64))) == (64, 64)
+    with pytest.raises(UsageError, match="no canvas of its own"):
+        training_canvas(spec.replace(image_resize_mode="pad64"), TrainConfig())
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_the_steps_of_the_processors_image_in_a_bare_environment(tmp_path: Path)
         assert (answer.status_code, len(answer.json()["detections"]) > 0) == (200, True)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 def documents() -> Iterator[tuple[str, Any]]:

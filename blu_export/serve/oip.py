@@ -14,8 +14,10 @@ Reference: https://github.com/kserve/open-inference-protocol and Triton's ``exte
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from blu_export.serve.oip_request import MAX_JSON_ELEMENTS, Wanted
 from blu_export.serve.worker_process import ModelInfo
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
+COPIED = 2**20
+"""Bytes of an answer that are copied at a time."""
 PLATFORM = "blu_mask_rcnn"
 
 
@@ -80,17 +84,28 @@ def check_mask_size(found: Detections, fix: str) -> None:
         raise TooLargeError(f"The masks would be {megabytes(size)}.", fix)
 
 
-def array_bytes(array: NDArray[Any]) -> bytes:
+def array_bytes(array: NDArray[Any]) -> bytes | memoryview:
     """A tensor's binary form: row-major, little-endian; BYTES elements with their lengths before them."""
     if array.dtype == object:
         return b"".join(len(each).to_bytes(4, "little") + each for each in array)
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8))
+
+
+def joined(pieces: Iterable[bytes | memoryview]) -> bytes:
+    """``b"".join``, a little at a time: a hundred megabytes at once would hold up all threads, and with them health."""
+    buffer = io.BytesIO()
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), COPIED):
+            buffer.write(view[start : start + COPIED])
+    return buffer.getvalue()
 
 
 def format_answer(wanted: Wanted, info: ModelInfo, found: Detections) -> tuple[bytes, int | None]:
     """(body, bytes of its JSON part); None where all of it is JSON."""
     outputs: list[dict[str, Any]] = []
-    binary: list[bytes] = []
+    binary: list[bytes | memoryview] = []
     for name, as_binary in wanted.outputs.items():
         array = output_array(name, found)
         output: dict[str, Any] = {"name": name, "datatype": PHOTO_OUTPUTS[name][0], "shape": list(array.shape)}
@@ -105,7 +120,7 @@ def format_answer(wanted: Wanted, info: ModelInfo, found: Detections) -> tuple[b
         outputs.append(output)
     answer = {"id": wanted.id} if wanted.id else {}
     head = json.dumps(answer | {"model_name": info.name, "model_version": "1", "outputs": outputs}).encode()
-    return head + b"".join(binary), len(head) if binary else None
+    return joined([head, *binary]), len(head) if binary else None
 
 
 def check_model(info: ModelInfo, name: str, version: str = "") -> None:

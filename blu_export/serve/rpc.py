@@ -18,7 +18,6 @@ from typing import Any
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines go to stderr, and wait for whoever reads that
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -304,11 +303,9 @@ def _response(found: Found) -> bytes:
     for name in found.wanted.outputs:
         array = oip.output_array(name, found.detections)
         response.outputs.add(name=name, datatype=PHOTO_OUTPUTS[name][0], shape=array.shape)
-        data = (
-            oip.array_bytes(array) if array.dtype == object else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        )
+        data = oip.array_bytes(array)
         pieces += [RAW_TAG, _varint(len(data)), data]
-    return b"".join([response.SerializeToString(), *pieces])
+    return oip.joined([response.SerializeToString(), *pieces])
 
 
 def _varint(number: int) -> bytes:

@@ -373,4 +373,4 @@ def test_grpc_calls_are_counted_and_logged(shared_server: Running, client: httpx
     with grpc.InferenceServerClient(f"127.0.0.1:{shared_server.grpc_port}") as caller:
         caller.infer(MODEL, [photo_input(grpc)])
     assert 'blu_requests_total{protocol="grpc",route="ModelInfer",status="OK"}' in client.get("/metrics").text
-    assert shared_server.wait_for("call", method="ModelInfer")["status"] == "OK"
+    assert shared_server.wait_for("call", method="ModelInfer", status="OK")["request_id"]

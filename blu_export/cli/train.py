@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blu_export.cli.common import command_app, progress, say, show_log, wrote
-from blu_export.cli.data_check import CachedOption
+from blu_export.cli.data_check import CachedOption, read_options
 from blu_export.errors import DatasetError, UsageError
 from blu_export.extras import import_extra
 from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
@@ -72,6 +72,16 @@ def train(
     canvas: Annotated[
         str | None, typer.Option(help="Training crop in pixels: 512, or HEIGHTxWIDTH; multiples of 64.")
     ] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or URL of the photos.")] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Refuse annotations of which an entry would be left out.")
+    ] = None,
+    exif: Annotated[
+        str | None, typer.Option(help="Turn photos as their EXIF says: auto (see blu data check), apply or ignore.")
+    ] = None,
+    keep_empty_classes: Annotated[
+        bool | None, typer.Option("--keep-empty-classes", help="Keep classes without objects.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use this many photos only, for a quick look.")] = None,
     cached: CachedOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: a new one under runs/.")] = None,
@@ -101,6 +111,10 @@ def train(
         "data.train": dataset,
         "data.val": val,
         "data.limit": limit,
+        "data.images": images,
+        "data.strict": strict,
+        "data.exif": exif,
+        "data.keep_empty_classes": keep_empty_classes,
         "weights": weights,
         "train.layers": layers,
         "train.epochs": epochs,
@@ -265,14 +279,14 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
     """
     from blu_export.data.classes import match_classes, require_trainable
     from blu_export.data.load import has_split, load_dataset
-    from blu_export.data.options import ReadOptions
 
     if not data.train:
         raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
 
     def part(source: str, split: str) -> Dataset:
         # Further sets may have objects of a class that this one lacks.
-        options = ReadOptions(data.images or None, data.limit or None, keep_empty_classes=bool(data.more))
+        keep = data.keep_empty_classes or bool(data.more)
+        options = read_options(data.images or None, data.limit or None, data.strict, data.exif, keep)
         found = load_dataset(source, split, cached=cached, progress=progress, options=options)
         if not found.records:
             raise DatasetError(f"{found.name} has no photos.", "Give a data set with photos.")

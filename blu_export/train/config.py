@@ -49,8 +49,15 @@ class DataConfig:
     objects may be, a crowd region."""
     limit: int = 0
     """Photos of each part that are used, the first ones; 0: all."""
+    exif: str = "auto"
+    """Whether photos are turned as their EXIF says: auto, apply or ignore."""
+    strict: bool = False
+    """Refuse annotations of which an entry would be left out."""
+    keep_empty_classes: bool = False
+    """Keep classes without objects."""
 
     def __post_init__(self) -> None:
+        _check(self.exif in ("auto", "apply", "ignore"), "data.exif", "must be auto, apply or ignore")
         _check(self.limit >= 0, "data.limit", "must be at least 1, or 0 for all photos")
 
 

@@ -181,3 +181,24 @@ def test_another_file_type_for_the_sheet(blu: Callable[..., tuple[int, str, str]
     code, _, err = blu(coco_folder, "--split", "val", "--out", "sheet.gif")
     assert code == 2
     assert ".jpg" in err
+
+
+def test_the_report_is_saved_whole_and_strict_refuses(
+    blu: Callable[..., tuple[int, str, str]], coco_folder: Path, tmp_path: Path
+) -> None:
+    def break_some(content: dict[str, Any]) -> None:
+        content["annotations"] += [content["annotations"][0] | {"id": 100 + k, "category_id": 77} for k in range(9)]
+        content["annotations"][0]["iscrowd"] = 1
+
+    edit(coco_folder, break_some)
+    code, out, err = blu(coco_folder, "--split", "val", "--no-sheet", "--save", tmp_path / "report.json")
+    assert code == 0
+    assert "unknown category ×9" in out
+    assert "WARNING: there is nothing to train on" in err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["problem_counts"] == {"nothing to train on": 1, "unknown category": 9}
+    assert len(report["problems"]) == 10
+    code, _, err = blu(coco_folder, "--split", "val", "--no-sheet", "--strict")
+    assert (code, "9 entries" in err) == (3, True)
+    code, _, err = blu(coco_folder, "--exif", "sometimes")
+    assert (code, "no --exif sometimes" in err) == (2, True)

@@ -21,8 +21,8 @@ from blu_export.train.schedule import learns
 
 DEFAULT_BATCH = 4
 SMALLEST_CANVAS = 128
-SAFE_SHARE = 0.9
-"""Of the free memory that an estimate may reach."""
+SAFE_SHARE = 0.75
+"""Of the free memory that an estimate may reach: decoded photos take up to a quarter."""
 
 _BYTES = 4
 _BASE = 800 << 20
@@ -34,6 +34,8 @@ _HEADS = 1.5
 """The same of the heads, where the gradient of the pooled features adds to it."""
 _PASSING = 2
 """Largest outputs that are alive at once beside those."""
+_TARGETS = 6
+"""Tables of anchors times objects that a sample's targets take while they are made."""
 _STEP_COPIES = 2
 """Copies of the trained weights that a step makes beside gradients and optimizer's state."""
 
@@ -130,13 +132,12 @@ def step_memory(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, r
     """Bytes that one device needs to train ``config``'s dearest stage on a canvas (height, width); an estimate."""
     local = config.batch // (replicas * config.accumulate)
     width = 1.0 if config.precision == "float32" else 0.5
-    return (
-        max(
-            _weights(model, config, layers) + local * width * _activations(model, canvas, config, layers)
-            for layers in {stage.layers for stage in config.stages}
-        )
-        + _BASE
+    dearest = max(
+        _weights(model, config, layers) + local * width * _activations(model, canvas, config, layers)
+        for layers in {stage.layers for stage in config.stages}
     )
+    samples = config.workers * len(model.anchors(canvas)) * config.targets.max_gt_instances * _TARGETS * _BYTES
+    return _BASE + dearest + samples
 
 
 def _weights(model: MaskRCNN, config: TrainConfig, layers: str) -> float:

@@ -151,7 +151,7 @@ def test_keras_files_have_a_device_too(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     (tmp_path / "model.h5").touch()
     with pytest.raises(UsageError, match="TensorFlow has no device 'npu'"):
-        load_runner(tmp_path / "model.h5", RunnerOptions(device="npu"))
+        load_runner(tmp_path / "model.h5", RunnerOptions("keras", device="npu"))
 
 
 def test_a_gpu_that_is_not_there_is_an_error_not_a_fallback(fake_onnx: FakeOnnx) -> None:

@@ -18,7 +18,8 @@ from blu_export.benchmark.timing import take_turns
 from blu_export.data.dataset import Dataset
 from blu_export.detector import Detector
 from blu_export.errors import UsageError
-from blu_export.evaluate.coco import Evaluator, detect
+from blu_export.evaluate.coco import Evaluator
+from blu_export.evaluate.detect import detect
 from blu_export.image import decode, mold
 from blu_export.runtime.base import Runner
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner

@@ -9,6 +9,7 @@ import pytest
 from blu_export.benchmark.sweep import parse_sweep, sweep, sweep_table
 from blu_export.data.dataset import Annotation, Dataset, Record
 from blu_export.errors import UsageError
+from blu_export.image import decode
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 
 
@@ -21,9 +22,10 @@ def test_parse() -> None:
 
 def test_a_small_model(small_onnx: Path, demo_photo: Path) -> None:
     names = spec_of(read_onnx(small_onnx), "small").class_names
-    everything = [[0.0, 0.0, 512.0, 0.0, 512.0, 512.0, 0.0, 512.0]]
-    annotations = tuple(Annotation(k, (0, 0, 512, 512), everything) for k in range(1, len(names)))
-    dataset = Dataset(names, (Record(1, str(demo_photo), 512, 512, annotations),), "made")
+    height, width = decode(demo_photo).shape[:2]
+    everything = [[0.0, 0.0, width, 0.0, width, height, 0.0, height]]
+    annotations = tuple(Annotation(k, (0, 0, height, width), everything) for k in range(1, len(names)))
+    dataset = Dataset(names, (Record(1, str(demo_photo), height, width, annotations),), "made")
     result = sweep(small_onnx, "post_nms_rois_inference", [100, 1], dataset, 1, 1)
     assert [row["value"] for row in result["rows"]] == [100, 1]
     assert all(row["network_s"] > 0 and 0 <= row["box_ap"] <= 1 for row in result["rows"])

@@ -21,7 +21,7 @@ from blu_export.export import engine as build_module
 from blu_export.export.engine import Request, build_engine, plan
 from blu_export.export.engine_graph import prepare
 from blu_export.graph.split import split
-from blu_export.image import decode, mold
+from blu_export.image import canvas_of, decode, mold
 from blu_export.quantize.precision import apply_precision, canvases, compose_typed
 from blu_export.runtime import load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
@@ -77,10 +77,11 @@ def test_with_the_card_the_engine_is_inspected_run_and_compared(bench: Bench) ->
 def test_an_engine_of_canvases_that_fit(bench: Bench) -> None:
     path, sidecar = bench.build(canvas="fit", calibration=(str(bench.photo),))
     side = sidecar.spec.image_max_dim
-    assert sidecar.canvases == Canvases((64, 64), (side, side), (side, side)), "the demo photo is square"
+    photo = decode(bench.photo)
+    assert sidecar.canvases == Canvases((64, 64), canvas_of(*photo.shape[:2], sidecar.spec), (side, side))
     assert sidecar.parity is not None and sidecar.parity["passed"] and "--canvas fit" in sidecar.rebuild
     with load_runner(path) as runner:
-        wide = mold(decode(bench.photo)[: 512 // 3], runner.spec)
+        wide = mold(photo[: photo.shape[1] // 3], runner.spec)
         assert wide.canvas.shape[:2] == (64, side)
         assert runner.run(wide.canvas[None], wide.window[None])[0].any()
 

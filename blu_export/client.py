@@ -237,7 +237,7 @@ def _request(photo: Photo, min_score: float, classes: Iterable[str | int]) -> di
         try:
             photo = Path(photo).read_bytes()
         except OSError as error:
-            raise ImageError(f"{photo} cannot be read: {error.strerror}.", "Check the path.") from error
+            raise ImageError(f"{os.fsdecode(photo)} cannot be read: {error.strerror}.", "Check the path.") from error
     elif not isinstance(photo, bytes):
         from PIL import Image
 

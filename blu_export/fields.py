@@ -10,7 +10,7 @@ from typing import Any
 
 
 @functools.cache
-def field_types(cls: type[Any]) -> Mapping[str, Any]:
+def field_types(cls: Any) -> Mapping[str, Any]:
     """Field -> its type, of a dataclass."""
     return typing.get_type_hints(cls)
 

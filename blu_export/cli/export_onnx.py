@@ -121,7 +121,8 @@ def export_onnx(
     source = weights or embedded(DEFAULT_WEIGHTS)
     if fit and canvas not in (None, "fit"):
         raise UsageError("A model has one canvas.", "Give --fit or --canvas.")
-    settings = [*(settings or []), *canvas_settings("fit" if fit else canvas)] if fit or canvas else settings or []
+    chosen = "fit" if fit else canvas
+    settings = [*(settings or []), *(canvas_settings(chosen) if chosen else ())]
     photos, annotated = compared_on(images)
     done = export(
         source,

@@ -84,7 +84,8 @@ class Photo:
 
     def only(self, chosen: NDArray[np.int64]) -> Photo:
         """The same photo with the ``chosen`` objects (indices [N]) alone."""
-        corners, crops = tuple(self.corners[i] for i in chosen), tuple(self.crops[i] for i in chosen)
+        corners = tuple(self.corners[i] for i in chosen.tolist())
+        crops = tuple(self.crops[i] for i in chosen.tolist())
         return Photo(self.image, self.class_ids[chosen], self.iscrowd[chosen], corners, crops)
 
 

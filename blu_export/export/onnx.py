@@ -165,7 +165,7 @@ def export_onnx(
     if verify and reference is None:
         tell(NOT_COMPARED)
         _add_metadata(graph, {Metadata.PARITY: json.dumps({"not_compared": NOT_COMPARED})})
-    elif verify:
+    elif verify and reference is not None:
         tell(f"verifying on {which}")
         with step("verify"):
             parity = measure_parity(reference, graph, typed, spec, photos)

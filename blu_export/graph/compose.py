@@ -43,8 +43,8 @@ def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str =
     canvas, window = Canvas(graph, spec), graph.value("window")
     *pyramid, rpn_logits, rpn_deltas = _run(graph, parts["trunk"], canvas.image())
     half = _element_type(parts["trunk"].graph.output[0]) == TensorProto.FLOAT16
-    rpn = [_float(graph, value, parts["trunk"], output) for value, output in ((rpn_logits, 4), (rpn_deltas, 5))]
-    rois, in_use = propose(graph, *rpn, canvas, spec, target)
+    rpn_logits, rpn_deltas = (_float(graph, v, parts["trunk"], i) for i, v in ((4, rpn_logits), (5, rpn_deltas)))
+    rois, in_use = propose(graph, rpn_logits, rpn_deltas, canvas, spec, target)
     table = join_pyramid(graph, pyramid, spec.top_down_pyramid_size)
 
     def pool(boxes: Value, image_of: Value, size: int) -> Value:

@@ -304,7 +304,8 @@ def _upper_bits(values: NDArray[Any], depth: int, largest: Any, bits: int | None
     if bits is None and isinstance(largest, int) and 255 < largest < 2**depth - 1:
         bits = largest.bit_length()
     used = min(max(bits or depth, 8), depth)
-    return np.minimum(values >> (used - 8), 255).astype(np.uint8)
+    upper: NDArray[np.uint8] = np.minimum(values >> (used - 8), 255).astype(np.uint8)
+    return upper
 
 
 def _broken(name: str, error: Exception) -> ImageError:

@@ -195,7 +195,8 @@ def _lite0(part: _Part, image: Value) -> list[Value]:
 
 def _feature_pyramid(part: _Part, features: Sequence[Value]) -> list[Value]:
     """P2..P6 (Lin et al. 2017)."""
-    above, pyramid = part.conv(features[-1], "fpn_c5p5"), []
+    above = part.conv(features[-1], "fpn_c5p5")
+    pyramid: list[Value] = []
     scales = part.graph.const(np.array([1, 1, 2, 2], np.float32), "scales")
     for level in (5, 4, 3, 2):
         pyramid.insert(0, part.conv(above, f"fpn_p{level}", output=f"P{level}"))

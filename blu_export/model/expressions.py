@@ -171,10 +171,11 @@ def _call(node: ast.Call, inner: Callable[[ast.expr], Any]) -> Any:
             if array.dtype.kind in "biuf":
                 return array
         case ast.Attribute(value=ast.Name(id="math"), attr=name) if callable(_MATH.get(name)):
-            return _MATH[name](*[inner(a) for a in node.args])  # type: ignore[operator]
+            return _MATH[name](*[inner(a) for a in node.args])
         case ast.Attribute(value=value, attr=name):
             owner = inner(value)
-            if name in _METHODS.get(type(owner), ()) and not node.keywords:
+            kind: Any = type(owner)
+            if name in _METHODS.get(kind, ()) and not node.keywords:
                 found = getattr(owner, name)(*[inner(a) for a in node.args])
                 return list(found) if name in ("items", "keys", "values") else found
     raise Unreadable(node)

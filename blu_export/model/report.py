@@ -110,7 +110,11 @@ def compare(
         UsageError: an ignored layer is the model's, or is not in the file.
         ModelFileError: a tensor of the model's layers is not float.
     """
-    loaded, missing, unexpected, leftover, wrong = [], [], [], [], []
+    loaded: list[str] = []
+    missing: list[str] = []
+    unexpected: list[str] = []
+    leftover: list[str] = []
+    wrong: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     other = not_float or {}
     _check_ignored(ignored, wanted, {*found, *(name.split("/")[0] for name in other)})
     for name, kind in other.items():

@@ -128,7 +128,8 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """
     file, note = resolve_weights(path)
     stored = read_weight_file(file)
-    layers, blocks = split_nested(stored.layers), ()
+    layers = split_nested(stored.layers)
+    blocks: tuple[int, ...] = ()
     if any(name.startswith("res") and "_branch" in name for name in layers):
         blocks, names = original_block_names(list(layers), file.name)
         layers = {names.get(name, name): tensors for name, tensors in layers.items()}

@@ -141,7 +141,7 @@ def _layer_error(layer: str, runs: Sequence[Mapping[str, NDArray[Any]]]) -> Laye
     """What ``layer_errors`` measured of a layer, by name, in every run."""
     error, power = (sum(float(run[f"{layer}/{name}"]) for run in runs) for name in ("error", "power"))
     largest = max(float(run[f"{layer}/{name}"]) for run in runs for name in ("largest_input", "largest_output"))
-    shift = np.mean([run[f"{layer}/shift"] for run in runs], axis=0, dtype=np.float64)
+    shift = np.asarray(np.mean([run[f"{layer}/shift"] for run in runs], axis=0, dtype=np.float64), np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = float(np.sqrt(np.float64(error) / power))
     if np.isnan(relative):

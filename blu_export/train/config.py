@@ -271,7 +271,7 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
     Raises:
         UsageError: a field that does not exist, or a value of another type.
     """
-    hints = field_types(cls)
+    hints: Mapping[str, Any] = field_types(cls)  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
         path = f"{where}.{name}".lstrip(".")

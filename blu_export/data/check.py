@@ -21,7 +21,7 @@ from blu_export.boxes import iou
 from blu_export.data.augment import mask_box
 from blu_export.data.classes import find_untrainable
 from blu_export.data.dataset import Dataset, orient_photo
-from blu_export.data.finder import is_turn_unknown, read_head
+from blu_export.data.heads import is_turn_unknown, read_head
 from blu_export.data.problems import ERRORS, Problem
 from blu_export.detections import Detections
 from blu_export.draw import contact_sheet, overlay

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.data.heads import is_turn_unknown, read_head
 from blu_export.data.problems import Problem
 from blu_export.errors import DatasetError, ImageError
 from blu_export.rle import Rle, decode_rle, run_lengths
@@ -26,6 +27,9 @@ Segmentation = Sequence[Any] | dict[str, Any]
 CUTOUT = 0
 """Category of an annotation that is not an object but a cut-out: a person with all objects on it, which training pastes
 onto other photos."""
+
+_EXIF_PLACE = 4096
+"""Bytes from the beginning of a photo in which EXIF begins."""
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +222,10 @@ def orient_photo(content: bytes, record: Record, exif: str = "auto") -> tuple[ND
         if stored.shape[:2] == size:
             _say_unturned()
             return stored, True
+    if exif == "auto" and b"Exif" in content[:_EXIF_PLACE]:
+        head = read_head(content)
+        if head is not None and is_turn_unknown(head):
+            _say_turn_unknown()
     return image, False
 
 
@@ -225,6 +233,15 @@ def orient_photo(content: bytes, record: Record, exif: str = "auto") -> tuple[ND
 def _say_unturned() -> None:
     """Once a process."""
     log.info("photos annotated as they are stored, unturned by their EXIF, are taken so; blu data check lists them")
+
+
+@lru_cache(maxsize=1)
+def _say_turn_unknown() -> None:
+    """Once a process."""
+    log.info(
+        "EXIF turns photos by half, mirrors them or turns squares: their size does not tell if that was annotated; "
+        "they are taken as turned (--exif ignore: as stored), and blu data check lists them"
+    )
 
 
 def encode_masks(record: Record) -> list[Rle]:

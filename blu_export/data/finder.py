@@ -2,66 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from PIL import Image
-
 from blu_export.data.dataset import decode_photo
+from blu_export.data.heads import PhotoHead, read_head
 from blu_export.data.storage import Storage, join, parent
 from blu_export.errors import DatasetError
 
-ExifPolicy = Literal["auto", "apply", "ignore"]
-"""Whether a photo is turned as its EXIF says: auto: unless its annotation fits the photo as it is stored."""
 HEAD_BYTES = 65_536
 """Enough of a photo to know its size and orientation, as a rule."""
 PROBES = 4
 """Photos of a bucket that are looked for one by one; when they are where they should be, the others are taken to be."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_ORIENTATION = 0x0112
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PhotoHead:
-    """What the first bytes of a photo tell."""
-
-    height: int
-    width: int
-    """As stored."""
-    orientation: int
-    """EXIF: 1 upright, 2 to 4 mirrored or upside down, 5 to 8 on its side."""
-
-    @property
-    def turned(self) -> tuple[int, int]:
-        """(height, width) as EXIF says that it is to be shown."""
-        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
-
-
-def read_head(content: bytes) -> PhotoHead | None:
-    """Size and orientation from the first bytes of a photo; None where they do not tell."""
-    try:
-        with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP", "BMP", "TIFF"]) as image:
-            orientation = (
-                image.getexif().get(_ORIENTATION, 1) if image.info.get("exif") or image.format == "TIFF" else 1
-            )
-            known = isinstance(orientation, int) and 1 <= orientation <= 8
-            return PhotoHead(image.height, image.width, orientation if known else 1)
-    except Exception:  # damaged headers raise almost anything in Pillow's plugins
-        return None
-
-
-def is_turn_unknown(head: PhotoHead) -> bool:
-    """Whether EXIF turns a photo so that its size does not tell: upside down, mirrored, or a square on its side."""
-    return head.orientation > 1 and (head.orientation < 5 or head.height == head.width)
 
 
 def photo_head(storage: Storage, uri: str) -> PhotoHead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blu_export.data.finder import ExifPolicy
+from blu_export.data.heads import ExifPolicy
 
 
 @dataclass(frozen=True)

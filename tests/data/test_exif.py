@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blu_export.data import dataset as module
 from blu_export.data.check import check
 from blu_export.data.formats.coco import load_coco
 from blu_export.data.options import ReadOptions
@@ -70,3 +72,16 @@ def test_apply_and_ignore(tmp_path: Path) -> None:
 def test_upside_down_cannot_be_told_by_size(tmp_path: Path) -> None:
     dataset = load_coco(turned_set(tmp_path, {"width": 40, "height": 20}, STORED, orientation=3))
     assert [problem.kind for problem in check(dataset).problems] == ["turn unknown"]
+
+
+def test_that_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module._say_turn_unknown.cache_clear()
+    path = turned_set(tmp_path, {"width": 40, "height": 20}, STORED, orientation=3)
+    with Image.open(tmp_path / "a.png") as image:
+        image.convert("RGB").save(tmp_path / "a.jpg", exif=image.getexif())
+    path.write_text(path.read_text().replace("a.png", "a.jpg"))
+    dataset = load_coco(path)
+    with caplog.at_level(logging.INFO):
+        dataset.load_image(0)
+        dataset.load_image(0)
+    assert caplog.text.count("does not tell if") == 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blu_export.data.finder import PhotoFinder, is_turn_unknown, name_parts, read_head
+from blu_export.data.finder import PhotoFinder, name_parts
+from blu_export.data.heads import is_turn_unknown, read_head
 from blu_export.data.storage import LocalStorage
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from blu_export.data.dataset import Segmentation
-from blu_export.data.finder import ExifPolicy, PhotoFinder, PhotoHead, photo_head
+from blu_export.data.finder import PhotoFinder, photo_head
+from blu_export.data.heads import ExifPolicy, PhotoHead
 from blu_export.data.problems import Problem
 from blu_export.data.segmentation import coordinate_range, polygons_box
 from blu_export.data.storage import join

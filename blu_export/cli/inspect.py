@@ -11,9 +11,10 @@ import typer
 from blu_export.cli.common import JsonOption, command_app, printable
 from blu_export.contract import Metadata, Tensor
 from blu_export.embedded import embedded
-from blu_export.errors import ModelFileError
+from blu_export.errors import ModelFileError, UsageError
 from blu_export.files import human_size, sha256_of
 from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
+from blu_export.runtime.options import WEIGHT_SUFFIXES
 from blu_export.spec import ModelSpec
 
 app = command_app()
@@ -42,6 +43,11 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: it cannot be read as a model.
     """
+    note = ""
+    if path.is_dir():
+        from blu_export.model.checkpoints import resolve_weights
+
+        path, note = resolve_weights(path)
     if not path.is_file():
         raise ModelFileError(f"There is no model file {path}.", "Check the path.")
     found: dict[str, Any] = {"path": str(path), "size": path.stat().st_size, "sha256": sha256_of(path)}
@@ -50,8 +56,8 @@ def describe(path: Path) -> dict[str, Any]:
             return found | _describe_onnx(path)
         case ".engine":
             return found | _describe_engine(path)
-        case ".h5" | ".keras":
-            return found | _describe_weights(path)
+        case suffix if suffix in WEIGHT_SUFFIXES:
+            return found | _describe_weights(path) | ({"note": note} if note else {})
         case suffix:
             raise ModelFileError(f"{path} is not a model file.", f"'{suffix}' is not .onnx, .engine, .h5 or .keras.")
 
@@ -90,12 +96,20 @@ def _describe_engine(path: Path) -> dict[str, Any]:
 
 
 def _describe_weights(path: Path) -> dict[str, Any]:
+    from blu_export.model.layers import layer_shapes
+    from blu_export.model.report import compare
     from blu_export.model.weights import read_weights
 
     weights = read_weights(path)
-    return {
+    try:
+        spec = weights.spec
+    except UsageError as error:  # it takes a setting that is not in the file
+        found: dict[str, Any] = {"spec": None, "note": str(error)}
+    else:
+        report = compare(layer_shapes(spec), weights.layers, not_float=weights.not_float)
+        found = {"spec": _values(spec), "leftover": list(report.leftover), "unexpected": list(report.unexpected)}
+    return found | {
         "kind": "weights",
-        "spec": _values(weights.spec),
         "layers": len(weights.layers),
         "tensors": sum(len(tensors) for tensors in weights.layers.values()),
     }
@@ -126,8 +140,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     elif found["kind"] == "weights":
         lines.append(f"Keras weights, {found['tensors']} tensors in {found['layers']} layers")
+        lines += [found["note"]] if "note" in found else []
+        lines += [f"left over from training: {name}" for name in found.get("leftover", ())]
+        lines += [f"of a layer that the model does not have: {name}" for name in found.get("unexpected", ())]
     if "spec" in found:
-        lines += ["", "spec" if found["spec"] else "no blu_spec: not exported by blu"]
+        without = "no spec: a setting is missing" if found["kind"] == "weights" else "no blu_spec: not exported by blu"
+        lines += ["", "spec" if found["spec"] else without]
         lines += [f"  {name:<28} {_short(value)}" for name, value in (found["spec"] or {}).items()]
     for name in ("parity", "canvas", "versions", "sidecar"):
         if name in found:

@@ -157,8 +157,13 @@ class ServerProcess:
         return int(found[-1]["worker"])
 
     def memory(self) -> dict[str, int]:
-        """Bytes that server and worker have in memory for themselves (proportional set size)."""
-        return {"server": _pss(self.process.pid), "worker": _pss(self.worker)}
+        """Bytes that server, worker and decoders have in memory for themselves (proportional set size)."""
+        decoders = [pid for pid in _children(self.process.pid) if pid != self.worker]
+        return {
+            "server": _pss(self.process.pid),
+            "worker": _pss(self.worker),
+            "decoders": sum(map(_pss, decoders)),
+        }
 
     async def stop(self, number: int) -> int:
         """Send a signal and wait; the exit code."""
@@ -180,6 +185,11 @@ class ServerProcess:
                 self._news.notify_all()
         async with self._news:
             self._news.notify_all()
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _pss(pid: int) -> int:

@@ -417,6 +417,29 @@ async def transfer(model: Path, photos: Sequence[bytes], runs: int = 20) -> dict
         await device.close()
 
 
+async def decoding(model: Path, photos: Sequence[bytes], runs: int = 100) -> dict[str, Any]:
+    """What a decoder process costs: a photo's round trip less the time of its decoding."""
+    from blu_export.serve.decoder_process import Upload
+    from blu_export.serve.decoding import Decoders
+    from blu_export.serve.metrics import Metrics
+    from blu_export.serve.settings import ServeSettings
+    from blu_export.serve.worker_process import WorkerProcess
+
+    device = await WorkerProcess.start(ServeSettings(model))
+    await device.close()
+    decoders = Decoders(ServeSettings(model), Metrics())
+    try:
+        await decoders.start()
+        costs = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            found = await decoders.decode(Upload(photos[0], "image", {"content_type": "image/jpeg"}), device.info)
+            costs.append(time.perf_counter() - start - found.seconds)
+        return {"median_ms": round(1000 * float(np.median(costs)), 3), "least_ms": round(1000 * min(costs), 3)}
+    finally:
+        await decoders.close()
+
+
 def demo_photos(count: int = 6) -> list[bytes]:
     """Variations of the demo photo that get different detections: crops and mirror images."""
     from PIL import Image, ImageOps
@@ -461,6 +484,7 @@ def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
     return {
         "direct": runner_alone,
         "transfer": lambda: transfer(model, target.photos, 5 if quick else 20),
+        "decoding": lambda: decoding(model, target.photos, 20 if quick else 100),
         "saturation": lambda: saturation(target, short),
         "steady": lambda: steady(target, long),
         "overload": lambda: overload(target, long),

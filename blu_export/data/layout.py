@@ -16,6 +16,8 @@ _USUAL = {"train": ("instances_train", "instances_train2017"), "val": ("instance
 _FOLDERS = ("", "annotations")
 _NOT_INSTANCES = ("captions", "keypoints", "panoptic", "stuff", "info", "results", "detections")
 """Words in the names of COCO files that hold something else."""
+MOST_BELOW = 2
+"""Folders inside each other in which a COCO file is looked for: Supervisely's are ds0/annotations/."""
 _HEAD = 65_536
 """Bytes of a file in which it is looked for what it is."""
 
@@ -37,12 +39,18 @@ def coco_file(folder: str, split: str, storage: Storage) -> str | None:
 
 
 def whole_coco_file(folder: str, storage: Storage) -> str | None:
-    """The COCO file of a folder that has no parts; None: there is none.
+    """The COCO file of a folder that has no parts, or of the only folder in it that has one; None: there is none.
 
     Raises:
         DatasetError: there are several.
     """
-    return _one(folder, [file for file in _candidates(folder, storage) if _part(file) is None], storage)
+    if found := _one(folder, [file for file in _candidates(folder, storage) if _part(file) is None], storage):
+        return found
+    if storage.parallel > 1 or not storage.is_folder(folder):  # a bucket is not searched
+        return None
+    below = [path for path in storage.below(folder) if path.count("/") <= MOST_BELOW and path.lower().endswith(".json")]
+    files = [join(folder, path) for path in below if not set(_words(path)) & set(_NOT_INSTANCES)]
+    return _one(folder, [file for file in files if _part(file) is None], storage)
 
 
 def _candidates(folder: str, storage: Storage) -> list[str]:

@@ -14,7 +14,7 @@ from blu_export.cli.main import main
 from blu_export.cli.train import make_spec, open_additions, parse_canvas
 from blu_export.cli.train_progress import TrainProgress, duration
 from blu_export.data.load import load_dataset
-from blu_export.errors import DatasetError
+from blu_export.errors import DatasetError, UsageError
 from blu_export.model.weights import read_weights, save_weights
 from blu_export.rle import encode_rle
 from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
@@ -178,3 +178,17 @@ def test_a_run_goes_on_without_the_weights_it_began_with(
         path.unlink()
     code, said = blu_train(capsys, "--resume", "--out", "run")
     assert (code, f"no weights at {begun}" in said) == (2, True), said
+
+
+def test_a_config_class_gives_the_settings_of_the_model(tmp_path: Path) -> None:
+    from blu_export.cli.train import _options_of
+
+    path = tmp_path / "hats.py"
+    path.write_text(
+        "class HatConfig(Config):\n    IMAGE_MAX_DIM = 2 * 128\n    LEARNING_RATE = 0.1\n"
+        "    IMAGE_RESIZE_MODE = 'crop'\n    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)\n"
+    )
+    assert _options_of(path) == {"model.image_max_dim": 256, "model.rpn_anchor_scales": [8, 16, 32, 64, 128]}
+    path.write_text("class HatConfig(Config):\n    IMAGE_MAX_DIM = size()\n")
+    with pytest.raises(UsageError, match="line 2: IMAGE_MAX_DIM"):
+        _options_of(path)

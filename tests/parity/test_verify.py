@@ -65,6 +65,28 @@ def test_lost_instances_fail_below_the_tolerance(precision: str, lost: int, pass
             report.require()
 
 
+def test_of_few_instances_one_on_the_threshold_may_be_lost() -> None:
+    spec = SPEC.replace(detection_min_confidence=0.7)
+    doubtful = [*boxes(8)[:7], (0.5, 0.75, 0.75, 1, 1, 0.705)]
+    clear = [*boxes(8)[:7], (0.5, 0.75, 0.75, 1, 1, 0.8)]
+    for last, passes in ((doubtful, True), (clear, False)):
+        report = verify(FixedRunner(last, spec=spec), FixedRunner(last[:7], spec=spec), [PHOTO])
+        assert report.passed is passes
+        assert "judged on 8 instances of 1 photo: give --images" in "\n".join(report.lines())
+        assert report.to_json()["few"].startswith("judged on 8 instances")
+    # Of many instances it counts as any other, and two are never forgiven.
+    assert verify(FixedRunner(doubtful, spec=spec), FixedRunner(last[:7], spec=spec), [PHOTO] * 8).passed is False
+    assert verify(FixedRunner(doubtful, spec=spec), FixedRunner(last[:7], spec=spec), [PHOTO] * 2).passed is False
+
+
+def test_what_both_models_assume_is_said_beside_the_parity() -> None:
+    spec = SPEC.replace(assumed=("class_names", "image_max_dim"))
+    report = verify(FixedRunner(boxes(5)), FixedRunner(boxes(5), spec=spec), [PHOTO])
+    said = "equal to fixed with these assumptions: image_max_dim 128; class names coat, shoe …"
+    assert said in "\n".join(report.lines())
+    assert report.to_json()["assumed"] == "image_max_dim 128; class names coat, shoe …"
+
+
 def test_extra_instances_fail_too() -> None:
     assert not verify(FixedRunner(boxes(5)), FixedRunner(boxes(6)), [PHOTO]).passed
 

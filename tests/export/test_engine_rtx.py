@@ -79,10 +79,11 @@ def test_a_t4_engine_and_what_its_sidecar_says(
 
 
 def test_one_engine_of_all_canvases_that_fit(
-    small_onnx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    small_onnx: Path, demo_photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "fit.engine"
-    code, _, err = run(capfd, small_onnx, "--canvas", "fit", "--target", "t4", "--batch", "1,2,4", "-o", path)
+    options = ["--canvas", "fit", "--target", "t4", "--batch", "1,2,4", "--calibration", demo_photo, "-o", path]
+    code, _, err = run(capfd, small_onnx, *options)
     assert code == 0, err
     assert "canvases from 64x64 to " in err and "matched instances" in err
     sidecar = read_sidecar(path)

@@ -25,6 +25,9 @@ SAME = 0.5
 INSIDE = 0.7
 """Share of a cut-off piece that lies in a whole instance of its class, from which it is a part of that."""
 
+PIECE = -1
+"""In place of a window: an instance that the edges of tiles cut wherever it was seen."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -90,7 +93,9 @@ def merge_tiles(windows: Sequence[Window], parts: Sequence[Detections], image_si
     merged = [_one_of(together, group, cut, seen_in) for group in _groups(together, seen_in, windows)]
     if not merged:
         return together
-    return _without_pieces(Detections.merge([instance for instance, _ in merged]), merged)
+    scores = np.concatenate([instance.scores for instance, _ in merged])
+    origin = np.array([window for _, window in merged])[np.argsort(-scores, kind="stable")]
+    return _without_doubles(Detections.merge([instance for instance, _ in merged]), origin)
 
 
 def _place(found: Detections, window: Window, image_size: tuple[int, int]) -> Detections:
@@ -153,33 +158,41 @@ def _in_window(found: Detections, index: int, window: Window) -> NDArray[np.bool
 
 def _one_of(
     found: Detections, group: list[int], cut: NDArray[np.bool_], seen_in: NDArray[np.int_]
-) -> tuple[Detections, bool]:
-    """The instance that stands for a group, and whether it is a piece: cut off wherever it was seen."""
+) -> tuple[Detections, int]:
+    """The instance that stands for a group, and the window that saw it; PIECE where it was cut off wherever seen."""
     members = sorted(group)  # best score first
     uncut = [index for index in members if not cut[index]]
     if uncut:
         # A tile's mask is finer than the whole photo's, which is window 0.
-        return found[[next((index for index in uncut if seen_in[index]), uncut[0])]], False
+        chosen = next((index for index in uncut if seen_in[index]), uncut[0])
+        return found[[chosen]], int(seen_in[chosen])
     rois = found.rois[members]
     y1, x1 = rois[:, :2].min(axis=0).tolist()
     y2, x2 = rois[:, 2:].max(axis=0).tolist()
     union = np.zeros((y2 - y1, x2 - x1), np.bool_)
     for index in members:
         union |= _in_window(found, index, (y1, x1, y2, x2))
-    return replace(found[[members[0]]], rois=np.array([[y1, x1, y2, x2]]), crops=(union,)), True
+    return replace(found[[members[0]]], rois=np.array([[y1, x1, y2, x2]]), crops=(union,)), PIECE
 
 
-def _without_pieces(found: Detections, merged: Sequence[tuple[Detections, bool]]) -> Detections:
-    """Without cut-off pieces of something that was found whole."""
-    scores = np.concatenate([instance.scores for instance, _ in merged])
-    piece = np.array([is_piece for _, is_piece in merged])[np.argsort(-scores, kind="stable")]
+def _without_doubles(found: Detections, origin: NDArray[np.int_]) -> Detections:
+    """Without cut-off pieces of what was found whole, and without what another window's better instance covers.
+
+    ``origin`` is the window of each instance, PIECE where tiles' edges cut it wherever it was seen. Two of one window
+    stay: the model itself holds them apart.
+    """
     keep = np.ones(len(found), bool)
     areas = found.areas
-    for index in np.flatnonzero(piece):
+    near = (iou(found.rois, found.rois) > 0) & (found.class_ids[:, None] == found.class_ids)
+    for index in range(len(found)):
         window: Window = tuple(found.rois[index].tolist())
-        same_class = np.flatnonzero((found.class_ids == found.class_ids[index]) & ~piece)
-        for other in same_class:
-            inside = np.count_nonzero(found.crops[index] & _in_window(found, int(other), window))
-            if inside >= INSIDE * areas[index]:
+        for other in np.flatnonzero(near[index] & keep).tolist():
+            if other == index:
+                continue
+            shared = int(np.count_nonzero(found.crops[index] & _in_window(found, other, window)))
+            inside = origin[index] == PIECE != origin[other] and shared >= INSIDE * areas[index]
+            covered = shared >= SAME * (areas[index] + areas[other] - shared)
+            if inside or (covered and other < index and origin[index] != origin[other]):
                 keep[index] = False
+                break
     return found[keep]

@@ -112,20 +112,28 @@ def test_two_things_that_touch_stay_two() -> None:
 
 def test_the_demo_photo_four_times_over() -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra cpu")
-    one = decode(embedded(DEMO_PHOTO))
+    demo = decode(embedded(DEMO_PHOTO))
+    one = np.full((max(demo.shape), max(demo.shape), 3), 127, np.uint8)
+    one[: len(demo), : demo.shape[1]] = demo
     mosaic = np.tile(one, (2, 2, 1))
     with load(threads=1).runner as runner:
         detector = Detector(runner, 0.6)
         found = detector(one)
-        tiled = detector(mosaic, tile=len(one), overlap=0)
+        whole, tiled = detector(mosaic), detector(mosaic, tile=len(one), overlap=0)
     counts = [np.bincount(each.class_ids, minlength=20) for each in (found, tiled)]
     assert len(found)
     assert (counts[1] >= 4 * counts[0]).all()
-    # The whole mosaic adds what it sees at its own scale, but nothing that a tile has.
-    overlaps = coco_mask.iou(tiled.rles(), tiled.rles(), [0] * len(tiled))
-    overlaps[tiled.class_ids[:, None] != tiled.class_ids] = 0
+    # The whole mosaic adds what it sees at its own scale, but nothing that a tile has: instances of one class cover
+    # each other no more than the model itself lets them.
+    assert doubled(tiled) <= max(0.5, doubled(found), doubled(whole))
+
+
+def doubled(found: Detections) -> float:
+    """The largest IoU of two masks of one class."""
+    overlaps = np.array(coco_mask.iou(found.rles(), found.rles(), [0] * len(found)))
+    overlaps[found.class_ids[:, None] != found.class_ids] = 0
     np.fill_diagonal(overlaps, 0)
-    assert overlaps.max() < 0.5
+    return float(overlaps.max())
 
 
 @given(

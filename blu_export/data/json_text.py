@@ -51,15 +51,16 @@ def guess_encoding(content: bytes) -> str:
     words = re.findall(rb"[^\s\",:\[\]{}]*[\x80-\xff][^\s\",:\[\]{}]*", content)[:_SAMPLE]
     runs = [run for word in words for run in re.findall(rb"[\x80-\xff]+", word)]
     letters = b"".join(runs)
-    beside_ascii = sum(bool(re.search(rb"[A-Za-z]", word)) for word in words) > len(words) / 2
+    beside_ascii = any(re.search(rb"[A-Za-z]", word) for word in words)
+    longest = max(map(len, runs))
     likely = []
     if len(_KANA.findall(b" ".join(words).decode("cp932", "ignore"))) > len(words) / 2:
         likely.append("cp932")
-    if sum(byte >= 0xE0 for byte in letters) > 0.7 * len(letters) and min(letters) >= 0xA8 and not beside_ascii:
+    if sum(byte >= 0xE0 for byte in letters) > 0.7 * len(letters) and min(letters) >= 0xA8 and longest > 2:
         likely.append("cp1251")
     if all(_GB2312.fullmatch(run) for run in runs):
         likely.append("gb18030")
-    if beside_ascii and max(map(len, runs)) <= 2:
+    if beside_ascii and longest <= 2:
         likely.append("cp1252")
     if all(_BIG5.fullmatch(word) for word in words):
         likely.append("big5")
@@ -118,6 +119,7 @@ def iterate(text: str) -> Iterator[tuple[str, int, Any]]:
         if expect(at, ",}") == "}":
             break
         at = skip(at + 1)
+        expect(at, '"')
     at = skip(at + 1)
     if at != len(text):
         raise json.JSONDecodeError("Extra data", text, at)

@@ -13,8 +13,10 @@ from blu_export.serve.hangups import Hangups
 from blu_export.serve.logs import set_up
 from blu_export.serve.server import run
 from blu_export.serve.settings import ServeSettings
+from blu_export.workers.entry import die_with
 
 if __name__ == "__main__":
+    die_with(os.getppid())  # a test that is killed leaves nothing behind
     given = json.loads(sys.argv[1])
     hangups = Hangups()
     for _ in range(given.pop("hangups_at_start", 0)):

@@ -301,3 +301,13 @@ def test_coco_results_are_those_that_pycocotools_reads() -> None:
         x, y, width, height = each["bbox"]
         assert [y, x, y + height, x + width] == found.rois[i].tolist()
     assert [each["area"] for each in found.to_coco(7)] == found.areas.tolist()
+
+
+def test_overlaps_across_classes_go() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 1, 10, 11], [0, 20, 10, 30]], np.int32)
+    crops = tuple(np.ones((10, 10), bool) for _ in boxes)
+    scores = np.array([0.5, 0.9, 0.4], np.float32)
+    found = Detections(boxes, np.array([1, 2, 1], np.int32), scores, crops, (10, 40), ("BG", "cup", "box"))
+    assert found.without_overlaps(0.5).scores.tolist() == scores[[1, 2]].tolist()
+    assert len(found.without_overlaps(0.9)) == 3
+    assert len(Detections.empty((10, 40), ("BG", "cup")).without_overlaps(0.5)) == 0

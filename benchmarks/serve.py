@@ -594,7 +594,7 @@ def main() -> None:
         return
     only = [name for name in arguments.only.split(",") if name]
     with tempfile.TemporaryDirectory() as folder:
-        # A copy: nobody may change the file meanwhile.
+        # A copy: no one may change the file meanwhile.
         source = arguments.model or embedded()
         model = Path(shutil.copy(source, Path(folder) / source.name))
         result = asyncio.run(run(model, only, arguments.quick))

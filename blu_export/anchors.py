@@ -55,7 +55,7 @@ def pyramid_anchors(spec: ModelSpec, canvas: tuple[int, int]) -> NDArray[np.floa
         canvas: (height, width) in pixels.
 
     Returns:
-        float32 [A, 4], (y1, x1, y2, x2) normalised as the original's ``norm_boxes``: the far corner
+        float32 [A, 4], (y1, x1, y2, x2) normalized as the original's ``norm_boxes``: the far corner
         is one pixel nearer, and 1 is the last pixel.
     """
     levels = [

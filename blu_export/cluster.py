@@ -121,7 +121,7 @@ def model_folder(contents: Mapping[str, bytes]) -> Iterator[Path]:
 
 
 def _remove_abandoned() -> None:
-    """Remove folders of processes that were killed: those whose lock nobody holds."""
+    """Remove folders of processes that were killed: those whose lock no one holds."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         try:
             with open(folder / LOCK_NAME, "rb") as lock:

@@ -178,7 +178,7 @@ class Detector:
             min_score: drop detections below it, 0..1.
             classes: keep these alone, by name or id.
             tile: look at the photo in tiles of so many pixels too, for things that are small on it.
-            overlap: share of a tile that its neighbour sees as well.
+            overlap: share of a tile that its neighbor sees as well.
 
         Returns:
             Detections, or a list of them in the order of the list. They know their photo: ``found.plot()``.

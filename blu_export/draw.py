@@ -14,20 +14,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from blu_export.instances import Detection, Instances
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 """(x1, y1, x2, y2), pixels."""
 
 FILL = 0.42
 """Opacity of a mask's inside."""
 PALETTE_SIZE = 120
-"""Classes that have a colour of their own; then they repeat."""
-FIRST_COLOUR = (205, 0.62, 1.0)
+"""Classes that have a color of their own; then they repeat."""
+FIRST_COLOR = (205, 0.62, 1.0)
 """Hue in degrees, saturation, value: a sky blue."""
 CROWD = 12
 """With more instances than this, labels get smaller."""
-DARK: Colour = (18, 20, 24)
-LIGHT: Colour = (255, 255, 255)
+DARK: Color = (18, 20, 24)
+LIGHT: Color = (255, 255, 255)
 
 
 def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -51,7 +51,7 @@ def overlay(
     Args:
         image: uint8 [H, W, 3] RGB, or of other channels (see ``shown``), of the size that the detections are of.
         detections: best first; labels of better ones are placed first.
-        by: what has a colour of its own. A class has the same one on every photo.
+        by: what has a color of its own. A class has the same one on every photo.
         fill: opacity of the masks, 0..1.
         boxes: draw boxes.
         labels: write class names.
@@ -68,20 +68,20 @@ def overlay(
     drawn = shown(image)
     unit = math.sqrt(image.shape[0] * image.shape[1]) / 640
     keys = detections.class_ids.tolist() if by == "class" else range(1, len(detections) + 1)
-    colours = [colour_of(key) for key in keys]
+    colors = [color_of(key) for key in keys]
     # Large ones first: what lies inside or in front of another stays visible.
     order = sorted(range(len(detections)), key=lambda i: -detections.crops[i].size)
     for i in order:
-        _fill(drawn, detections.crops[i], detections.rois[i].tolist(), colours[i], fill)
+        _fill(drawn, detections.crops[i], detections.rois[i].tolist(), colors[i], fill)
     for i in order:
-        _outline(drawn, detections.crops[i], detections.rois[i].tolist(), colours[i], max(1, round(1.6 * unit)))
+        _outline(drawn, detections.crops[i], detections.rois[i].tolist(), colors[i], max(1, round(1.6 * unit)))
     if boxes:
         for i in order:
-            _box(drawn, detections.rois[i].tolist(), colours[i], max(1, round(unit)))
+            _box(drawn, detections.rois[i].tolist(), colors[i], max(1, round(unit)))
     if labels and len(detections):
         crowding = min(1.0, (CROWD / len(detections)) ** 0.25)
         names = [_title(found, scores) for found in detections]
-        _labels(drawn, detections, names, colours, max(9, round(12.5 * unit * crowding)))
+        _labels(drawn, detections, names, colors, max(9, round(12.5 * unit * crowding)))
     return drawn
 
 
@@ -91,19 +91,19 @@ def _title(found: Detection, score: bool) -> str:
     return f"{found.class_name}{track}{f' {found.score:.2f}' if score else ''}"
 
 
-def colour_of(key: int) -> Colour:
-    """A bright colour for a class or instance, RGB: always the same one for the same number from 1 up."""
+def color_of(key: int) -> Color:
+    """A bright color for a class or instance, RGB: always the same one for the same number from 1 up."""
     return _palette()[(key - 1) % PALETTE_SIZE]
 
 
 @lru_cache(maxsize=1)
-def _palette() -> tuple[Colour, ...]:
-    """Colours, each as far as possible from all before it, as the eye sees distance (CIE L*a*b*)."""
+def _palette() -> tuple[Color, ...]:
+    """Colors, each as far as possible from all before it, as the eye sees distance (CIE L*a*b*)."""
     hues, saturations, values = np.meshgrid(np.arange(0, 360, 5), (0.45, 0.62, 0.8), (0.75, 0.88, 1.0))
     hsv = np.stack([hues, saturations, values], axis=-1).reshape(1, -1, 3).astype(np.float32)
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
-    chosen = [int(np.argmin(np.abs(hsv[0] - FIRST_COLOUR).sum(axis=1)))]
+    chosen = [int(np.argmin(np.abs(hsv[0] - FIRST_COLOR).sum(axis=1)))]
     distance = np.full(len(lab), np.inf)
     while len(chosen) < PALETTE_SIZE:
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
@@ -111,31 +111,31 @@ def _palette() -> tuple[Colour, ...]:
     return tuple((int(r), int(g), int(b)) for r, g, b in np.rint(255 * rgb[0, chosen]))
 
 
-def _fill(drawn: NDArray[np.uint8], crop: NDArray[np.bool_], roi: list[int], colour: Colour, opacity: float) -> None:
+def _fill(drawn: NDArray[np.uint8], crop: NDArray[np.bool_], roi: list[int], color: Color, opacity: float) -> None:
     y1, x1, y2, x2 = roi
     region = drawn[y1:y2, x1:x2]
-    levels = np.arange(256)[:, None] * (1 - opacity) + np.array(colour) * opacity
+    levels = np.arange(256)[:, None] * (1 - opacity) + np.array(color) * opacity
     mixed = cv2.LUT(region, np.rint(levels).astype(np.uint8)[None])
     cv2.copyTo(mixed, crop.view(np.uint8), region)
 
 
-def _outline(drawn: NDArray[np.uint8], crop: NDArray[np.bool_], roi: list[int], colour: Colour, width: int) -> None:
+def _outline(drawn: NDArray[np.uint8], crop: NDArray[np.bool_], roi: list[int], color: Color, width: int) -> None:
     contours, _ = cv2.findContours(crop.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(drawn, contours, -1, colour, width, cv2.LINE_AA, offset=(roi[1], roi[0]))
+    cv2.drawContours(drawn, contours, -1, color, width, cv2.LINE_AA, offset=(roi[1], roi[0]))
 
 
-def _box(drawn: NDArray[np.uint8], roi: list[int], colour: Colour, width: int) -> None:
+def _box(drawn: NDArray[np.uint8], roi: list[int], color: Color, width: int) -> None:
     y1, x1, y2, x2 = roi
-    cv2.rectangle(drawn, (x1, y1), (x2 - 1, y2 - 1), colour, width)
+    cv2.rectangle(drawn, (x1, y1), (x2 - 1, y2 - 1), color, width)
 
 
 def _labels(
-    drawn: NDArray[np.uint8], detections: Instances, names: Sequence[str], colours: Sequence[Colour], size: int
+    drawn: NDArray[np.uint8], detections: Instances, names: Sequence[str], colors: Sequence[Color], size: int
 ) -> None:
     height, width = drawn.shape[:2]
     taken = np.zeros((0, 4), np.int64)
-    for found, name, colour in zip(detections, names, colours, strict=True):
-        label = _label(name, colour, size, width, height)
+    for found, name, color in zip(detections, names, colors, strict=True):
+        label = _label(name, color, size, width, height)
         box = _place(found.roi.tolist(), (label.shape[1], label.shape[0]), (width, height), taken)
         taken = np.concatenate([taken, [box]])
         _blend(drawn, label, box)
@@ -174,7 +174,7 @@ def _overlap(box: Box, others: NDArray[np.int64]) -> int:
     return int(sides.clip(0).prod(axis=1).sum())
 
 
-def _label(text: str, colour: Colour, size: int, max_width: int, max_height: int) -> NDArray[np.uint8]:
+def _label(text: str, color: Color, size: int, max_width: int, max_height: int) -> NDArray[np.uint8]:
     """A rounded chip with text: uint8 [h, w, 4] RGBA, cut to the image."""
     font = _font(size)
     pad_x, pad_y = round(0.4 * size), round(0.18 * size)
@@ -183,8 +183,8 @@ def _label(text: str, colour: Colour, size: int, max_width: int, max_height: int
     # Pillow's shapes have jagged corners: drawn four times as large, then reduced.
     shape = Image.new("L", (4 * width, 4 * height))
     ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), 1.1 * size, 235)
-    chip = Image.new("RGBA", (width, height), colour)
-    ImageDraw.Draw(chip).text((pad_x, pad_y), text, DARK if _luminance(colour) > 0.3 else LIGHT, font)
+    chip = Image.new("RGBA", (width, height), color)
+    ImageDraw.Draw(chip).text((pad_x, pad_y), text, DARK if _luminance(color) > 0.3 else LIGHT, font)
     chip.putalpha(shape.resize((width, height), Image.Resampling.BOX))
     return np.asarray(chip)[:max_height, :max_width]
 
@@ -202,9 +202,9 @@ def _blend(drawn: NDArray[np.uint8], label: NDArray[np.uint8], box: Box) -> None
     region[:] = region + (label[..., :3] - region.astype(np.float32)) * opacity + 0.5
 
 
-def _luminance(colour: Colour) -> float:
+def _luminance(color: Color) -> float:
     """Relative luminance, 0..1 (WCAG)."""
-    red, green, blue = ((c / 255) ** 2.2 for c in colour)
+    red, green, blue = ((c / 255) ** 2.2 for c in color)
     return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
 
 

@@ -43,7 +43,7 @@ class ImageError(BluError):
 
 
 class ImageFormatError(ImageError):
-    """It is no image, or of a format that is not read."""
+    """It is not an image, or of a format that is not read."""
 
 
 class ImageSizeError(ImageError):

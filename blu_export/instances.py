@@ -87,10 +87,10 @@ class Instances:
         if len(self.crops) != len(self.rois):
             raise UsageError(f"Detections of {len(self.rois)} boxes cannot have {len(self.crops)} masks.")
         y1, x1, y2, x2 = self.rois.T
-        self._require((y1 >= 0) & (y1 < y2) & (y2 <= height), "rois", f"is no box in {height} rows", self.rois)
-        self._require((x1 >= 0) & (x1 < x2) & (x2 <= width), "rois", f"is no box in {width} columns", self.rois)
+        self._require((y1 >= 0) & (y1 < y2) & (y2 <= height), "rois", f"is not a box in {height} rows", self.rois)
+        self._require((x1 >= 0) & (x1 < x2) & (x2 <= width), "rois", f"is not a box in {width} columns", self.rois)
         known = (self.class_ids > 0) & (self.class_ids < len(self.class_names))
-        self._require(known, "class_ids", f"is no class of {len(self.class_names) - 1}", self.class_ids)
+        self._require(known, "class_ids", f"is not a class of {len(self.class_names) - 1}", self.class_ids)
         self._require(
             (self.scores >= 0) & (self.scores <= 1 + ROUNDING), "scores", "is not between 0 and 1", self.scores
         )

@@ -61,10 +61,10 @@ def decode_rle(rle: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[n
     """The full mask, bool [H, W].
 
     pycocotools is not used here: for runs that do not add up to the photo it returns memory that
-    nobody has filled.
+    no one has filled.
 
     Raises:
-        ValueError: these are no run lengths of a photo of this size.
+        ValueError: these are not run lengths of a photo of this size.
     """
     counts = run_lengths(rle, image_size)
     height, width = image_size
@@ -78,7 +78,7 @@ def decode_crop(rle: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[ND
     Takes memory by the height of the photo times the width of the box, not by the photo.
 
     Raises:
-        ValueError: these are no run lengths of a photo of this size.
+        ValueError: these are not run lengths of a photo of this size.
     """
     counts = run_lengths(rle, image_size)
     height = image_size[0]
@@ -99,7 +99,7 @@ def run_lengths(rle: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[
     """Pixels of background, mask, background, … down the columns.
 
     Raises:
-        ValueError: these are no run lengths of a photo of this size.
+        ValueError: these are not run lengths of a photo of this size.
     """
     height, width = image_size
     if list(rle["size"]) != [height, width] or min(image_size) < 0 or height * width > MAX_PIXELS:

@@ -60,7 +60,7 @@ def find_images(
         path = Path(argument)
         if "://" in os.fspath(argument):
             raise UsageError(
-                f"{argument} is no file of this machine.",
+                f"{argument} is not a file of this machine.",
                 "Buckets are for blu batch; a photo from the web: curl -L URL | blu infer -",
             )
         if not path.exists() and glob.has_magic(str(path)):

@@ -1,6 +1,6 @@
 """ModelSpec: everything that a runtime must know about a Mask R-CNN, in one JSON value.
 
-The spec travels inside every artefact (ONNX metadata, engine sidecar, saved weights), so class
+The spec travels inside every artifact (ONNX metadata, engine sidecar, saved weights), so class
 names and thresholds cannot get lost between training and serving. Field names are those of the
 original program's ``Config`` in lower case.
 """
@@ -65,7 +65,7 @@ class ModelSpec:
     image_min_scale: float = 0.0
     """Scale by at least this factor (0: no such rule)."""
     image_channel_count: int = 3
-    """3 is RGB, 1 grey, 4 RGBA; others are given as arrays [H, W, C]."""
+    """3 is RGB, 1 gray, 4 RGBA; others are given as arrays [H, W, C]."""
     mean_pixel: tuple[float, ...] = (123.7, 116.8, 103.9)
     """Mean of each channel that is subtracted; padding becomes minus the mean."""
 
@@ -245,13 +245,13 @@ def canvas_settings(name: str) -> list[str]:
     """The settings (see ``with_settings``) for a canvas as options name it: ``square``, ``fit``, ``576x1024``.
 
     Raises:
-        UsageError: that is no canvas.
+        UsageError: that is not a canvas.
     """
     if name in ("square", "fit"):
         return [f"image_resize_mode={name}", "image_canvas=0,0"]
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", name.strip().lower())
     if size is None:
-        raise UsageError(f"'{name}' is no canvas.", "Write fit, square, or HEIGHTxWIDTH such as 576x1024.")
+        raise UsageError(f"'{name}' is not a canvas.", "Write fit, square, or HEIGHTxWIDTH such as 576x1024.")
     return ["image_resize_mode=rectangle", f"image_canvas={size[1]},{size[2]}"]
 
 

@@ -36,7 +36,7 @@ class Tiling:
     side: int
     """Of a tile, pixels of the photo."""
     overlap: float = 0.2
-    """Share of a tile that its neighbour sees too, 0 up to 0.9. What is smaller than that lies whole in one of them."""
+    """Share of a tile that its neighbor sees too, 0 up to 0.9. What is smaller than that lies whole in one of them."""
 
     def __post_init__(self) -> None:
         if self.side < 32:
@@ -47,7 +47,7 @@ class Tiling:
             raise UsageError(f"An overlap of {self.overlap} is not between 0 and 0.9.")
 
     def windows(self, image_size: tuple[int, int]) -> list[Window]:
-        """The whole photo, then its tiles; only the photo where it is no larger than a tile."""
+        """The whole photo, then its tiles; only the photo where it is not a larger than a tile."""
         height, width = image_size
         whole = (0, 0, height, width)
         tiles = [

@@ -145,7 +145,7 @@ def fake_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             helper.make_node("Reshape", ["mean", "per_row"], ["mean_rows"]),
             helper.make_node("Mul", ["mean_rows", "share"], ["scores"]),
             helper.make_node("Add", ["rows", "scores"], ["scored"]),
-            # The window in normalised coordinates, as in the original's norm_boxes.
+            # The window in normalized coordinates, as in the original's norm_boxes.
             helper.make_node("Shape", ["canvas"], ["shape"]),
             helper.make_node("Gather", ["shape", "sides"], ["size"]),
             helper.make_node("Cast", ["size"], ["lengths"], to=TensorProto.FLOAT),

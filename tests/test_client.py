@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra client")
 
-from loopback import Running, grey, launching
+from loopback import Running, gray, launching
 
 from blu_export import client as module
 from blu_export.client import AsyncClient, Client, ServerError
@@ -109,21 +109,21 @@ BOTH = pytest.mark.parametrize("kind", ["sync", "async"])
 @BOTH
 def test_photos_of_any_form_give_the_same_detections(server: Running, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
-    path.write_bytes(grey(102))
-    for photo in (grey(102), path, str(path), np.full((48, 64, 3), 102, np.uint8)):
+    path.write_bytes(gray(102))
+    for photo in (gray(102), path, str(path), np.full((48, 64, 3), 102, np.uint8)):
         found = predict(kind, server.url, photo, KEY)
         assert found.image_size == (48, 64)
         assert found.scores == pytest.approx([0.4, 0.2], abs=1e-6)
         assert found.rois.tolist() == [[0, 0, 48, 64], [0, 0, 24, 32]]
         assert [crop.shape for crop in found.crops] == [(48, 64), (24, 32)]
     name = found.class_names[2]
-    assert len(predict(kind, server.url, grey(102), KEY, min_score=0.3)) == 1
-    assert predict(kind, server.url, grey(102), KEY, classes=[name, 2]).class_ids.tolist() == [2]
+    assert len(predict(kind, server.url, gray(102), KEY, min_score=0.3)) == 1
+    assert predict(kind, server.url, gray(102), KEY, classes=[name, 2]).class_ids.tolist() == [2]
 
 
 @BOTH
 def test_errors_are_the_servers(server: Running, kind: str, pauses: list[float]) -> None:
-    for photo, key, status, code in ((b"no photo", KEY, 415, "unsupported_type"), (grey(1), "no", 401, "unauthorized")):
+    for photo, key, status, code in ((b"no photo", KEY, 415, "unsupported_type"), (gray(1), "no", 401, "unauthorized")):
         with pytest.raises(ServerError) as caught:
             predict(kind, server.url, photo, key)
         assert (caught.value.status, caught.value.code) == (status, code)
@@ -133,20 +133,20 @@ def test_errors_are_the_servers(server: Running, kind: str, pauses: list[float])
     with pytest.raises(UsageError, match="uint8"):
         predict(kind, server.url, np.zeros((4, 4)), KEY)
     with pytest.raises(UsageError, match="not the URL"):
-        predict(kind, "localhost:8000", grey(1))
+        predict(kind, "localhost:8000", gray(1))
     assert pauses == []
 
 
 @BOTH
 def test_the_model_and_readiness(server: Running, kind: str) -> None:
     if kind == "sync":
-        with Client(server.url, KEY) as client, Client("http://127.0.0.1:9") as nobody:
-            model, ready = client.model(), (client.ready(), nobody.ready())
+        with Client(server.url, KEY) as client, Client("http://127.0.0.1:9") as unreachable:
+            model, ready = client.model(), (client.ready(), unreachable.ready())
     else:
 
         async def ask() -> Any:
-            async with AsyncClient(server.url, KEY) as client, AsyncClient("http://127.0.0.1:9") as nobody:
-                return await client.model(), (await client.ready(), await nobody.ready())
+            async with AsyncClient(server.url, KEY) as client, AsyncClient("http://127.0.0.1:9") as unreachable:
+                return await client.model(), (await client.ready(), await unreachable.ready())
 
         model, ready = asyncio.run(ask())
     assert (model["name"], ready) == ("fake", (True, False))
@@ -165,7 +165,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
         (429, {"Retry-After": "99999"}, busy),
     ]
     answers += [(0, {}, b""), (200, {}, FOUND)]
-    assert len(predict(kind, url, grey(1))) == 1
+    assert len(predict(kind, url, gray(1))) == 1
     assert answers == []
     assert pauses[0] == 7 and 15 < pauses[1] <= 20 and pauses[2] == module.LONGEST_PAUSE
     assert 0 < pauses[3] <= module.FIRST_PAUSE * 8
@@ -176,11 +176,11 @@ def test_it_gives_up_at_last(scripted: tuple[str, list[Scripted]], kind: str, pa
     url, answers = scripted
     answers += [(429, {}, {"error": {"code": "busy", "message": "Busy.", "fix": "Wait."}})] * 3
     with pytest.raises(ServerError, match=r"Busy\. Wait\.") as caught:
-        predict(kind, url, grey(1), retries=2)
+        predict(kind, url, gray(1), retries=2)
     assert (caught.value.status, len(pauses), answers) == (429, 2, [])
     answers += [(0, {}, b"")] * 2
     with pytest.raises(ServerError, match="does not answer") as caught:
-        predict(kind, url, grey(1), retries=1)
+        predict(kind, url, gray(1), retries=1)
     assert caught.value.status == 0
 
 
@@ -193,12 +193,12 @@ def test_answers_that_are_not_ours(scripted: tuple[str, list[Scripted]], kind: s
     url, answers = scripted
     answers.append((status, {}, body))
     with pytest.raises(ServerError, match=r"not from blu serve|not one of /v1/predict"):
-        predict(kind, url, grey(1))
+        predict(kind, url, gray(1))
 
 
 def test_the_example(server: Running, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
-    photo.write_bytes(grey(102))
+    photo.write_bytes(gray(102))
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, EXAMPLE, *map(str, arguments)]

@@ -151,11 +151,11 @@ def test_detections_cannot_be_reassigned() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rois": [[0, 0, 5, 6], [3, 3, 3, 5]]}, r"rois\[1\] = \[3, 3, 3, 5\] is no box in 10 rows"),
+        ({"rois": [[0, 0, 5, 6], [3, 3, 3, 5]]}, r"rois\[1\] = \[3, 3, 3, 5\] is not a box in 10 rows"),
         ({"rois": [[0, 0, 11, 6], [3, 3, 4, 5]]}, r"rois\[0\] = .* in 10 rows"),
         ({"rois": [[0, -1, 5, 6], [3, 3, 4, 5]]}, r"rois\[0\] = .* in 20 columns"),
-        ({"class_ids": [1, 0]}, r"class_ids\[1\] = 0 is no class of 3"),
-        ({"class_ids": [4, 1]}, r"class_ids\[0\] = 4 is no class of 3"),
+        ({"class_ids": [1, 0]}, r"class_ids\[1\] = 0 is not a class of 3"),
+        ({"class_ids": [4, 1]}, r"class_ids\[0\] = 4 is not a class of 3"),
         ({"class_ids": [1, 2, 3]}, r"2 boxes cannot have class_ids \(3,\)"),
         ({"scores": [0.5, float("nan")]}, r"scores\[1\] = nan is not between 0 and 1"),
         ({"scores": [1.5, 0.5]}, r"scores\[0\] = 1.5 is not between"),

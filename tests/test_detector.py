@@ -29,7 +29,7 @@ def detector(fake_onnx: FakeOnnx) -> Iterator[Detector]:
     detector.runner.close()
 
 
-def grey(level: int, height: int = 64, width: int = 64) -> NDArray[np.uint8]:
+def gray(level: int, height: int = 64, width: int = 64) -> NDArray[np.uint8]:
     return np.full((height, width, 3), level, np.uint8)
 
 
@@ -38,7 +38,7 @@ def scores(photos: list[Photo]) -> list[float]:
 
 
 def test_one_photo(detector: Detector) -> None:
-    found = detector(grey(51))
+    found = detector(gray(51))
     assert [detector.spec.class_names[index] for index in found.class_ids] == ["coat", "shoe"]
     np.testing.assert_allclose(found.scores, [0.2, 0.1], atol=1e-6)
     np.testing.assert_array_equal(found.rois[0], [0, 0, 64, 64])
@@ -54,13 +54,13 @@ def test_one_photo(detector: Detector) -> None:
 def test_printing_takes_a_line(detector: Detector) -> None:
     runner = detector.runner
     assert repr(detector) == f"Detector({runner.runtime} float32 on CPU, 2 classes)"
-    good, bad = detector.stream([grey(51), "no/photo.jpg"])
+    good, bad = detector.stream([gray(51), "no/photo.jpg"])
     assert repr(good) == "Photo(ndarray: Detections(2 on 64×64: coat 0.200, shoe 0.100))"
     assert repr(bad).startswith("Photo(no/photo.jpg: ") and str(bad.error) in repr(bad)
 
 
 def test_path_bytes_pil_and_array_are_the_same_photo(detector: Detector, tmp_path: Path) -> None:
-    image = grey(100, 48, 80)
+    image = gray(100, 48, 80)
     path = tmp_path / "photo.png"
     Image.fromarray(image).save(path)
     expected = detector(image).to_dict()
@@ -72,7 +72,7 @@ def test_path_bytes_pil_and_array_are_the_same_photo(detector: Detector, tmp_pat
 @pytest.mark.parametrize("batch", [1, 2, 5, 64])
 def test_a_list_of_photos_of_different_sizes_keeps_its_order(detector: Detector, batch: int) -> None:
     sizes = [(64, 64), (32, 64), (64, 32), (200, 100), (64, 64), (30, 61), (64, 64)]
-    photos = [grey(10 * index, *size) for index, size in enumerate(sizes)]
+    photos = [gray(10 * index, *size) for index, size in enumerate(sizes)]
     together = detector(photos, batch=batch)
     assert [found.image_size for found in together] == sizes
     for photo, found in zip(photos, together, strict=True):
@@ -88,7 +88,7 @@ def test_an_empty_list(detector: Detector) -> None:
 def test_canvases_that_follow_the_photo_share_a_batch_only_when_equal(fake_onnx: FakeOnnx) -> None:
     path = fake_onnx(image_resize_mode="pad64", image_min_dim=64)
     detector = blu_export.load(path, threads=1)
-    photos = [grey(51, *size) for size in [(64, 64), (64, 64), (64, 128), (64, 128), (64, 64)]]
+    photos = [gray(51, *size) for size in [(64, 64), (64, 64), (64, 128), (64, 128), (64, 64)]]
     shapes = _record_batches(detector)
     found = detector(photos, batch=4)
     assert shapes == [(3, 64, 64, 3), (2, 64, 128, 3)]
@@ -120,7 +120,7 @@ def test_grouping_is_bounded_and_loses_nothing(sizes: list[tuple[int, int] | Non
 def test_mixed_canvases_come_back_in_order(fake_onnx: FakeOnnx) -> None:
     detector = blu_export.load(fake_onnx(image_resize_mode="fit", image_max_dim=256), threads=1)
     shapes = _record_batches(detector)
-    photos = [grey(10 + number, 64, 64 if number % 3 else 128) for number in range(24)]
+    photos = [gray(10 + number, 64, 64 if number % 3 else 128) for number in range(24)]
     found = list(detector.stream(photos, batch=4))
     assert scores(found) == list(range(10, 34))
     assert shapes.count((4, 64, 64, 3)) == 4 and shapes.count((4, 64, 128, 3)) == 2
@@ -140,14 +140,14 @@ def _record_batches(detector: Detector) -> list[tuple[int, ...]]:
 
 def test_min_score(detector: Detector) -> None:
     strict = Detector(detector.runner, min_score=0.3)
-    assert [len(strict(grey(level))) for level in (51, 102, 204)] == [0, 1, 2]
-    assert strict(grey(51)).masks.shape == (64, 64, 0)
+    assert [len(strict(gray(level))) for level in (51, 102, 204)] == [0, 1, 2]
+    assert strict(gray(51)).masks.shape == (64, 64, 0)
     with pytest.raises(UsageError, match="not between 0 and 1"):
         Detector(detector.runner, min_score=1.5)
 
 
 def test_a_stream_goes_on_after_photos_that_cannot_be_read(detector: Detector, tmp_path: Path) -> None:
-    sources = [grey(10), tmp_path / "none.jpg", grey(20), b"not an image", grey(30), grey(40)]
+    sources = [gray(10), tmp_path / "none.jpg", gray(20), b"not an image", gray(30), gray(40)]
     photos = list(detector.stream(sources, batch=2))
     assert [photo.source is source for photo, source in zip(photos, sources, strict=True)] == [True] * 6
     assert [isinstance(photo.error, ImageError) for photo in photos] == [False, True, False, True, False, False]
@@ -158,7 +158,7 @@ def test_a_stream_goes_on_after_photos_that_cannot_be_read(detector: Detector, t
 
 def test_a_list_raises_what_a_stream_carries(detector: Detector) -> None:
     with pytest.raises(ImageError):
-        detector([grey(10), b"not an image"])
+        detector([gray(10), b"not an image"])
     with pytest.raises(ImageError):
         detector(b"not an image")
 
@@ -182,10 +182,10 @@ class FailingRunner(Runner):
 
 def test_a_batch_that_fails_carries_the_error(detector: Detector) -> None:
     failing = Detector(FailingRunner(detector.runner))
-    photos = list(failing.stream([grey(10), grey(20), grey(0), grey(30), grey(40)], batch=2))
+    photos = list(failing.stream([gray(10), gray(20), gray(0), gray(30), gray(40)], batch=2))
     assert [photo.error is not None for photo in photos] == [False, False, True, True, False]
     with pytest.raises(BluError, match="no memory"):
-        failing(grey(0))
+        failing(gray(0))
 
 
 def test_a_photo_whose_result_is_no_number_carries_the_error(
@@ -199,7 +199,7 @@ def test_a_photo_whose_result_is_no_number_carries_the_error(
         return detections, masks
 
     monkeypatch.setattr(detector.runner, "run", overflows)
-    photos = list(detector.stream([grey(10), grey(20), grey(30)]))
+    photos = list(detector.stream([gray(10), gray(20), gray(30)]))
     assert [isinstance(photo.error, ModelFileError) for photo in photos] == [False, True, False]
 
 
@@ -209,7 +209,7 @@ def test_a_defect_is_not_swallowed(detector: Detector, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("blu_export.detector.mold", broken)
     with pytest.raises(ZeroDivisionError):
-        list(detector.stream([grey(1), grey(2)]))
+        list(detector.stream([gray(1), gray(2)]))
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(1, 1), (3, 2), (4, 1)])
@@ -220,7 +220,7 @@ def test_an_endless_source_is_read_only_a_little_ahead(detector: Detector, batch
         nonlocal taken
         while True:
             taken += 1
-            yield grey(taken % 256)
+            yield gray(taken % 256)
 
     stream = detector.stream(endless(), batch=batch, workers=workers)
     for count in range(1, 21):
@@ -232,12 +232,12 @@ def test_an_endless_source_is_read_only_a_little_ahead(detector: Detector, batch
 
 
 def test_results_do_not_keep_the_canvases(detector: Detector) -> None:
-    photos = list(detector.stream([grey(1), grey(2)]))
+    photos = list(detector.stream([gray(1), gray(2)]))
     assert all(photo.molded is None and photo.raw is None for photo in photos)
 
 
 def test_timings_are_of_the_last_call(detector: Detector) -> None:
-    detector([grey(1)] * 4, batch=2)
+    detector([gray(1)] * 4, batch=2)
     assert list(detector.timings) == ["decode", "mold", "run", "unmold"]
     assert all(seconds > 0 for seconds in detector.timings.values())
     list(detector.stream([]))
@@ -271,4 +271,4 @@ def test_as_many_photos_are_in_the_network_as_the_runner_has_lanes(detector: Det
             return detector.runner.run(canvas, window)
 
     levels = [10, 20, 30, 40, 50, 60]
-    assert scores(list(Detector(Meeting()).stream(grey(level) for level in levels))) == levels
+    assert scores(list(Detector(Meeting()).stream(gray(level) for level in levels))) == levels

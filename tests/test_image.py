@@ -61,19 +61,19 @@ def test_other_formats_are_refused() -> None:
             decode(encode(picture(), kind))
 
 
-def test_alpha_is_dropped_and_colours_stay() -> None:
+def test_alpha_is_dropped_and_colors_stay() -> None:
     image = picture()
     alpha = np.linspace(0, 255, image.shape[0] * image.shape[1]).astype(np.uint8).reshape(*image.shape[:2], 1)
     for kind in ("PNG", "TIFF"):
         np.testing.assert_array_equal(decode(encode(np.concatenate([image, alpha], axis=-1), kind)), image)
-    grey_alpha = encode(np.concatenate([image[..., :1], alpha], axis=-1))
-    np.testing.assert_array_equal(decode(grey_alpha), np.repeat(image[..., :1], 3, axis=-1))
+    gray_alpha = encode(np.concatenate([image[..., :1], alpha], axis=-1))
+    np.testing.assert_array_equal(decode(gray_alpha), np.repeat(image[..., :1], 3, axis=-1))
 
 
-def test_grey_is_repeated() -> None:
-    grey = picture()[..., 0]
-    for source in (encode(grey), encode(grey, "TIFF"), grey, grey[..., None]):
-        np.testing.assert_array_equal(decode(source), np.stack([grey] * 3, axis=-1))
+def test_gray_is_repeated() -> None:
+    gray = picture()[..., 0]
+    for source in (encode(gray), encode(gray, "TIFF"), gray, gray[..., None]):
+        np.testing.assert_array_equal(decode(source), np.stack([gray] * 3, axis=-1))
 
 
 def test_one_bit() -> None:
@@ -82,7 +82,7 @@ def test_one_bit() -> None:
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 200, 10))])
-def test_palettes_keep_their_colours(transparency: int | bytes | None) -> None:
+def test_palettes_keep_their_colors(transparency: int | bytes | None) -> None:
     paletted = Image.fromarray(picture()).quantize(20)
     expected = np.asarray(paletted.convert("RGB"))
     options = {} if transparency is None else {"transparency": transparency}
@@ -105,7 +105,7 @@ def test_sixteen_bits_become_the_upper_eight(suffix: str, channels: int) -> None
 
 
 @pytest.mark.parametrize(("bits", "white_is_zero"), [(16, True), (12, False)])
-def test_deep_grey_tiffs_look_as_they_should(bits: int, white_is_zero: bool) -> None:
+def test_deep_gray_tiffs_look_as_they_should(bits: int, white_is_zero: bool) -> None:
     upper = np.arange(256, dtype=np.uint16).reshape(16, 16)
     deep = upper << bits - 8
     packed = deep.astype("<u2").tobytes()
@@ -293,8 +293,8 @@ SIDES = st.integers(1, 200)
     st.integers(1, 128),
     st.sampled_from([0.0, 1.3, 2.7]),
 )
-def test_a_square_canvas_holds_the_resized_photo(grey: NDArray[np.uint8], min_dim: int, min_scale: float) -> None:
-    image = np.stack([grey, grey // 2 + 9, grey[::-1]], axis=-1)
+def test_a_square_canvas_holds_the_resized_photo(gray: NDArray[np.uint8], min_dim: int, min_scale: float) -> None:
+    image = np.stack([gray, gray // 2 + 9, gray[::-1]], axis=-1)
     spec = SPEC.replace(image_min_dim=min_dim, image_min_scale=min_scale)
     molded = mold(image, spec)
     assert molded.canvas.shape == (128, 128, 3)
@@ -312,7 +312,7 @@ def test_a_square_canvas_holds_the_resized_photo(grey: NDArray[np.uint8], min_di
     assert not outside.any()
 
 
-def test_flat_greys_are_cut_where_the_original_cuts_them() -> None:
+def test_flat_grays_are_cut_where_the_original_cuts_them() -> None:
     # Weights that do not add up to 1 make 113 of 114; a photo that is all 114 is clipped to its range.
     flat = np.full((333, 500, 3), 114, np.uint8)
     assert np.unique(mold(flat, SPEC.replace(image_max_dim=256)).canvas).tolist() == [0, 114]
@@ -444,7 +444,7 @@ def check_result(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any
 
 
 def on_canvas(rois: NDArray[Any], molded: Molded) -> NDArray[np.float32]:
-    """Normalised boxes on the canvas of boxes in pixels of the photo: the exact inverse of unmold's."""
+    """Normalized boxes on the canvas of boxes in pixels of the photo: the exact inverse of unmold's."""
     height, width = molded.canvas.shape[:2]
     edges = np.array([0, 0, 1, 1])
     y1, x1, y2, x2 = (molded.window - edges) / np.array([height - 1, width - 1] * 2)

@@ -64,7 +64,7 @@ def _read_list(source: str) -> list[str]:
     try:
         text = _storage(source).read(source).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{source} is no list of photos: it is not UTF-8.", "Write one name per line.") from error
+        raise DatasetError(f"{source} is not a list of photos: it is not UTF-8.", "Write one name per line.") from error
     folder = parent(source) if "://" in source else os.path.abspath(parent(source))
     return [_normal(join(folder, line.strip())) for line in text.splitlines() if line.strip()]
 

@@ -98,7 +98,7 @@ class Sink:
         return Path(self.url) if self._remote is None else None
 
     def tidy(self) -> None:
-        """Remove what writers that were killed left behind. Nobody may be writing."""
+        """Remove what writers that were killed left behind. No one may be writing."""
         if self._remote is not None:
             return
         for path in (path for pattern in LEFTOVERS for path in Path(self.url).glob(pattern)):

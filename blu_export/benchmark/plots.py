@@ -8,8 +8,8 @@ from typing import Any
 from blu_export.detector import STAGES
 from blu_export.extras import import_extra
 
-_STAGE_COLOURS = ("#b9c4d0", "#7d93ab", "#2a6f97", "#e07a3f")
-_LINE_COLOURS = ("#2a6f97", "#e07a3f", "#7d93ab")
+_STAGE_COLORS = ("#b9c4d0", "#7d93ab", "#2a6f97", "#e07a3f")
+_LINE_COLORS = ("#2a6f97", "#e07a3f", "#7d93ab")
 
 
 def plot_bars(result: dict[str, Any], path: Path) -> None:
@@ -24,9 +24,9 @@ def plot_bars(result: dict[str, Any], path: Path) -> None:
         rows = [row for row in result["rows"] if row["model"] == model][::-1]
         labels = [f"{row['runtime']} {row['precision']}" for row in rows]
         left = [0.0] * len(rows)
-        for stage, colour in zip(STAGES, _STAGE_COLOURS, strict=True):
+        for stage, color in zip(STAGES, _STAGE_COLORS, strict=True):
             widths = [row["stages"][stage] * 1e3 for row in rows]
-            axis.barh(labels, widths, left=left, label=stage, color=colour)
+            axis.barh(labels, widths, left=left, label=stage, color=color)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axis.set_title(model, loc="left", fontsize=10)
         axis.set_xlabel("ms per photo")
@@ -44,8 +44,8 @@ def plot_curves(curves: dict[str, dict[str, Any]], title: str, path: Path) -> No
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(curves), figsize=(3.3 * len(curves), 2.8), squeeze=False)
     for axis, curve in zip(axes[0], curves.values(), strict=True):
-        for (line, seconds), colour in zip(curve["seconds"].items(), _LINE_COLOURS, strict=False):
-            axis.plot(curve["x"], [1e3 * s for s in seconds], "o-", color=colour, label=line, markersize=4)
+        for (line, seconds), color in zip(curve["seconds"].items(), _LINE_COLORS, strict=False):
+            axis.plot(curve["x"], [1e3 * s for s in seconds], "o-", color=color, label=line, markersize=4)
         axis.set_xlabel(curve["unit"])
         axis.set_ylabel("ms")
         axis.set_ylim(bottom=0)

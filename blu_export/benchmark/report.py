@@ -28,7 +28,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """Read a benchmark's JSON file.
 
     Raises:
-        BluError: the file is missing or is no benchmark result.
+        BluError: the file is missing or is not a benchmark result.
     """
     try:
         result = json.loads(path.read_text())

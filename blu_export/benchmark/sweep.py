@@ -25,7 +25,7 @@ from blu_export.runtime.base import Runner
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
 FIELDS = ("post_nms_rois_inference", "pre_nms_limit", "detection_max_instances")
-"""Limits that are no part of the subnetworks."""
+"""Limits that are not part of the subnetworks."""
 TIMED_PHOTOS = 4
 
 
@@ -37,7 +37,7 @@ def parse_sweep(text: str) -> tuple[str, list[int]]:
     """
     field, _, values = text.partition("=")
     if field not in FIELDS or not all(value.strip().isdecimal() for value in values.split(",")):
-        raise UsageError(f"'{text}' is no sweep.", f"Write FIELD=VALUE,VALUE with one of {', '.join(FIELDS)}.")
+        raise UsageError(f"'{text}' is not a sweep.", f"Write FIELD=VALUE,VALUE with one of {', '.join(FIELDS)}.")
     return field, [int(value) for value in values.split(",")]
 
 

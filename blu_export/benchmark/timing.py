@@ -33,7 +33,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        """Summarise at least one measured time."""
+        """Summarize at least one measured time."""
         p50, p90, p99 = (float(np.percentile(seconds, p)) for p in (50, 90, 99))
         return cls(p50, p90, p99, min(seconds), len(seconds))
 

@@ -45,7 +45,7 @@ def build_engine(
         str | None, typer.Option(help="Most scratch memory while building and running: 4G, 512M.")
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Kernel timings, kept for the next build.")] = None,
-    level: Annotated[int | None, typer.Option(min=0, max=5, help="The builder's optimisation level.")] = None,
+    level: Annotated[int | None, typer.Option(min=0, max=5, help="The builder's optimization level.")] = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(help="Photos, a folder or a glob to measure precision on. Default: the demo photos."),
@@ -109,7 +109,7 @@ def parse_batch(text: str) -> Batch:
         sizes = []
     sizes = sizes * 3 if len(sizes) == 1 else sizes
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise UsageError(f"'{text}' is no range of batch sizes.", "Write MIN,OPT,MAX, for example 1,4,8.")
+        raise UsageError(f"'{text}' is not a range of batch sizes.", "Write MIN,OPT,MAX, for example 1,4,8.")
     return Batch(*sizes)
 
 
@@ -117,7 +117,7 @@ def parse_size(text: str) -> int:
     """``4G``, ``512M`` or plain bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", text.strip().upper().replace("IB", "B"))
     if match is None or (size := int(float(match[1]) * _UNITS[match[2]])) < 1:
-        raise UsageError(f"'{text}' is no amount of memory.", "Write for example 4G or 512M.")
+        raise UsageError(f"'{text}' is not an amount of memory.", "Write for example 4G or 512M.")
     return size
 
 

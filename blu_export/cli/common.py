@@ -121,7 +121,7 @@ def show_log(once: bool = False) -> None:
     """Show the package's own log (which runtime was taken, and why) on stderr.
 
     Args:
-        once: lines that are no warnings only the first time on this machine; the user's cache knows.
+        once: lines that are not warnings only the first time on this machine; the user's cache knows.
     """
     handler = logging.StreamHandler()
     if once:

@@ -185,7 +185,7 @@ def _write_sheet(path: Path, data: Dataset) -> None:
     from blu_export.files import atomic_write
 
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
-        raise UsageError(f"{path} is no picture.", "Give --out a name that ends in .jpg, .png or .webp.")
+        raise UsageError(f"{path} is not a picture.", "Give --out a name that ends in .jpg, .png or .webp.")
     picture = sheet(data)
     if picture is None:
         say("no contact sheet: there is no photo with objects that can be read")

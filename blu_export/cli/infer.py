@@ -87,7 +87,7 @@ def infer(
         int | None,
         typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour sees as well.")] = 0.2,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbor sees as well.")] = 0.2,
     nms: Annotated[
         float | None,
         typer.Option(

@@ -59,7 +59,7 @@ Examples:
 
 
 def _reader_has_gone() -> bool:
-    """Whether nobody reads stdout any more; where the system cannot tell (Windows), a broken pipe is taken for that."""
+    """Whether no one reads stdout any more; where the system cannot tell (Windows), a broken pipe is taken for that."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()

@@ -161,7 +161,7 @@ def parse_canvas(text: str) -> list[int]:
     """``512`` or ``384x256`` to [height, width]."""
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise UsageError(f"'{text}' is no canvas.", "Write 512, or 384x256 for height and width.")
+        raise UsageError(f"'{text}' is not a canvas.", "Write 512, or 384x256 for height and width.")
     return [int(sides[0]), int(sides[-1])]
 
 

@@ -58,7 +58,7 @@ class TrainProgress:
         elif now - self._said >= self.seconds and step + 1 < self.steps:
             self._said = now
             say(f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.steps}  {text}")
-        if step + 1 == self.steps:  # what follows, validation for one, is no part of a step
+        if step + 1 == self.steps:  # what follows, validation for one, is not part of a step
             self._stop()
             self._ends.clear()
 

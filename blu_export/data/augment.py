@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_VISIBLE_PIXELS = 16
-"""Objects that keep fewer pixels on the canvas are dropped: nobody could name them."""
+"""Objects that keep fewer pixels on the canvas are dropped: no one could name them."""
 MIN_VISIBLE_SHARE = 0.1
 """Of an object that a pasted one covers, at least this share must stay visible."""
 _HALF = 127
@@ -31,7 +31,7 @@ class AugmentConfig:
     brightness: float = 0.2
     """Brightness is multiplied by 1 ± this; contrast and saturation likewise."""
     tint: float = 0.05
-    """Each colour channel is multiplied by 1 ± this, as a wrong white balance does."""
+    """Each color channel is multiplied by 1 ± this, as a wrong white balance does."""
     copy_paste: float = 0.3
     """Probability that objects of another photo are pasted in (Ghiasi et al. 2021)."""
     smallest: int = 0
@@ -114,7 +114,7 @@ def random_affine(
 ) -> NDArray[np.float64]:
     """The 2x3 map from pixels of a photo (height, width) to pixels of the canvas (height, width).
 
-    Scale jitter, flip and rotation about the photo's centre; then a random crop along a side where
+    Scale jitter, flip and rotation about the photo's center; then a random crop along a side where
     the photo is larger than the canvas, and a random place where it is smaller.
     """
     scale = base_scale * float(np.exp(rng.uniform(*np.log(config.scale))))
@@ -124,7 +124,7 @@ def random_affine(
               for side, length in zip(canvas, size, strict=True)]  # fmt: skip
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     linear = np.array([[-cos if mirrored else cos, -sin], [-sin if mirrored else sin, cos]])
-    # Pixel centres lie at integers: the centre of a side of n pixels is (n - 1) / 2.
+    # Pixel centers lie at integers: the center of a side of n pixels is (n - 1) / 2.
     source = (np.array(size[::-1]) - 1) / 2
     target = np.array(offset[::-1]) + (scale * np.array(size[::-1]) - 1) / 2
     return np.concatenate([linear, (target - linear @ source)[:, None]], axis=1)
@@ -200,7 +200,7 @@ def cover_with(
     )
 
 
-def jitter_colour(image: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
+def jitter_color(image: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Vary brightness, contrast, saturation and tint of uint8 [H, W, 3]."""
     strength, tint = config.brightness, config.tint
     brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
@@ -208,8 +208,8 @@ def jitter_colour(image: NDArray[np.uint8], config: AugmentConfig, rng: np.rando
     levels = np.arange(256)[:, None] * gains * contrast + 128 * brightness * (1 - contrast)
     table = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
     image = np.asarray(cv2.LUT(image, table[None]), np.uint8)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return np.asarray(cv2.addWeighted(image, saturation, grey, 1 - saturation, 0), np.uint8)
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(image, saturation, gray, 1 - saturation, 0), np.uint8)
 
 
 def mini_masks(masks: NDArray[np.bool_], boxes: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.bool_]:

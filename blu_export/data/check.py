@@ -42,7 +42,7 @@ class Finding:
     """What was found on one photo."""
 
     classes: tuple[int, ...]
-    """Class of each object with a mask that is no crowd."""
+    """Class of each object with a mask that is not a crowd."""
     areas: tuple[int, ...]
     """Pixels of each of them."""
     crowds: int

@@ -71,7 +71,7 @@ def match_classes(dataset: Dataset, class_names: tuple[str, ...]) -> Dataset:
 
 
 def find_untrainable(dataset: Dataset) -> list[Problem]:
-    """What cannot be learned from it: all of it, or a class, for want of objects with masks that are no crowds."""
+    """What cannot be learned from it: all of it, or a class, for want of objects with masks that are not crowds."""
     objects: Counter[int] = Counter()
     without, crowds = 0, 0
     for record in dataset.records:

@@ -18,7 +18,7 @@ from blu_export.rle import Rle, decode_rle, run_lengths
 
 POLYGON_MARGIN = 1.0
 """Photo sizes by which a polygon may pass the photo's edge. pycocotools takes memory by coordinate: one of 3e8, or one
-that is no number, ends the process."""
+that is not a number, ends the process."""
 
 Segmentation = Sequence[Any] | dict[str, Any]
 """Polygons [[x1, y1, x2, y2, …], …] in pixels (their union is the object), or a COCO RLE."""
@@ -197,7 +197,7 @@ def decode_photo(content: bytes, uri: str, *, turn: bool = True) -> NDArray[np.u
     """The photo ``uri`` from its bytes: uint8 [H, W, 3], RGB; turned as its EXIF says, or not.
 
     Raises:
-        DatasetError: it is no image, or damaged.
+        DatasetError: it is not an image, or damaged.
     """
     from blu_export.image import decode
 
@@ -213,7 +213,7 @@ def orient_photo(content: bytes, record: Record, exif: str = "auto") -> tuple[ND
     """A record's photo from its bytes, uint8 [H, W, 3] RGB, and whether it was annotated unturned.
 
     Raises:
-        DatasetError: it is no image, or damaged.
+        DatasetError: it is not an image, or damaged.
     """
     image = decode_photo(content, record.uri, turn=exif != "ignore")
     size = (record.height, record.width)
@@ -293,7 +293,7 @@ def _encode_polygons(segmentation: Sequence[Sequence[float]], height: int, width
 
     polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
     if any(polygon.ndim != 1 for polygon in polygons):
-        raise ValueError("it is no list of polygons [x1, y1, x2, y2, …]")
+        raise ValueError("it is not a list of polygons [x1, y1, x2, y2, …]")
     for polygon in polygons:
         for side, values in ((width, polygon[::2]), (height, polygon[1::2])):
             near = (values >= -POLYGON_MARGIN * side) & (values <= (1 + POLYGON_MARGIN) * side)  # False for NaN

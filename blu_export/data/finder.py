@@ -28,7 +28,7 @@ def photo_head(storage: Storage, uri: str) -> PhotoHead:
     """Size and orientation of a photo, from its first bytes where they suffice.
 
     Raises:
-        DatasetError: it cannot be read, or is no image.
+        DatasetError: it cannot be read, or is not an image.
     """
     found = read_head(storage.read(uri, HEAD_BYTES))
     if found is None:
@@ -63,7 +63,7 @@ class PhotoFinder:
         if not self._is_usual(names):
             return [join(self.usual, name) for name in names]
         found = [self._find(name) for name in names]
-        # Two names that end alike, of which one photo is left: nobody can tell whose it is.
+        # Two names that end alike, of which one photo is left: no one can tell whose it is.
         named: defaultdict[str, set[str]] = defaultdict(set)
         for name, uri in zip(names, found, strict=True):
             if uri is not None:

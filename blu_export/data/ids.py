@@ -25,7 +25,7 @@ class Ids(Generic[T]):
         """Take in an id that is not there yet.
 
         Raises:
-            ValueError: it is no id.
+            ValueError: it is not an id.
         """
         self._exact[check_id(key)] = value
         loose = _loosely(key)
@@ -35,7 +35,7 @@ class Ids(Generic[T]):
         """The value of exactly this id.
 
         Raises:
-            ValueError: it is no id.
+            ValueError: it is not an id.
         """
         return self._exact.get(check_id(key))
 

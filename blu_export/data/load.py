@@ -44,7 +44,7 @@ def load_dataset(
 
     Args:
         source: path or URL of a COCO instances file, of a folder that holds one for each part (COCO's own names, and
-            those of labelling tools) or one alone, of a folder in the layout of DeepFashion2, or of what another
+            those of labeling tools) or one alone, of a folder in the layout of DeepFashion2, or of what another
             tool of ``formats.others`` wrote.
         split: ``train`` or ``val``: which part of a folder. A folder without parts is taken as a whole.
         images: folder or URL of the photos, where it is not the usual one.
@@ -91,8 +91,8 @@ def _load(
     if not (storage.is_folder(source) or storage.file(source)):
         raise DatasetError(f"There is no {source}.", "Check the path.")
     raise DatasetError(
-        f"{source} is no data set with a part '{split}'{f'; it has {other!r}' if other else ''}.",
-        f"Give a COCO file, a folder with instances_{split}.json or a file that a labelling tool exported, or one "
+        f"{source} is not a data set with a part '{split}'{f'; it has {other!r}' if other else ''}.",
+        f"Give a COCO file, a folder with instances_{split}.json or a file that a labeling tool exported, or one "
         f"with DeepFashion2's {deepfashion2.FOLDERS[split][0]}/{deepfashion2.ANNOTATIONS}.",
     )
 

@@ -19,7 +19,7 @@ from blu_export.data.augment import (
     AugmentConfig,
     Canvas,
     Photo,
-    jitter_colour,
+    jitter_color,
     mask_box,
     mini_masks,
     paste,
@@ -104,7 +104,7 @@ class SampleMaker:
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __call__(self, number: int) -> Sample:
-        """Sample ``number``: ``image`` uint8 [H, W, 3], ``gt_boxes`` float32 [G, 4] (normalised),
+        """Sample ``number``: ``image`` uint8 [H, W, 3], ``gt_boxes`` float32 [G, 4] (normalized),
         ``gt_class_ids`` int32 [G] (negative: crowd; 0: unused row), ``gt_masks`` bool [G, h, w],
         ``replaced`` bool (its photo cannot be read: it shows another), and what ``encode`` adds.
 
@@ -123,7 +123,7 @@ class SampleMaker:
             if rng.random() < augment.copy_paste:
                 other = self._draw(self.photos[int(order[rng.integers(len(order))])], rng)
                 canvas = paste(canvas, other, (rng.random(len(other.masks)) < 0.5) & ~other.iscrowd)
-        sample = self._finish(canvas, jitter_colour(canvas.image, config.augment, rng), rng)
+        sample = self._finish(canvas, jitter_color(canvas.image, config.augment, rng), rng)
         return sample | {"replaced": np.array(index in self.photos.unreadable)}
 
     def _store(self, dataset: Dataset) -> PhotoStore:
@@ -162,7 +162,7 @@ class SampleMaker:
                 continue
             affine = person_affine(cutout_box(photo), self.config.canvas, augment, rng)
             person = place(photo, affine, self.config.canvas)
-            person = replace(person, image=jitter_colour(person.image, augment, rng))
+            person = replace(person, image=jitter_color(person.image, augment, rng))
             canvas = paste_person(canvas, person, rng)
         return canvas
 

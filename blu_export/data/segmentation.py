@@ -28,7 +28,7 @@ def normalize(value: Any) -> Segmentation:
     list where there is nothing.
 
     Raises:
-        ValueError: it is no outline.
+        ValueError: it is not an outline.
     """
     if isinstance(value, str):
         value = json.loads(value) if value.strip() else []
@@ -37,7 +37,7 @@ def normalize(value: Any) -> Segmentation:
     if isinstance(value, dict):
         return _normalize_rle(value)
     if not isinstance(value, list):
-        raise ValueError(f"a {type(value).__name__} is no outline")
+        raise ValueError(f"a {type(value).__name__} is not an outline")
     if isinstance(value[0], dict) and "counts" in value[0]:
         return _merge([_normalize_rle(each) for each in value])
     if _is_polygon(value):
@@ -45,7 +45,7 @@ def normalize(value: Any) -> Segmentation:
     try:
         polygons = [_polygon(each) for each in value]
     except (TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"it is no list of polygons [x1, y1, x2, y2, …]: {error}") from error
+        raise ValueError(f"it is not a list of polygons [x1, y1, x2, y2, …]: {error}") from error
     return [polygon for polygon in polygons if len(polygon) >= MIN_VALUES]
 
 
@@ -102,7 +102,7 @@ def _polygon(value: Any) -> NDArray[Any]:
     if points.ndim == 2 and points.shape[1] == 2:
         points = points.ravel()
     if points.ndim != 1:
-        raise ValueError("it is no list of polygons [x1, y1, x2, y2, …]")
+        raise ValueError("it is not a list of polygons [x1, y1, x2, y2, …]")
     if len(points) % 2:
         raise ValueError(f"a polygon has {len(points)} numbers, which is odd")
     if not math.isfinite(points.sum()):
@@ -117,7 +117,7 @@ def _normalize_rle(value: dict[str, Any]) -> dict[str, Any]:
         height, width = (int(float(side)) for side in value["size"])
         counts = value["counts"]
     except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"it is no RLE: {error!r}") from error
+        raise ValueError(f"it is not a RLE: {error!r}") from error
     if height < 0 or width < 0 or height * width > MAX_PIXELS:
         raise ValueError(f"no photo is {width}x{height}")
     if isinstance(counts, bytes):
@@ -126,7 +126,7 @@ def _normalize_rle(value: dict[str, Any]) -> dict[str, Any]:
         try:
             runs = [int(count) for count in counts]
         except (TypeError, OverflowError) as error:
-            raise ValueError(f"the counts are no numbers: {error}") from error
+            raise ValueError(f"the counts are not numbers: {error}") from error
         if min(runs, default=0) < 0 or sum(runs) != height * width:
             raise ValueError(f"the runs do not add up to {height * width} pixels")
         encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)

@@ -190,7 +190,7 @@ class RemoteStorage:
             from aiohttp import ClientError as HttpError
             from botocore.exceptions import BotoCoreError, ClientError
 
-            # ValueError: what botocore raises for an endpoint that is no URL.
+            # ValueError: what botocore raises for an endpoint that is not a URL.
             self._failures += (HttpError, BotoCoreError, ClientError, ValueError)
             # boto would repeat inside our repetitions.
             config = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}

@@ -47,7 +47,7 @@ class CanvasComparison:
         return sum(result.matched for result in self.matches)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as stored in the artefact."""
+        """JSON values, as stored in the artifact."""
         ious = np.concatenate([result.mask_iou for result in self.matches]) if self.matches else np.zeros(0)
         values: dict[str, Any] = {
             "approximation": True,

@@ -143,7 +143,7 @@ class Expectation:
         found = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\d*\.?\d+)\s*", text)
         if found is None or found[1] not in NAMES:
             raise UsageError(
-                f"'{text}' is no expectation.", f"Write for example mask_ap>=0.30. Names are {', '.join(NAMES)}."
+                f"'{text}' is not an expectation.", f"Write for example mask_ap>=0.30. Names are {', '.join(NAMES)}."
             )
         return cls(found[1], found[2], float(found[3]))
 

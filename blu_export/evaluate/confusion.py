@@ -128,8 +128,8 @@ def write_confusion(csv_path: Path, picture: Path, matrix: NDArray[np.int64], cl
     if len(names) <= NUMBERED_CLASSES:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
-                colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
+                color = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set(xlabel="found", ylabel="annotated", title=f"IoU {MATCH_IOU:g} and more")

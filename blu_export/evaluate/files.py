@@ -34,7 +34,7 @@ def plot_precision_recall(path: Path, evaluation: Evaluation) -> None:
         MissingDependencyError: matplotlib is not installed.
     """
     figure = import_extra("matplotlib.figure").Figure(figsize=(6.5 * len(KINDS), 5), layout="constrained")
-    colours = import_extra("matplotlib").colormaps["tab20"].colors
+    colors = import_extra("matplotlib").colormaps["tab20"].colors
     recall = np.linspace(0, 1, 101)
     names = evaluation.class_names[1:]
     for axes, (kind, scores) in zip(
@@ -43,7 +43,7 @@ def plot_precision_recall(path: Path, evaluation: Evaluation) -> None:
         precision = np.where(scores.precision > -1, scores.precision, np.nan)  # [IoU, recall, class]
         for k, name in enumerate(names if len(names) <= LEGEND_CLASSES else ()):
             label = f"{name} {scores.classes[name]['ap50']:.2f}"
-            axes.plot(recall, precision[0, :, k], color=colours[k], linewidth=1, label=label)
+            axes.plot(recall, precision[0, :, k], color=colors[k], linewidth=1, label=label)
         there = ~np.isnan(precision[0, 0])
         for label, values, style in (
             (f"mean, IoU 0.5: {scores.summary['ap50']:.3f}", precision[0], "-"),

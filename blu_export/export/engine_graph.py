@@ -141,7 +141,7 @@ def prepare(
         )
     if found == "int8":
         raise UsageError(
-            f"{path} is quantised for processors, whose int8 differs from TensorRT's.",
+            f"{path} is quantized for processors, whose int8 differs from TensorRT's.",
             "Name the float32 file that it was made from.",
         )
     parts = split(model, spec)

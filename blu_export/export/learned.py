@@ -1,8 +1,8 @@
 """The subnetworks: from Keras layers to plain ONNX convolutions, through tf2onnx.
 
-Three things keep the conversion to seconds and its result lean. Batch normalisation is folded into
+Three things keep the conversion to seconds and its result lean. Batch normalization is folded into
 the layer before it in NumPy. The weights are *inputs* of the traced function, so that tf2onnx, which
-copies its whole graph before every optimisation, never sees them; ``tidy`` attaches them afterwards.
+copies its whole graph before every optimization, never sees them; ``tidy`` attaches them afterwards.
 And layers whose natural ONNX form is slow are exchanged for equal ones before the trace.
 """
 
@@ -144,7 +144,7 @@ def _convert(
 
 
 def _inference_form(model: Model, flat: bool) -> tuple[Model, dict[str, NDArray[np.float32]]]:
-    """The same function without batch normalisation, and its weights as ``layer/kernel``, ``layer/bias``.
+    """The same function without batch normalization, and its weights as ``layer/kernel``, ``layer/bias``.
 
     With ``flat`` the input is a flattened map, and convolutions, which then see one position only, are
     matrix products: ONNX Runtime is seven times slower on such a convolution than on the product.

@@ -315,7 +315,7 @@ def _check_request(output: Path, target: str, opset: int, precision: str, conver
         if value not in known:
             raise UsageError(f"There is no {name} {value}.", f"It must be one of {', '.join(map(str, known))}.")
     if output.suffix != ".onnx":
-        raise UsageError(f"{output} is no name for an ONNX file.", "Let it end in .onnx.")
+        raise UsageError(f"{output} is not a name for an ONNX file.", "Let it end in .onnx.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder.", "Name a file.")
     require_writable(output)

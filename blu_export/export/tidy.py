@@ -221,13 +221,13 @@ def _sub_pixel(graph: _Graph, node: onnx.NodeProto) -> None:
     """A 2×2 transposed convolution of stride 2 as a 1×1 convolution and a view of its channels as rows.
 
     [R, C, h, w] becomes [R × 4, D, h, w], where the plain form gives [R, D, 2 h, 2 w]; later layers must
-    work on single pixels. It runs as a convolution (and quantises as one), and nothing is moved.
+    work on single pixels. It runs as a convolution (and quantizes as one), and nothing is moved.
     """
     kernel = graph.constants[node.input[1]]  # [C, D, 2, 2]
     channels, depth, *taps = kernel.shape
     activation = next(n for n in graph.nodes if node.output[0] in n.input)
     if list(_attribute(node, "strides")) != taps or any(_attribute(node, "pads", [0])) or activation.op_type != "Relu":
-        raise ValueError(f"{node.name} is no up-sampling by its own kernel's size with a ReLU after it.")
+        raise ValueError(f"{node.name} is not an up-sampling by its own kernel's size with a ReLU after it.")
     count = int(np.prod(taps))
     wide = kernel.transpose(2, 3, 1, 0).reshape(count * depth, channels, 1, 1)
     labels = [graph.labels[n] for n in node.input[1:]]

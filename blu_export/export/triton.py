@@ -83,7 +83,7 @@ class TritonSettings:
 
     def __post_init__(self) -> None:
         if self.name is not None and not _NAME.fullmatch(self.name):
-            raise UsageError(f"'{self.name}' is no model name.", "Use letters, digits, '_', '.' and '-'.")
+            raise UsageError(f"'{self.name}' is not a model name.", "Use letters, digits, '_', '.' and '-'.")
         if self.kind not in KINDS:
             raise UsageError(f"There is no kind '{self.kind}'.", f"Kinds are {', '.join(KINDS)}.")
         for field in ("max_batch", "instances", "frontends"):

@@ -49,12 +49,12 @@ class Canvas:
             # Cast first: TensorRT takes uint8 at its inputs only.
             return self.pixels.cast(np.float32).transpose(0, 3, 1, 2) - self.graph.const(mean, "mean_pixel")
 
-    def normalise(self, window: Value) -> Value:
-        """Windows float32 [B, 4] from pixels to normalised coordinates (the original's ``norm_boxes``)."""
+    def normalize(self, window: Value) -> Value:
+        """Windows float32 [B, 4] from pixels to normalized coordinates (the original's ``norm_boxes``)."""
         return (window - np.array([0, 0, 1, 1], np.float32)) / self.far
 
     def anchors(self, index: Value) -> Value:
-        """Normalised anchors float32 [B, k, 4] of anchor numbers int64 [B, k]."""
+        """Normalized anchors float32 [B, k, 4] of anchor numbers int64 [B, k]."""
         if self.spec.canvas:
             table = self.graph.const(pyramid_anchors(self.spec, self.spec.canvas), "anchors")
             return table.rows(index)

@@ -22,7 +22,7 @@ from blu_export.spec import ModelSpec
 def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str = "portable") -> onnx.ModelProto:
     """Join ``subnetworks`` into the model that runners load.
 
-    Parts may be float32, float16 or quantised inside; where a part's input or output is float16, the
+    Parts may be float32, float16 or quantized inside; where a part's input or output is float16, the
     cast to and from the float32 of the box arithmetic is put at that seam.
 
     Args:

@@ -28,13 +28,13 @@ def detect(
     """Refine, filter and thin the ROIs of each image (the original's ``DetectionLayer``).
 
     Args:
-        rois: float32 [B, R, 4], normalised.
+        rois: float32 [B, R, 4], normalized.
         logits: float32 [B × R, K].
         deltas: float32 [B × R, 4 × K], raw output of the box head.
         window: float32 [B, 4], the photo on its canvas, pixels.
 
     Returns:
-        detections float32 [B, N, 6] (y1, x1, y2, x2 normalised, class id, score), best first, unused
+        detections float32 [B, N, 6] (y1, x1, y2, x2 normalized, class id, score), best first, unused
         rows zero; and float32 [B, N, 1] that is 1 for rows in use.
     """
     count, classes = spec.post_nms_rois_inference, spec.num_classes
@@ -46,7 +46,7 @@ def detect(
         first_class = graph.op("Range", 0, graph.op("Size", class_ids), 1) * classes
         own_deltas = deltas.reshape(-1, 4).rows(first_class + class_ids).reshape(-1, count, 4)
         near, far = decode(graph, own_deltas, rois, spec.bbox_std_dev)
-        low, high = canvas.normalise(window).unsqueeze(1).split(2, 2)
+        low, high = canvas.normalize(window).unsqueeze(1).split(2, 2)
         corners = [graph.op("Max", graph.op("Min", corner, high), low) for corner in (near, far)]
         confident = (class_ids > 0) & (scores >= spec.detection_min_confidence)
         ranked = graph.where(confident, scores, DROPPED).reshape(-1, count)

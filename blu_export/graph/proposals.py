@@ -30,7 +30,7 @@ def propose(
         deltas: float32 [B, A, 4], the RPN's raw output.
 
     Returns:
-        float32 [B, post_nms_rois_inference, 4], normalised, clipped to the canvas; unused rows are zero, and come
+        float32 [B, post_nms_rois_inference, 4], normalized, clipped to the canvas; unused rows are zero, and come
         last. And float32 [B, post_nms_rois_inference, 1] that is 1 for rows in use.
     """
     with graph.stage("proposals"):

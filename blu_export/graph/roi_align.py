@@ -1,4 +1,4 @@
-"""ROI align over the feature pyramid: ``crop_and_resize`` as a gather of four neighbours."""
+"""ROI align over the feature pyramid: ``crop_and_resize`` as a gather of four neighbors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def roi_align(
     """Pool each ROI from the level of the pyramid that suits its size.
 
     Args:
-        boxes: float32 [R, 4], normalised; rows may be empty boxes.
+        boxes: float32 [R, 4], normalized; rows may be empty boxes.
         image_of: int64 [R], which image of the batch each ROI lies on.
         pyramid: [B × cells, C], from ``join_pyramid``.
         size: side of the pooled square.
@@ -51,10 +51,10 @@ def roi_align(
     position = (near * last).unsqueeze(2) + step.unsqueeze(2) * np.arange(size, dtype=np.float32)  # [R, 2, size]
     low = graph.op("Floor", position)
     high_share = position - low
-    # [R, 2 (y or x), size, 2 (low or high neighbour)]
-    neighbours = graph.concat([v.unsqueeze(3) for v in (low, graph.op("Ceil", position))], axis=3).cast(np.int64)
+    # [R, 2 (y or x), size, 2 (low or high neighbor)]
+    neighbors = graph.concat([v.unsqueeze(3) for v in (low, graph.op("Ceil", position))], axis=3).cast(np.int64)
     shares = graph.concat([v.unsqueeze(3) for v in (1.0 - high_share, high_share)], axis=3)
-    y, column = (v.reshape(-1, size, 2) for v in neighbours.split(1, 1, axis=1))
+    y, column = (v.reshape(-1, size, 2) for v in neighbors.split(1, 1, axis=1))
     share_y, share_x = (v.reshape(-1, size, 2) for v in shares.split(1, 1, axis=1))
     first = canvas.pyramid_starts.rows(level) + image_of * canvas.cells  # [R]: of the level and image in the table
     row = y * extent.slice(1, 2, axis=1).unsqueeze(2) + first.reshape(-1, 1, 1)
@@ -73,7 +73,7 @@ def roi_align(
             pooled = part if pooled is None else pooled + part
         assert pooled is not None
         return pooled
-    # A product for each row of output cells, of the two rows of neighbours below it: far fewer and
+    # A product for each row of output cells, of the two rows of neighbors below it: far fewer and
     # larger products than one for each cell, although most of their weights are zero.
     index = (row.unsqueeze(3) + column.reshape(-1, 1, 1, 2 * size)).reshape(-1, 4 * size)
     own_columns = np.repeat(np.eye(size, dtype=np.float32), 2, axis=1)

@@ -122,7 +122,7 @@ def _following_canvas(height: int, width: int, spec: ModelSpec) -> tuple[int, in
 def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """``skimage.transform.resize(order=1, mode="constant", preserve_range=True)``, then a cast, to the last bit.
 
-    The cast cuts decimals off, so a flat grey of 114 may become 113 by the rounding of the weights.
+    The cast cuts decimals off, so a flat gray of 114 may become 113 by the rounding of the weights.
     To be wrong in the same places the products are made and summed in the order of scipy's zoom.
     """
     channels = image.shape[2]
@@ -141,7 +141,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     for start in range(0, height, ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         needed, place = np.unique(rows[:, block], return_inverse=True)
-        # [source row, left or right neighbour, output column and channel]
+        # [source row, left or right neighbor, output column and channel]
         source = image[needed].take(columns.ravel(), axis=1, mode="clip").reshape(len(needed), 2, -1).astype(work)
         for line, (above, below), (above_weight, below_weight) in zip(
             resized[block], place.reshape(2, -1).T, row_weights[:, block].T, strict=True
@@ -160,7 +160,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 def _taps(size: int, resized: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Neighbours and weights of linear interpolation along one axis, [2, resized]; zero weight outside."""
+    """Neighbors and weights of linear interpolation along one axis, [2, resized]; zero weight outside."""
     position = (np.arange(resized) + 0.5) * (size / resized) - 0.5
     first = np.floor(position)
     weight = 1 - (position - first)

@@ -255,16 +255,16 @@ def _orientation(image: PilImage.Image, name: str) -> int:
 
 def _to_rgb(image: PilImage.Image, name: str, bits: int | None) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        tags = getattr(image, "tag_v2", {})  # of a TIFF, whose grey may have fewer bits, and begin with white
-        grey = _upper_bits(np.asarray(image), tags.get(_BITS_PER_SAMPLE, (16,))[0], tags.get(_MAX_SAMPLE_VALUE), bits)
+        tags = getattr(image, "tag_v2", {})  # of a TIFF, whose gray may have fewer bits, and begin with white
+        gray = _upper_bits(np.asarray(image), tags.get(_BITS_PER_SAMPLE, (16,))[0], tags.get(_MAX_SAMPLE_VALUE), bits)
         if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
-            grey = 255 - grey
-        return np.repeat(grey[..., None], 3, axis=2)
+            gray = 255 - gray
+        return np.repeat(gray[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32 bits per value, which has no agreed range.", "Convert it to 8 or 16 bits.")
     if image.mode in ("RGBa", "La"):  # alpha already multiplied in: take it out before it is dropped
         image = image.convert(image.mode[:-1] + "A")
-    if "transparency" in image.info:  # a transparent colour keeps its colour
+    if "transparency" in image.info:  # a transparent color keeps its color
         image = image.copy()
         del image.info["transparency"]
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

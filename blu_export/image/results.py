@@ -19,7 +19,7 @@ def unmold(detections: NDArray[np.float32], masks: NDArray[np.float32], molded: 
     """The detections of one photo, from what a Runner gave for its canvas.
 
     Args:
-        detections: float32 [N, 6], rows (y1, x1, y2, x2, class id, score), boxes normalised to the
+        detections: float32 [N, 6], rows (y1, x1, y2, x2, class id, score), boxes normalized to the
             canvas; the first row of class 0 ends them.
         masks: float32 [N, h, w], 0..1.
         molded: the photo as ``mold`` made it; only its sizes and window are used.
@@ -105,7 +105,7 @@ def _resize_mask(mask: NDArray[np.float32], place: NDArray[np.float32]) -> NDArr
 
     The original takes the outside of the mask as 0, where OpenCV repeats its edge. The weights are a
     product of one per axis, so the one is the other times a ramp on the pixels beyond the outermost
-    sample centres.
+    sample centers.
     """
     height, width = place.shape
     values: NDArray[np.float32] = cv2.resize(mask, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)

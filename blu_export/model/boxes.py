@@ -39,7 +39,7 @@ def clip(boxes: Any, window: Any) -> Any:
 
 
 def normalize_window(window: Any, canvas_shape: Any) -> Any:
-    """Windows float32 [B, 4] from pixels to normalised coordinates of a canvas int [2]."""
+    """Windows float32 [B, 4] from pixels to normalized coordinates of a canvas int [2]."""
     height, width = tf.unstack(tf.cast(canvas_shape, tf.float32) - 1.0)
     return (window - tf.constant([0.0, 0.0, 1.0, 1.0])) / tf.stack([height, width, height, width])
 

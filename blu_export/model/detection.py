@@ -17,13 +17,13 @@ def select_detections(rois: Any, probabilities: Any, deltas: Any, window: Any, s
     """Refine, filter and thin the ROIs of each image.
 
     Args:
-        rois: float32 [B, R, 4], normalised.
+        rois: float32 [B, R, 4], normalized.
         probabilities: float32 [B, R, K].
         deltas: float32 [B, R, K, 4], raw output of the box head.
-        window: float32 [B, 4], the photo on its canvas, normalised.
+        window: float32 [B, 4], the photo on its canvas, normalized.
 
     Returns:
-        float32 [B, detection_max_instances, 6]: y1, x1, y2, x2 (normalised), class id, score; best
+        float32 [B, detection_max_instances, 6]: y1, x1, y2, x2 (normalized), class id, score; best
         first; unused rows are zero.
     """
     count = spec.detection_max_instances

@@ -1,7 +1,7 @@
 """The subnetworks, written as ONNX directly from the tensors: they are a closed set of layers.
 
 The result is that of ``learned``, which traces the Keras model and is the independent check: same names, same
-layout, batch normalisation folded into the layer before it.
+layout, batch normalization folded into the layer before it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from blu_export.model.layers import LITE0_OUTPUTS, MASK_CONVS, RESNET_STAGES, bl
 from blu_export.spec import ModelSpec, resnet_blocks
 
 NORM_EPSILON = 1e-3
-"""Of every batch normalisation of the original."""
+"""Of every batch normalization of the original."""
 LEVELS = (2, 3, 4, 5, 6)
 
 Shape = Sequence[int | str | None]
@@ -58,7 +58,7 @@ class _Part:
         depthwise: bool = False,
         output: str | None = None,
     ) -> Value:
-        """A convolution with the normalisation after it; ``SAME`` padding unless ``padding`` is given."""
+        """A convolution with the normalization after it; ``SAME`` padding unless ``padding`` is given."""
         kernel, bias = self.folded(layer, norm, depthwise)
         size = kernel.shape[0]
         kernel = kernel.transpose(2, 3, 0, 1) if depthwise else kernel.transpose(3, 2, 0, 1)
@@ -100,7 +100,7 @@ class _Part:
     def folded(
         self, layer: str, norm: str | None, depthwise: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Kernel and bias with the normalisation after them taken over, computed in float64."""
+        """Kernel and bias with the normalization after them taken over, computed in float64."""
         kernel, *rest = (tensor for _, tensor in self.layers[layer])
         if norm is None:
             return kernel, rest[0]

@@ -54,7 +54,7 @@ class Unreadable(Exception):
     Attributes:
         line: of the file.
         text: what stands there.
-        why: more than that it is no plain value.
+        why: more than that it is not a plain value.
     """
 
     def __init__(self, node: ast.AST, why: str = "") -> None:

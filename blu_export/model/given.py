@@ -98,7 +98,7 @@ def assumptions(spec: ModelSpec) -> str:
 
 
 def assumed_line(spec: ModelSpec) -> str:
-    """What people must know about a spec of which nobody said all; empty where somebody did."""
+    """What people must know about a spec of which no one said all; empty where somebody did."""
     known = assumptions(spec)
     return f"not in the file, the original's defaults: {known}: give --config or --set" if known else ""
 

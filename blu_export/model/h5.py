@@ -65,7 +65,7 @@ class StoredWeights(NamedTuple):
     spec: str | None
     """JSON of the model spec that our own files carry."""
     not_float: dict[str, str]
-    """``layer/tensor`` -> type of the tensors that were left out since they are no floats: counters, states of
+    """``layer/tensor`` -> type of the tensors that were left out since they are not floats: counters, states of
     random generators."""
 
 

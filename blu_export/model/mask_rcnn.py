@@ -51,7 +51,7 @@ class MaskRCNN(keras.Model):
         return {layer.name: layer for part in parts for layer in part.layers if layer.weights}
 
     def anchors(self, canvas_shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Normalised anchors [A, 4] of a canvas (height, width); cached."""
+        """Normalized anchors [A, 4] of a canvas (height, width); cached."""
         found: NDArray[np.float32] = self._anchors(*canvas_shape)
         return found
 
@@ -86,7 +86,7 @@ class MaskRCNN(keras.Model):
         """What follows from the proposals: the tensors of ``contract.STAGES`` after ``rois``.
 
         Args:
-            rois: float32 [B, R, 4], normalised.
+            rois: float32 [B, R, 4], normalized.
             pyramid: P2..P5.
             window: float32 [B, 4], pixels.
             shape: int [2], (height, width) of the canvas.

@@ -1,4 +1,4 @@
-"""Batch normalisation at inference is a factor and an offset, which the layer before it can take over."""
+"""Batch normalization at inference is a factor and an offset, which the layer before it can take over."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from blu_export.model.mask_rcnn import MaskRCNN
 
 
 def norms_by_layer(model: Model) -> dict[str, layers.BatchNormalization]:
-    """The normalisation behind each layer that has one, by the layer's name."""
+    """The normalization behind each layer that has one, by the layer's name."""
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     return {norm.input._keras_history.operation.name: norm for norm in norms}
 
 
 def folded(layer: layers.Layer, norm: layers.BatchNormalization | None) -> list[NDArray[np.float32]]:
-    """Kernel and bias of a layer with the normalisation after it folded in (in float64)."""
+    """Kernel and bias of a layer with the normalization after it folded in (in float64)."""
     kernel, *rest = (np.asarray(w, np.float64) for w in layer.get_weights())
     if norm is not None:
         mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
@@ -32,7 +32,7 @@ def folded(layer: layers.Layer, norm: layers.BatchNormalization | None) -> list[
 
 
 def fold_normalization(model: MaskRCNN) -> None:
-    """Give every normalisation's factor to the kernel before it; the normalisation keeps the offset alone.
+    """Give every normalization's factor to the kernel before it; the normalization keeps the offset alone.
 
     The model computes the same. A kernel that is rounded afterwards, to be stored in 16 bits, is then the very
     one that is exported, so that both files hold one model.

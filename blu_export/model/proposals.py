@@ -18,12 +18,12 @@ def propose(
     Args:
         scores: float32 [B, A], foreground probability of each anchor.
         deltas: float32 [B, A, 4], the RPN's raw output.
-        anchors: float32 [A, 4], normalised.
+        anchors: float32 [A, 4], normalized.
         count: rows to return; default ``post_nms_rois_inference``.
         pre_nms_limit: anchors to consider; default the spec's.
 
     Returns:
-        float32 [B, count, 4], normalised, clipped to the canvas; unused rows are zero.
+        float32 [B, count, 4], normalized, clipped to the canvas; unused rows are zero.
     """
     count = count or spec.post_nms_rois_inference
     limit = tf.minimum(pre_nms_limit or spec.pre_nms_limit, tf.shape(anchors)[0])

@@ -104,7 +104,7 @@ def compare(
 
     Args:
         ignored: names or patterns of layers that the model may lack.
-        not_float: ``layer/tensor`` -> type of tensors that are no weights.
+        not_float: ``layer/tensor`` -> type of tensors that are not weights.
 
     Raises:
         UsageError: an ignored layer is the model's, or is not in the file.

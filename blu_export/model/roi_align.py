@@ -14,7 +14,7 @@ def pyramid_roi_align(boxes: Any, pyramid: list[Any], pool_size: int, canvas_sha
     """Pool each ROI from the level of the pyramid that suits its size.
 
     Args:
-        boxes: float32 [B, R, 4], normalised; rows may be empty boxes.
+        boxes: float32 [B, R, 4], normalized; rows may be empty boxes.
         pyramid: P2..P5, each [B, h, w, C].
         pool_size: side of the pooled square.
         canvas_shape: int [2], (height, width) in pixels.

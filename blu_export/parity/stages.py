@@ -2,7 +2,7 @@
 
 Keras gives its stages by name. An ONNX file gives them once they are named as outputs too, since the
 exporter keeps the names of the layers. Rows of proposals are paired before they are compared: two
-that swap places in a near-tie are no drift.
+that swap places in a near-tie are not drift.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StageDrift:
 
     @property
     def drifted(self) -> bool:
-        """Beyond the limit, in values or (ten times the limit) in rows; also where it is no number."""
+        """Beyond the limit, in values or (ten times the limit) in rows; also where it is not a number."""
         return not (self.drift <= self.limit and self.lost <= min(10 * self.limit, 1))
 
 
@@ -156,5 +156,5 @@ def _relative_error(reference: Array, candidate: Array) -> float:
 
 def _softmax(logits: Array) -> Array:
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    normalised: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return normalised
+    normalized: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return normalized

@@ -57,7 +57,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """False also for a value that is no number."""
+        """False also for a value that is not a number."""
         return self.value >= self.least
 
 
@@ -165,9 +165,9 @@ class ParityReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as stored in the artefact under ``blu_parity``.
+        """JSON values, as stored in the artifact under ``blu_parity``.
 
-        Of the worst image only the file's name: where it lay is nobody's business where the artefact goes.
+        Of the worst image only the file's name: where it lay is no one's business where the artifact goes.
         """
         boxes, scores, masks = (self._all(name) for name in ("box_error", "score_error", "mask_iou"))
         values: dict[str, Any] = {

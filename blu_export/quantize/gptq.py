@@ -1,7 +1,7 @@
 """Kernels rounded to half so that the errors cancel.
 
 The nearest half is the best for each weight alone, not for a layer, which sums many products of inputs that
-resemble each other (neighbouring pixels, channels that are never negative): what one weight loses, those after it
+resemble each other (neighboring pixels, channels that are never negative): what one weight loses, those after it
 can make up for. This is GPTQ's rounding (Frantar et al., 2023): a column at a time, each error spread over the
 columns that are left by the inverse of the inputs' second moments, here in diagonal blocks. What remains of the
 error in the mean goes into the bias.

@@ -30,7 +30,7 @@ def to_half(part: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProt
 
     Args:
         part: float32, as ``subnetworks`` makes it, or with Q/DQ nodes inside (then of opset 19 or later).
-        keep: names of nodes that stay float32; neighbours among them pass float32 to each other.
+        keep: names of nodes that stay float32; neighbors among them pass float32 to each other.
 
     Returns:
         The same graph with a half-precision input. Its outputs are half too; if one of them is made by a

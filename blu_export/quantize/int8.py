@@ -1,9 +1,9 @@
-"""int8 for a subnetwork: Q/DQ nodes with ranges from real photos, by ONNX Runtime's quantiser.
+"""int8 for a subnetwork: Q/DQ nodes with ranges from real photos, by ONNX Runtime's quantizer.
 
 Two forms, since two kinds of hardware want different things. Processors multiply unsigned activations
-by signed weights and fuse a layer with the quantisation of its output; without VNNI they add pairs of products in
+by signed weights and fuse a layer with the quantization of its output; without VNNI they add pairs of products in
 16 bits, so weights have 7 bits there. TensorRT wants symmetric scales, biases in floating point, and no
-quantisation behind a layer that the next one does not ask for.
+quantization behind a layer that the next one does not ask for.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from blu_export.quantize.sensitivity import LayerError, Rounded, layer_errors
 
 METHODS = ("minmax", "percentile", "entropy")
 """How a range follows from what was seen; ``minmax`` keeps everything."""
-QUANTISED = ["Conv", "Gemm"]
+QUANTIZED = ["Conv", "Gemm"]
 INT8_LARGEST = 127
 SMALLEST_SCALE = 2.0**-17
 """For TensorRT scales become half: smaller ones keep too few bits there, and those of dead channels would be zero."""
 
 
-def quantise(
+def quantize(
     part: onnx.ModelProto,
     samples: Sequence[NDArray[np.float32]],
     target: str,
@@ -55,7 +55,7 @@ def quantise(
     quantization = import_extra("onnxruntime.quantization")
     part = at_opset(part, HALF_SCALES_OPSET)
     given = onnx.ModelProto()
-    given.CopyFrom(part)  # the quantiser moves the weights of what it is given out of it
+    given.CopyFrom(part)  # the quantizer moves the weights of what it is given out of it
     # The stride collects one sample at a time, with every method: histograms need all tensors of a sample.
     options: dict[str, Any] = {"CalibStridedMinMax": 1, "WeightSymmetric": True}
     activation = quantization.QuantType.QUInt8
@@ -64,21 +64,21 @@ def quantise(
         options |= {
             "ActivationSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": QUANTISED,
+            "OpTypesToExcludeOutputQuantization": QUANTIZED,
             "QDQKeepRemovableActivations": True,
             "MinimumRealRange": 2 * INT8_LARGEST * SMALLEST_SCALE,
         }
     methods = quantization.CalibrationMethod
     reader = _reader(quantization, part.graph.input[0].name, samples)
     with tempfile.TemporaryDirectory(prefix="blu-int8-") as folder, warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")  # about the quantiser's own use of NumPy
+        warnings.simplefilter("ignore")  # about the quantizer's own use of NumPy
         path = Path(folder) / "part.onnx"
         quantization.quantize_static(
             given,
             path,
             reader,
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=QUANTISED,
+            op_types_to_quantize=QUANTIZED,
             per_channel=True,
             reduce_range=target == "portable",
             activation_type=activation,
@@ -105,12 +105,12 @@ def at_opset(part: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def int8_costs(
-    part: onnx.ModelProto, quantised: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]
+    part: onnx.ModelProto, quantized: onnx.ModelProto, samples: Sequence[NDArray[np.float32]]
 ) -> list[LayerError]:
-    """What int8 costs each layer: a float32 part and the same part after ``quantise``."""
-    tensors = {t.name: numpy_helper.to_array(t) for t in quantised.graph.initializer}
-    makers = {name: node for node in quantised.graph.node for name in node.output}
-    layers = {node.name: node for node in quantised.graph.node}
+    """What int8 costs each layer: a float32 part and the same part after ``quantize``."""
+    tensors = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    makers = {name: node for node in quantized.graph.node for name in node.output}
+    layers = {node.name: node for node in quantized.graph.node}
 
     def rounded(node: onnx.NodeProto) -> Rounded:
         new_nodes: list[onnx.NodeProto] = []
@@ -119,12 +119,12 @@ def int8_costs(
         for place, (name, found) in enumerate(zip(node.input, layers[node.name].input, strict=True)):
             maker = makers.get(found)
             if maker is None or maker.op_type != "DequantizeLinear" or place > 1:
-                names.append(name)  # not quantised, or a bias, which costs nothing to speak of
+                names.append(name)  # not quantized, or a bias, which costs nothing to speak of
                 continue
             label = f"{node.name}/rounded{place}"
             names.append(label)
             if maker.input[0] in tensors:
-                constants.append(numpy_helper.from_array(_dequantised(maker, tensors), label))
+                constants.append(numpy_helper.from_array(_dequantized(maker, tensors), label))
                 continue
             scale, zero = (f"{label}/{n}" for n in ("scale", "zero"))
             constants += [
@@ -140,7 +140,7 @@ def int8_costs(
     return layer_errors(part, samples, rounded)
 
 
-def _dequantised(node: onnx.NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+def _dequantized(node: onnx.NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     values, scale = tensors[node.input[0]].astype(np.float32), tensors[node.input[1]]
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
     if scale.ndim:
@@ -150,10 +150,10 @@ def _dequantised(node: onnx.NodeProto, tensors: dict[str, NDArray[Any]]) -> NDAr
     return np.asarray(values * scale, np.float32)
 
 
-def _named(quantised: onnx.ModelProto, part: onnx.ModelProto) -> onnx.ModelProto:
-    """The quantiser's file with every name under the part's prefix, and the part's inputs and outputs."""
+def _named(quantized: onnx.ModelProto, part: onnx.ModelProto) -> onnx.ModelProto:
+    """The quantizer's file with every name under the part's prefix, and the part's inputs and outputs."""
     prefix = f"{part.graph.name}/"
-    graph = quantised.graph
+    graph = quantized.graph
     for number, node in enumerate(graph.node):
         if not node.name.startswith(prefix):
             node.name = f"{prefix}{node.name or f'{node.op_type}_{number}'}"
@@ -193,7 +193,7 @@ def _reader(quantization: Any, name: str, samples: Sequence[NDArray[np.float32]]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's remarks: on the root logger, what was done before the export; on stdout, its steps."""
+    """Without the quantizer's remarks: on the root logger, what was done before the export; on stdout, its steps."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -22,7 +22,7 @@ from blu_export.graph.compose import compose
 from blu_export.image import decode, mold
 from blu_export.quantize.gptq import round_kernels
 from blu_export.quantize.half import emulate, to_half
-from blu_export.quantize.int8 import METHODS, at_opset, int8_costs, quantise
+from blu_export.quantize.int8 import METHODS, at_opset, int8_costs, quantize
 from blu_export.quantize.sensitivity import (
     WEIGHTED,
     LayerError,
@@ -146,8 +146,8 @@ def apply_precision(
     found = dict(kept)
     typed: dict[str, onnx.ModelProto] = {}
     for name, part in parts.items():
-        quantised, worse = _int8(part, samples[name], target, method, kept)
-        typed[name] = to_half(quantised, kept) if target == "tensorrt" else quantised
+        quantized, worse = _int8(part, samples[name], target, method, kept)
+        typed[name] = to_half(quantized, kept) if target == "tensorrt" else quantized
         found |= worse
     return TypedSubnetworks(typed, precision, target, found, len(chosen))
 
@@ -190,7 +190,7 @@ def _int8(
         ranges = Path(folder) / "ranges.json"
 
         def typed_but(layers: Iterable[str], part: onnx.ModelProto = part) -> onnx.ModelProto:
-            return quantise(part, samples, target, method, [*kept, *layers], ranges)
+            return quantize(part, samples, target, method, [*kept, *layers], ranges)
 
         costs = [cost for cost in int8_costs(part, typed_but(()), few) if cost.name not in kept]
         worse = {cost.name: _loses(cost) for cost in costs if not cost.error <= INT8_ERROR}

@@ -70,7 +70,7 @@ def save(result: Result, path: str | os.PathLike[str], name: str | None = None) 
         The files, the first at ``path`` unless the format has a file for each instance alone.
 
     Raises:
-        UsageError: the suffix or the name is unknown, or the format needs the photo and nobody has it.
+        UsageError: the suffix or the name is unknown, or the format needs the photo and no one has it.
         OSError: it cannot be written.
     """
     target = Path(path)

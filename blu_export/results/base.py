@@ -36,7 +36,7 @@ class Result:
         """The photo's pixels, uint8 [H, W, 3] RGB.
 
         Raises:
-            UsageError: nobody has them.
+            UsageError: no one has them.
         """
         if self.image is not None:
             return self.image

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from blu_export.draw import colour_of
+from blu_export.draw import color_of
 from blu_export.results.base import PhotoFormat, Result, instance_name
 from blu_export.rle import paste_mask
 
@@ -16,7 +16,7 @@ class MaskFormat(PhotoFormat):
     """NAME.mask.png: 0 where nothing is, 1 for the first instance, …; NAME.mask.1.coat.png: 0 or 255.
 
     Where instances overlap, the one with the better score is on top. Up to 255 instances the picture is 8 bits with a
-    palette, so that it can be looked at; with more it is 16 bits of grey.
+    palette, so that it can be looked at; with more it is 16 bits of gray.
     """
 
     suffix = ".mask.png"
@@ -33,7 +33,7 @@ class MaskFormat(PhotoFormat):
         picture = Image.fromarray(numbers)
         if numbers.dtype == np.uint8:
             picture = picture.convert("P")
-            picture.putpalette([0, 0, 0, *(value for number in range(1, 256) for value in colour_of(number))])
+            picture.putpalette([0, 0, 0, *(value for number in range(1, 256) for value in color_of(number))])
         yield self.suffix, _png(picture)
         for index, (crop, roi) in enumerate(zip(found.crops, found.rois, strict=True)):
             mask = paste_mask(crop, roi, found.image_size)

@@ -39,7 +39,7 @@ class Runner(ABC):
 
         Returns:
             detections: float32 [B, N, 6], rows (y1, x1, y2, x2, class id, score); boxes in
-                normalised coordinates of the canvas, best score first, unused rows zero.
+                normalized coordinates of the canvas, best score first, unused rows zero.
             masks: float32 [B, N, h, w] in 0..1, the detected class only; unused rows zero.
         """
 

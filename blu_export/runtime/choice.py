@@ -56,7 +56,7 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
     Args:
         runtime: ``auto``, ``onnxruntime`` or ``openvino``.
         precision: ``file`` takes the file as it is, ``auto`` the fastest of its precisions that passed
-            their parity, and a name that one: the file itself, or the one beside it. ``bf16`` is no file
+            their parity, and a name that one: the file itself, or the one beside it. ``bf16`` is not a file
             of its own: the float32 one in OpenVINO.
 
     Raises:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's optimised graphs on disk: the second process that loads a model starts in a fraction of the time.
+"""ONNX Runtime's optimized graphs on disk: the second process that loads a model starts in a fraction of the time.
 
 Most of a session's start goes into fusing nodes and laying the weights out for this processor. Both are
 stored; the weights lie in a file of their own, which ONNX Runtime maps into memory instead of reading it.
@@ -35,7 +35,7 @@ def open_session(ort: Any, data: bytes, make_options: Callable[[], Any], provide
 
     Args:
         data: the ONNX file.
-        make_options: makes fresh ``SessionOptions``; what they set besides optimisation is kept.
+        make_options: makes fresh ``SessionOptions``; what they set besides optimization is kept.
 
     Raises:
         Exception: what ONNX Runtime raises for a model that it refuses.
@@ -71,7 +71,7 @@ def _stored(ort: Any, entry: Path, make_options: Callable[[], Any], providers: l
 
 
 def _store(ort: Any, data: bytes, entry: Path, make_options: Callable[[], Any], providers: list[Any]) -> Any:
-    """Optimise the model and store the outcome: whole or not at all, whoever else is doing the same."""
+    """Optimize the model and store the outcome: whole or not at all, whoever else is doing the same."""
     try:
         with tempfile.TemporaryDirectory(prefix=".new-", dir=entry.parent, ignore_cleanup_errors=True) as work:
             options = make_options()
@@ -91,5 +91,5 @@ def _store(ort: Any, data: bytes, entry: Path, make_options: Callable[[], Any], 
         keep_newest(entry.parent, BYTES_ALLOWED)
         return session
     except Exception as error:  # a full disk, a race lost, or a bad model: the last one shows below
-        log.debug("the optimised graph was not stored: %s", error)
+        log.debug("the optimized graph was not stored: %s", error)
         return ort.InferenceSession(data, make_options(), providers=providers)

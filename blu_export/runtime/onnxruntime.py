@@ -35,7 +35,7 @@ class OnnxRuntimeRunner(Runner):
             CUDA where it works and the processor elsewhere.
         threads: of one network on the processor; None takes the cores that this process may use.
         source: names a model that was already read in errors.
-        store: keep the optimised graph on disk, for other processes that load the same file.
+        store: keep the optimized graph on disk, for other processes that load the same file.
 
     Raises:
         ModelFileError: corrupt, foreign, or refused by ONNX Runtime.

@@ -68,7 +68,7 @@ class OpenVinoRunner(Runner):
         try:
             core = openvino.Core()
             graph = core.read_model(model.data)
-            graphs = [(graph, "f32")]  # under which quantised convolutions stay int8
+            graphs = [(graph, "f32")]  # under which quantized convolutions stay int8
             if bf16:
                 trunk, rest = cut_behind_trunk(graph)
                 graphs = [(trunk, "bf16"), (rest, "f32")]

@@ -32,7 +32,7 @@ def problem(path: str, error: RequestError, headers: Any = None) -> Response:
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if isinstance(error, SlowUploadError):
-        headers["Connection"] = "close"  # nobody waits for the rest
+        headers["Connection"] = "close"  # no one waits for the rest
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(json.dumps(body), error.status, headers, JSON)

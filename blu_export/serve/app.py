@@ -99,7 +99,7 @@ def create_app(service: Service, all_metrics: Callable[[], Awaitable[bytes]] | N
 
     @app.exception_handler(ClientGoneError)
     async def gone(request: Request, error: ClientGoneError) -> Response:
-        return Response(status_code=CLIENT_GONE)  # for the log: nobody is there to read it
+        return Response(status_code=CLIENT_GONE)  # for the log: no one is there to read it
 
     @app.exception_handler(Exception)
     async def mistake(request: Request, error: Exception) -> Response:

@@ -149,7 +149,7 @@ class Batcher:
     async def run(self, canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> RawResult:
         """Have one canvas (uint8 [H, W, 3], window float32 [4]) run in the next batch.
 
-        A caller that gives up (is cancelled) before that takes its canvas out of the queue.
+        A caller that gives up (is canceled) before that takes its canvas out of the queue.
 
         Raises:
             TooLargeError: the canvas is larger than the device's memory.

@@ -15,7 +15,7 @@ class Budget:
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def take_now(self, pixels: int) -> bool:
-        """Take so many, if they are free and nobody waits."""
+        """Take so many, if they are free and no one waits."""
         if self._line or pixels > self._free:
             return False
         self._free -= pixels
@@ -79,6 +79,6 @@ class Holding:
             self._budget.give(pixels)
 
     def give_after(self, task: asyncio.Task[Any]) -> None:
-        """Give it back when a task, which nobody waits for any more, is done."""
+        """Give it back when a task, which no one waits for any more, is done."""
         self._user = task
         task.add_done_callback(lambda _: self.give())

@@ -249,7 +249,7 @@ class Decoders:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # its caller may be gone, and then nobody else asks
+            task.exception()  # its caller may be gone, and then no one else asks
 
 
 def _busy(what: str) -> BusyError:

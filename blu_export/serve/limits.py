@@ -145,7 +145,9 @@ def image_of(content_type: str, body: bytes) -> bytes:
     elif kind not in ("", "application/octet-stream", "application/x-www-form-urlencoded") and not kind.startswith(
         "image/"
     ):
-        raise UnsupportedTypeError(f"A body of type {kind[:80]} is no image.", "Send image bytes, or a multipart form.")
+        raise UnsupportedTypeError(
+            f"A body of type {kind[:80]} is not an image.", "Send image bytes, or a multipart form."
+        )
     if not body:
         raise BadRequestError("The body is empty.", "Send an image: curl --data-binary @photo.jpg")
     return body

@@ -1,6 +1,6 @@
 """Structured logs: a line of JSON per event on stderr; on a terminal a line for people.
 
-Nobody waits for whoever reads stderr: a thread writes the lines, and what it cannot get rid of is dropped and counted.
+No one waits for whoever reads stderr: a thread writes the lines, and what it cannot get rid of is dropped and counted.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Writer:
                 self._changed.wait_for(lambda: self._lines)
                 data = self._lines.popleft()
             size = len(data)
-            with suppress(OSError):  # closed: nobody reads it any more
+            with suppress(OSError):  # closed: no one reads it any more
                 while data:
                     data = data[os.write(self._descriptor, data) :]
             with self._changed:
@@ -178,7 +178,7 @@ def flush() -> None:
 
 
 def dropped() -> int:
-    """Lines of this process that were not written since nobody read those before."""
+    """Lines of this process that were not written since no one read those before."""
     return sum(each.dropped for each in _writers)
 
 

@@ -30,7 +30,7 @@ class LogLines(Collector):
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """See prometheus_client."""
-        yield CounterMetricFamily("blu_log_lines_dropped", "Log lines that nobody read.", value=logs.dropped())
+        yield CounterMetricFamily("blu_log_lines_dropped", "Log lines that no one read.", value=logs.dropped())
 
 
 class Metrics:

@@ -89,7 +89,7 @@ def array_bytes(array: NDArray[Any]) -> bytes | memoryview:
     if array.dtype == object:
         return b"".join(len(each).to_bytes(4, "little") + each for each in array)
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
 
 
 def joined(pieces: Iterable[bytes | memoryview]) -> bytes:

@@ -21,7 +21,7 @@ class Places:
     """Places for messages on their way: some for each connection, more for each peer, and not all for one of either.
 
     Who finds none waits, and a place that becomes free goes to the connection that has the fewest: a client that
-    holds places without sending anything keeps nobody waiting for longer than one of its places may be held.
+    holds places without sending anything keeps no one waiting for longer than one of its places may be held.
     """
 
     def __init__(self, total: int) -> None:
@@ -54,7 +54,7 @@ class Places:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the place came, and nobody wants it any more
+            if turn.done() and not turn.cancelled():  # the place came, and no one wants it any more
                 self._give(connection)
             raise
         finally:
@@ -112,7 +112,7 @@ def peer_of(connection: str) -> str:
 def cut_off(connection: str) -> bool:
     """Close a connection that gRPC holds, with all calls on it; returns False where there is none (any more).
 
-    gRPC gives the memory of an answer that nobody reads back only with its connection, and has no call that ends one:
+    gRPC gives the memory of an answer that no one reads back only with its connection, and has no call that ends one:
     the connection is found among this process's sockets by the address at its other end.
     """
     wanted = _address(*unquote(connection).partition(":")[2].rpartition(":")[::2])

@@ -189,7 +189,7 @@ class GuardedProtocol(H11Protocol):
             self.flow.hold(self._waits or bool(self._rest))
 
     def send_400_response(self, msg: str) -> None:
-        """Say that it is no HTTP, where no answer has begun."""
+        """Say that it is not HTTP, where no answer has begun."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return

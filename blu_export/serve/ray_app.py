@@ -59,7 +59,7 @@ def parse_replicas(text: str) -> tuple[int, int]:
     """``2`` or ``1-4``: fewest and most replicas."""
     least, dash, most = text.partition("-")
     if not (least.isdecimal() and (most.isdecimal() or not dash)):
-        raise UsageError(f"'{text}' is no number of replicas.", "Write a number, or a range: 1-4.")
+        raise UsageError(f"'{text}' is not a number of replicas.", "Write a number, or a range: 1-4.")
     return int(least), int(most or least)
 
 
@@ -156,11 +156,11 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
             serve.run_many([serve.RunTarget(app, name=APP)], wait_for_applications_running=False)
             if wait_until_running(serve, stopped):
                 log.info("listening", extra={"url": f"http://{settings.host}:{settings.port}", "port": settings.port})
-            signalled = stopped.get()
+            signaled = stopped.get()
         finally:
             serve.delete(APP)
     log.info("stopped")
-    if signalled == signal.SIGINT:
+    if signaled == signal.SIGINT:
         raise KeyboardInterrupt
 
 

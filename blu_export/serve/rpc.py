@@ -92,7 +92,7 @@ async def start(service: Service) -> tuple[grpc.aio.Server, int]:
             ("grpc.keepalive_time_ms", 1000 * PING_AFTER),
             ("grpc.keepalive_timeout_ms", 1000 * PING_TIMEOUT),
             ("grpc.max_concurrent_streams", STREAMS),
-            ("grpc.http2.bdp_probe", 0),  # would open the windows of streams that nobody reads
+            ("grpc.http2.bdp_probe", 0),  # would open the windows of streams that no one reads
             ("grpc.http2.lookahead_bytes", STREAM_WINDOW),
             ("grpc.compression_enabled_algorithms_bitset", IDENTITY),
         ],

@@ -45,7 +45,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     """Read before and written after the build; TensorRT only, since the other times nothing."""
     level: int | None = None
-    """Builder optimisation level, 0..5; None is the builder's default."""
+    """Builder optimization level, 0..5; None is the builder's default."""
 
 
 @dataclass(frozen=True)

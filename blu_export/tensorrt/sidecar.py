@@ -26,21 +26,21 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch sizes of an engine's optimisation profile."""
+    """Batch sizes of an engine's optimization profile."""
 
     smallest: int
     best: int
-    """What the builder optimises for."""
+    """What the builder optimizes for."""
     largest: int
 
 
 @dataclass(frozen=True)
 class Canvases:
-    """Canvases of an engine's optimisation profile, each (height, width) in pixels."""
+    """Canvases of an engine's optimization profile, each (height, width) in pixels."""
 
     smallest: tuple[int, int]
     best: tuple[int, int]
-    """What the builder optimises for."""
+    """What the builder optimizes for."""
     largest: tuple[int, int]
 
     @classmethod
@@ -136,7 +136,7 @@ class Sidecar:
             sidecar = cls(**values)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelFileError(
-                f"{source} is no engine description ({type(error).__name__}: {error}).",
+                f"{source} is not an engine description ({type(error).__name__}: {error}).",
                 "Build the engine again with blu build-engine.",
             ) from error
         sizes = (sidecar.batch.smallest, sidecar.batch.best, sidecar.batch.largest)

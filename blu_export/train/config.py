@@ -140,7 +140,7 @@ class TrainConfig:
     warmup_steps: int = 500
     """In which the learning rate rises; at most a fifth of the stage."""
     weight_decay: float = 1e-4
-    """Of kernels; biases and normalisation are exempt."""
+    """Of kernels; biases and normalization are exempt."""
     clip_norm: float = 5.0
     """Largest global norm of the gradient."""
     ema: float = 0.0
@@ -245,7 +245,7 @@ class RunConfig:
             options: values by ``table.field``; None: not given. They win over the file.
 
         Raises:
-            UsageError: the file is no TOML, or a name or value is not possible.
+            UsageError: the file is not TOML, or a name or value is not possible.
         """
         try:
             tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8")) if path else {}

@@ -51,7 +51,7 @@ BEST = "mask_ap"
 """The entry of a validation's result by which the best weights are chosen."""
 
 MAX_LOSS = 1e6
-"""A loss beyond it is no loss any more; an untrained model begins below 100."""
+"""A loss beyond it is not a loss any more; an untrained model begins below 100."""
 
 Row = dict[str, float]
 Validate = Callable[[MaskRCNN, Path | None], Row]

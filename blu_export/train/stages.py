@@ -37,7 +37,7 @@ def parse_stages(text: str, epochs: int) -> tuple[Stage, ...]:
     stages = []
     for part, match in zip(parts, found, strict=True):
         if match is None:
-            raise UsageError(f"'{text}' is no layer schedule: '{part}'.", fix)
+            raise UsageError(f"'{text}' is not a layer schedule: '{part}'.", fix)
         name, count, rate = match[1].strip(), match[2], match[3]
         if name not in LAYER_SETS:
             raise UsageError(f"The setting train.layers '{name}' must be of {', '.join(LAYER_SETS)}.", fix)
@@ -57,7 +57,7 @@ def _rate(text: str | None, schedule: str, fix: str) -> float | None:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise UsageError(f"'{schedule}' is no layer schedule: '@{text}' is no learning rate.", fix)
+        raise UsageError(f"'{schedule}' is not a layer schedule: '@{text}' is not a learning rate.", fix)
     return rate
 
 
@@ -83,7 +83,7 @@ def change_stages(
         rate: learning rate of what is to come, where ``layers`` does not say; None: as planned.
 
     Raises:
-        UsageError: nothing would be left to do, or ``layers`` is no schedule.
+        UsageError: nothing would be left to do, or ``layers`` is not a schedule.
     """
     past, future = _split([replace(stage, rate=stage.rate or default) for stage in stages], done)
     total = sum(stage.epochs for stage in stages) if epochs is None else epochs

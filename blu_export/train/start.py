@@ -52,7 +52,7 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
         weights: ``imagenet`` (backbone alone), ``coco`` (Matterport's file in the working folder),
             a file (``.h5``, ``.keras``, or ``.npz`` of EfficientNet-Lite0), or ``none``.
         photos: a few photos on canvases of one size, uint8 [H, W, 3], to set the statistics of the
-            normalisation layers where the backbone starts from nothing.
+            normalization layers where the backbone starts from nothing.
         seed: of the random output layers.
 
     Raises:
@@ -83,7 +83,7 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
 
 
 def calibrate(model: MaskRCNN, photos: Sequence[NDArray[np.uint8]]) -> None:
-    """Set the statistics of the backbone's normalisation layers to those of a few photos.
+    """Set the statistics of the backbone's normalization layers to those of a few photos.
 
     Training keeps them as they are; with the neutral ones of a new layer the features of an untrained
     deep backbone fade away.

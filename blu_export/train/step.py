@@ -46,7 +46,7 @@ def initialize_outputs(model: MaskRCNN, seed: int, layers: set[str]) -> None:
 class Losses:
     """The training graph: a batch to the losses.
 
-    Normalisation layers use their stored statistics, as in the original: batches are small.
+    Normalization layers use their stored statistics, as in the original: batches are small.
     """
 
     def __init__(self, model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig) -> None:

@@ -20,7 +20,7 @@ from blu_export.spec import ModelSpec
 from blu_export.train.config import TargetConfig
 
 CROWD_IOU = 0.001
-"""An anchor or ROI that overlaps a crowd by more than this is no negative example."""
+"""An anchor or ROI that overlaps a crowd by more than this is not a negative example."""
 
 
 class AnchorTargets:
@@ -91,7 +91,7 @@ class AnchorTargets:
 class RoiTargets:
     """ROIs sampled for the heads' losses, P positive rows first, then N negative ones.
 
-    ``rois`` float32 [B, P + N, 4] (normalised); ``valid`` bool [B, P + N]; ``class_ids`` int32
+    ``rois`` float32 [B, P + N, 4] (normalized); ``valid`` bool [B, P + N]; ``class_ids`` int32
     [B, P + N], 0 for negatives; ``deltas`` float32 [B, P, 4]; ``masks`` float32 [B, P, h, w], 0 or 1.
     """
 
@@ -112,8 +112,8 @@ def roi_targets(
     room for, with ``fill_negatives``.
 
     Args:
-        proposals: float32 [B, R, 4], normalised; unused rows zero.
-        gt_boxes: float32 [B, G, 4], normalised.
+        proposals: float32 [B, R, 4], normalized; unused rows zero.
+        gt_boxes: float32 [B, G, 4], normalized.
         gt_class_ids: int32 [B, G], negative for crowds, 0 for unused rows.
         gt_masks: bool [B, G, h, w], each cropped to its box.
         noise: float32 [B, ≥ R (+ G)], uniform in 0..1: decides which ROIs are taken.

@@ -32,7 +32,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
             return _read(file)
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, pickle.UnpicklingError) as error:
         raise ModelFileError(
-            f"{os.fspath(path)} is no legacy PyTorch state dict: {error}.", "Give a .pth file as published."
+            f"{os.fspath(path)} is not a legacy PyTorch state dict: {error}.", "Give a .pth file as published."
         ) from error
 
 

@@ -18,7 +18,7 @@ class Updater:
     """Updates the layers that learn.
 
     Each of the model's PARTS has an optimizer of its own: their learning rates differ, and a part that begins to
-    learn later counts its own steps, by which AdamW corrects its first moments. Normalisation layers of the
+    learn later counts its own steps, by which AdamW corrects its first moments. Normalization layers of the
     backbone stay as they are, statistics, scale and offset.
 
     Args:

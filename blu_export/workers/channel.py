@@ -25,7 +25,7 @@ class Channel:
         self._received = b""
 
     def send(self, **message: Any) -> None:
-        """Send one message; raises ClosedError where nobody takes it."""
+        """Send one message; raises ClosedError where no one takes it."""
         try:
             self._socket.sendall(to_line(message))
         except OSError as error:

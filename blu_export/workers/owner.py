@@ -132,7 +132,7 @@ class AsyncChild:
         return from_line(line)
 
     async def ended(self) -> int:
-        """Wait for the process's end; its exit code. A caller that is cancelled leaves no trace."""
+        """Wait for the process's end; its exit code. A caller that is canceled leaves no trace."""
         await asyncio.wait((self._exit,))
         return self._exit.result()
 
@@ -160,7 +160,7 @@ async def _exit_code(child: Child) -> int:
     def wait() -> None:
         code = child.wait()
         assert code is not None
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no one waits any more
             loop.call_soon_threadsafe(_settle, found, code)
 
     threading.Thread(target=wait, name="blu-wait", daemon=True).start()

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the extra batch")
 
 
-from batch_jobs import Colour, write_photo
+from batch_jobs import Color, write_photo
 from fake_runner import write_model
 
 
@@ -29,11 +29,11 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
-    """``photos(10, …)``: a folder with a photo per colour, 00.png and so on."""
+    """``photos(10, …)``: a folder with a photo per color, 00.png and so on."""
 
-    def make(*colours: Colour | int, folder: str = "photos") -> Path:
-        for index, colour in enumerate(colours):
-            write_photo(tmp_path / folder / f"{index:02d}.png", colour)
+    def make(*colors: Color | int, folder: str = "photos") -> Path:
+        for index, color in enumerate(colors):
+            write_photo(tmp_path / folder / f"{index:02d}.png", color)
         return tmp_path / folder
 
     return make

@@ -54,11 +54,11 @@ def test_bad_photos_get_a_row_with_the_error(photos: Photos, model: Path, tmp_pa
     assert "memory://gone.png" in rows(tmp_path / "found")["memory://gone.png"]["error"]
 
 
-@pytest.mark.parametrize(("colour", "death"), [(CRASH, "SIGKILL"), (LOSE, "exit code 1")])
+@pytest.mark.parametrize(("color", "death"), [(CRASH, "SIGKILL"), (LOSE, "exit code 1")])
 def test_a_photo_that_kills_workers_costs_itself_only(
-    photos: Photos, model: Path, tmp_path: Path, colour: Any, death: str
+    photos: Photos, model: Path, tmp_path: Path, color: Any, death: str
 ) -> None:
-    folder = photos(10, 20, colour, 40, 50)
+    folder = photos(10, 20, color, 40, 50)
     report = run(source=folder, sink=tmp_path / "found", model=model, shard_size=3, batch=2)
     found = rows(tmp_path / "found")
     assert [Path(path).name for path, row in found.items() if row["error"]] == ["02.png"]
@@ -112,7 +112,7 @@ def test_jobs_that_cannot_go_on_say_why(photos: Photos, model: Path, tmp_path: P
     with pytest.raises(BluError, match="worker|Worker"):
         run(source=folder, sink=tmp_path / "found", model=model)
     model.write_text("no JSON")
-    with pytest.raises(ModelFileError, match="is no fake model"):
+    with pytest.raises(ModelFileError, match="is not a fake model"):
         run(source=folder, sink=tmp_path / "found2", model=model)
     with pytest.raises(DatasetError, match="There is no model file"):
         run(source=folder, sink=tmp_path / "found3", model=tmp_path / "gone.onnx")

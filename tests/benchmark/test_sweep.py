@@ -16,7 +16,7 @@ from blu_export.runtime.onnx_file import read_onnx, spec_of
 def test_parse() -> None:
     assert parse_sweep("post_nms_rois_inference=1000,500") == ("post_nms_rois_inference", [1000, 500])
     for wrong in ("post_nms_rois_inference", "pre_nms_limit=many", "image_min_dim=64", "pre_nms_limit=1,,2"):
-        with pytest.raises(UsageError, match="is no sweep"):
+        with pytest.raises(UsageError, match="is not a sweep"):
             parse_sweep(wrong)
 
 

@@ -172,7 +172,7 @@ def test_urls_are_told_where_to_go(infer: Infer) -> None:
     for url in ("https://example.com/a.jpg", "s3://bucket/photos"):
         error = infer(url).exception
         assert isinstance(error, UsageError)
-        assert str(error).startswith(f"{url} is no file of this machine. Buckets are for blu batch;")
+        assert str(error).startswith(f"{url} is not a file of this machine. Buckets are for blu batch;")
 
 
 def test_a_photo_with_a_very_long_name_is_written_like_others(infer: Infer, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_errors_become_a_sentence_and_an_exit_code(
     assert capsys.readouterr().err.endswith(message)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("no", name="colour"), OSError("odd")])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("no", name="color"), OSError("odd")])
 def test_defects_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     _replace_app(monkeypatch, error)
     with pytest.raises(type(error)):

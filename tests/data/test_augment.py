@@ -12,7 +12,7 @@ from blu_export.data.augment import (
     AugmentConfig,
     Canvas,
     Photo,
-    jitter_colour,
+    jitter_color,
     mask_box,
     mini_masks,
     paste,
@@ -85,7 +85,7 @@ def test_no_augmentation_changes_nothing() -> None:
     off = AugmentConfig(0, (1, 1), 0, 0, 0, 0)
     drawn = place(photo, random_affine((64, 128), (64, 128), 1.0, off, _rng()), (64, 128))
     np.testing.assert_array_equal(drawn.image, photo.image)
-    np.testing.assert_array_equal(jitter_colour(photo.image, off, _rng()), photo.image)
+    np.testing.assert_array_equal(jitter_color(photo.image, off, _rng()), photo.image)
     assert mask_box(drawn.masks[0]) == (10, 5, 30, 25)
 
 
@@ -123,9 +123,9 @@ def test_paste_drops_an_object_that_is_covered() -> None:
     assert paste(below, above, np.array([False])) is below
 
 
-def test_colour_jitter_keeps_order_and_changes_brightness() -> None:
+def test_color_jitter_keeps_order_and_changes_brightness() -> None:
     image = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    jittered = jitter_colour(image, AugmentConfig(brightness=0.4, tint=0.0), _rng())
+    jittered = jitter_color(image, AugmentConfig(brightness=0.4, tint=0.0), _rng())
     assert (np.diff(jittered[0, :, 0].astype(int)) >= 0).all()
     assert (jittered != image).any()
 

@@ -52,7 +52,7 @@ def test_a_shrunk_mask_is_the_whole_one_resized(size: tuple[int, int]) -> None:
     assert differ <= 0.01 * total  # ties at one half: OpenCV rounds its weights
 
 
-class Grey(Dataset):
+class Gray(Dataset):
     """Photos without files; those in ``broken`` cannot be read."""
 
     broken: frozenset[int] = frozenset()
@@ -64,9 +64,9 @@ class Grey(Dataset):
         return np.full((record.height, record.width, 3), index, np.uint8)
 
 
-def grey(count: int, broken: tuple[int, ...] = ()) -> Grey:
+def gray(count: int, broken: tuple[int, ...] = ()) -> Gray:
     square = Annotation(1, (10, 20, 40, 60), [[20, 10, 60, 10, 60, 40, 20, 40]])
-    dataset = Grey(("BG", "a"), tuple(Record(i, f"{i}.jpg", 100, 80, (square,)) for i in range(count)))
+    dataset = Gray(("BG", "a"), tuple(Record(i, f"{i}.jpg", 100, 80, (square,)) for i in range(count)))
     object.__setattr__(dataset, "broken", frozenset(broken))
     return dataset
 
@@ -76,7 +76,7 @@ def test_hundreds_of_masks_of_a_large_photo_fit_in_little_memory() -> None:
     objects = tuple(
         Annotation(1, (y, x, y + 30, x + 90), [[x, y, x + 90, y, x + 90, y + 30, x, y + 30]]) for x, y in corners
     )
-    dataset = grey(1)
+    dataset = gray(1)
     dataset = replace(dataset, records=(Record(0, "0.jpg", 1200, 1600, objects),))
     object.__setattr__(dataset, "broken", frozenset())
     tracemalloc.start()
@@ -90,7 +90,7 @@ def test_hundreds_of_masks_of_a_large_photo_fit_in_little_memory() -> None:
 
 
 def test_the_next_photo_stands_for_one_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
-    store = PhotoStore(grey(10, broken=(3, 4, 9)), 1000, 0, unreadable=0.3)
+    store = PhotoStore(gray(10, broken=(3, 4, 9)), 1000, 0, unreadable=0.3)
     with caplog.at_level(logging.WARNING):
         shown = [int(store[i].image[0, 0, 0]) for i in (3, 9, 4, 3, 5)]
     assert shown == [5, 0, 5, 5, 5]
@@ -102,7 +102,7 @@ def test_the_next_photo_stands_for_one_that_cannot_be_read(caplog: pytest.LogCap
 
 
 def test_too_many_unreadable_photos_are_an_error() -> None:
-    store = PhotoStore(grey(200, broken=(3, 5, 8)), 1000, 0)
+    store = PhotoStore(gray(200, broken=(3, 5, 8)), 1000, 0)
     assert [int(store[i].image[0, 0, 0]) for i in (3, 5)] == [4, 6]
     with pytest.raises(
         DatasetError, match=r"3 of the 200 photos of data set cannot be read, more than 1 %. The photo 8"
@@ -111,7 +111,7 @@ def test_too_many_unreadable_photos_are_an_error() -> None:
 
 
 def test_a_mask_that_cannot_be_decoded_makes_its_photo_unreadable() -> None:
-    dataset = grey(2)
+    dataset = gray(2)
     broken = replace(dataset.records[0].annotations[0], segmentation={"size": [100, 80], "counts": "??"})
     records = (replace(dataset.records[0], annotations=(broken,)), dataset.records[1])
     store = PhotoStore(Dataset(dataset.class_names, records), 1000, 0, unreadable=1.0)
@@ -121,7 +121,7 @@ def test_a_mask_that_cannot_be_decoded_makes_its_photo_unreadable() -> None:
 
 
 def test_masks_are_those_of_the_annotations() -> None:
-    photo = load_photo(grey(1), 0, 1000)
+    photo = load_photo(gray(1), 0, 1000)
     mask = decode_rle(encode_mask([[20, 10, 60, 10, 60, 40, 20, 40]], 100, 80), (100, 80))
     (y, x), crop = photo.corners[0], photo.crops[0]
     np.testing.assert_array_equal(mask[y : y + crop.shape[0], x : x + crop.shape[1]], crop > 0)

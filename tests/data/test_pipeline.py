@@ -15,7 +15,7 @@ SPEC = ModelSpec(class_names=("BG", "a", "b"), image_min_dim=128, image_max_dim=
 
 
 class Drawn(Dataset):
-    """Grey photos: photo i has pixels of value 20 i."""
+    """Gray photos: photo i has pixels of value 20 i."""
 
     def load_image(self, index: int) -> np.ndarray:
         record = self.records[index]
@@ -59,7 +59,7 @@ def test_boxes_are_those_of_the_masks() -> None:
 
 
 class Marked(Drawn):
-    """Grey photos whose object is red."""
+    """Gray photos whose object is red."""
 
     def load_image(self, index: int) -> np.ndarray:
         image = np.full((100, 80, 3), 128, np.uint8)

@@ -46,14 +46,14 @@ def cutout(name: str = "a.png") -> dict[str, object]:
 
 
 def street() -> Dataset:
-    """A photo with a person in a coat, and one of nobody with a coat."""
+    """A photo with a person in a coat, and one of no one with a coat."""
     coat = Annotation(1, (40, 40, 60, 60), COAT)
     records = (Record(1, "x/a.png", 128, 128, (coat,)), Record(2, "x/b.png", 128, 128, (coat,)))
     return Filled(SPEC.class_names, records, value=90).with_cutouts(cutout())  # type: ignore[arg-type]
 
 
 def nowhere(crowd: bool = False) -> Dataset:
-    """A grey photo; with a crowd in its left half, if wanted."""
+    """A gray photo; with a crowd in its left half, if wanted."""
     crowds = (Annotation(1, (0, 0, 128, 50), [[0, 0, 50, 0, 50, 128, 0, 128]], iscrowd=True),)
     return Filled(SPEC.class_names, (Record(1, "y/c.png", 128, 128, crowds if crowd else ()),), value=30)
 
@@ -96,7 +96,7 @@ def test_shares_are_those_asked_for() -> None:
     kinds = [make(number) for number in range(400)]
     empty = sum(bool((sample["image"] == 30).all()) for sample in kinds)
     street_photos = sum(bool((sample["image"] == 90).mean() > 0.5) for sample in kinds)
-    assert 70 <= empty <= 150  # a few of the scenes show nobody
+    assert 70 <= empty <= 150  # a few of the scenes show no one
     assert 160 <= street_photos <= 240
 
 

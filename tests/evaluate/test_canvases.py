@@ -17,8 +17,8 @@ from blu_export.evaluate.canvases import canvas_name, compare_canvases, on_squar
 FakeOnnx = Callable[..., Path]
 
 
-def photo(height: int, width: int, grey: int) -> Any:
-    return np.full((height, width, 3), grey, np.uint8)
+def photo(height: int, width: int, gray: int) -> Any:
+    return np.full((height, width, 3), gray, np.uint8)
 
 
 def test_matches_and_average_precision(fake_onnx: FakeOnnx, tmp_path: Path) -> None:

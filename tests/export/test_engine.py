@@ -223,7 +223,7 @@ def test_what_cannot_be_built(
 def test_files_that_cannot_be_typed(fake_onnx: Callable[..., Path], small_onnx: Path) -> None:
     with pytest.raises(UsageError, match="is int8, and cannot become fp16"):
         prepare(fake_onnx(metadata={"blu_precision": "int8"}), "fp16", [])
-    with pytest.raises(UsageError, match="quantised for processors"):
+    with pytest.raises(UsageError, match="quantized for processors"):
         prepare(fake_onnx(metadata={"blu_precision": "int8"}), "int8", [])
     with pytest.raises(ModelFileError, match="no trunk that can be taken out"):
         prepare(fake_onnx(), "float32", [])

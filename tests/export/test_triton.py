@@ -242,7 +242,7 @@ def test_engines_that_triton_cannot_run_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "", "..", "a b"])
 def test_names_that_are_no_folder_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="is no model name"):
+    with pytest.raises(UsageError, match="is not a model name"):
         TritonSettings(name)
 
 

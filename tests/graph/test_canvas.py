@@ -33,7 +33,7 @@ def test_constants_equal_what_is_computed(run_graph: Any, make_spec: Any) -> Non
     def values(mode: str) -> Any:
         def build(graph: Graph, canvas: Value, window: Value) -> tuple[Value, ...]:
             made = Canvas(graph, make_spec(image_resize_mode=mode))
-            return *(graph.op("Identity", getattr(made, n)) for n in names), made.normalise(window), made.image()
+            return *(graph.op("Identity", getattr(made, n)) for n in names), made.normalize(window), made.image()
 
         pixels = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), dtype=np.uint8)
         return run_graph(build, canvas=pixels, window=window)

@@ -74,7 +74,7 @@ def test_both_converters_give_the_same_outputs(tmp_path: Path, name: str) -> Non
     random = np.random.default_rng(0)
     for layer in model.learned_layers().values():
         for weight in layer.weights:
-            if "kernel" not in weight.name:  # normalisation and biases that are all different, variances positive
+            if "kernel" not in weight.name:  # normalization and biases that are all different, variances positive
                 weight.assign(random.uniform(0.5, 1.5, weight.shape))
     save_weights(model, tmp_path / "model.h5")
     assert_equal(*both(tmp_path / "model.h5", SPECS[name]), side=128)

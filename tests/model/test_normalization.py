@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the layers before it."""
+"""Batch normalization folded into the layers before it."""
 
 from __future__ import annotations
 

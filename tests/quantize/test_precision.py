@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from blu_export.errors import UsageError
 from blu_export.quantize.gptq import round_kernels, spread_errors
 from blu_export.quantize.half import emulate, round_to_half, to_half
-from blu_export.quantize.int8 import quantise
+from blu_export.quantize.int8 import quantize
 from blu_export.quantize.precision import (
     MOST_PHOTOS,
     apply_precision,
@@ -152,7 +152,7 @@ def test_a_emulation_rounds_every_result(subnetworks: Parts, samples: Any) -> No
 
 
 def test_int8_for_processors_fits_into_their_sixteen_bit_sums(subnetworks: Parts, samples: Any) -> None:
-    part = quantise(subnetworks["box_head"], samples["box_head"], "portable")
+    part = quantize(subnetworks["box_head"], samples["box_head"], "portable")
     tensors = {t.name: numpy_helper.to_array(t) for t in part.graph.initializer}
     weights = [
         tensors[n.input[0]] for n in part.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in tensors
@@ -164,7 +164,7 @@ def test_int8_for_processors_fits_into_their_sixteen_bit_sums(subnetworks: Parts
 
 
 def test_int8_for_tensorrt_is_symmetric(subnetworks: Parts, samples: Any) -> None:
-    part = quantise(subnetworks["box_head"], samples["box_head"], "tensorrt")
+    part = quantize(subnetworks["box_head"], samples["box_head"], "tensorrt")
     tensors = {t.name: numpy_helper.to_array(t) for t in part.graph.initializer}
     zeros = [tensors[n.input[2]] for n in part.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert zeros
@@ -179,7 +179,7 @@ def test_the_scale_of_a_dead_channel_is_not_zero_in_half(subnetworks: Parts, sam
         return kernel
 
     part = with_kernels(subnetworks["trunk"], dying)
-    typed = to_half(quantise(part, samples["trunk"][:2], "tensorrt"))
+    typed = to_half(quantize(part, samples["trunk"][:2], "tensorrt"))
     tensors = {t.name: numpy_helper.to_array(t) for t in typed.graph.initializer}
     scales = [tensors[n.input[1]] for n in typed.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert any(scale.ndim for scale in scales)

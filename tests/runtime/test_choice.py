@@ -190,7 +190,7 @@ def test_of_runtimes_that_are_alike_the_rule_decides(family: Callable[..., Path]
     assert choose(path, "auto", "file", None).why.startswith("the fastest here")
     remember(path, {(path, "onnxruntime"): 0.120, (path, "openvino"): 0.110})
     assert choose(path, "auto", "file", None).runtime == "openvino"
-    # Files are no runtimes: the faster one is taken however near they are.
+    # Files are not runtimes: the faster one is taken however near they are.
     int8 = path.with_name("model.int8.onnx")
     remember(
         path,

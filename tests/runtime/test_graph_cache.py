@@ -1,4 +1,4 @@
-"""Optimised graphs on disk: the same answers, and no harm from damage, races or a full cache."""
+"""Optimized graphs on disk: the same answers, and no harm from damage, races or a full cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoders: what they give is the library's; a photo that hangs, kills or bloats one costs nobody else an answer."""
+"""Decoders: what they give is the library's; a photo that hangs, kills or bloats one costs no one else an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loopback import PATIENCE, Running, Start, grey, metric, png, until
+from loopback import PATIENCE, Running, Start, gray, metric, png, until
 from PIL import Image
 
 from blu_export.errors import BluError
@@ -281,16 +281,16 @@ def test_over_http_a_hanging_photo_delays_no_other_and_no_end(launch: Start) -> 
         assert len(server.decoders()) == 2
         hanging = [pool.submit(server.post, endless()) for _ in "12"]
         until(lambda: metric(client, "blu_photos_inside") == 2)
-        answers = [client.post("/v1/predict", content=grey(51)).status_code for _ in "123"]
+        answers = [client.post("/v1/predict", content=gray(51)).status_code for _ in "123"]
         assert set(answers) <= {200, 429}
         assert [each.result().status_code for each in hanging] == [422, 422]
         assert client.get("/v2/health/ready").status_code == 200
         until(lambda: len(server.decoders()) == 2)
-        assert client.post("/v1/predict", content=grey(51)).status_code == 200
+        assert client.post("/v1/predict", content=gray(51)).status_code == 200
         handles = decoder_handles(server)
         for pid in server.decoders():
             os.kill(pid, signal.SIGSTOP)
-        last = pool.submit(server.post, grey(51))
+        last = pool.submit(server.post, gray(51))
         until(lambda: metric(client, "blu_photos_inside") == 1)
         assert server.stop() == 0
         assert last.result().status_code == 422

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from fake_runner import write_model
-from loopback import HERE, grey
+from loopback import HERE, gray
 
 from benchmarks import serve as drills
 from benchmarks.loadgen import ServerProcess
 
 LEVELS = range(20, 240, 20)
-"""Photos of these grey levels, which are their scores times 255, are sent."""
+"""Photos of these gray levels, which are their scores times 255, are sent."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def target(model: Path) -> drills.Target:
         ]
         for level in LEVELS
     ]
-    return drills.Target(start, [grey(level) for level in LEVELS], "fake", expected, rate=20.0, unloaded=0.03)
+    return drills.Target(start, [gray(level) for level in LEVELS], "fake", expected, rate=20.0, unloaded=0.03)
 
 
 def run(drill: Awaitable[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import PATIENCE, Running, Start, grey, metric, png, until
+from loopback import PATIENCE, Running, Start, gray, metric, png, until
 
 from blu_export.errors import UsageError
 from blu_export.serve.errors import BadRequestError, UnauthorizedError, UnsupportedTypeError
@@ -53,9 +53,9 @@ def test_a_full_server_says_429_and_when_to_come_again(launch: Start) -> None:
     server = launch(queue=2)
     with server.client() as client, ThreadPoolExecutor(2) as pool:
         server.pause()
-        waiting = [pool.submit(server.post, grey(51)) for _ in "12"]
+        waiting = [pool.submit(server.post, gray(51)) for _ in "12"]
         until(lambda: metric(client, "blu_photos_inside") == 2)
-        refused = client.post("/v1/predict", content=grey(51))
+        refused = client.post("/v1/predict", content=gray(51))
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "busy"
@@ -63,19 +63,19 @@ def test_a_full_server_says_429_and_when_to_come_again(launch: Start) -> None:
             assert client.get(path).status_code == 200
         server.resume()
         assert [each.result().status_code for each in waiting] == [200, 200]
-        assert client.post("/v1/predict", content=grey(51)).status_code == 200
+        assert client.post("/v1/predict", content=gray(51)).status_code == 200
 
 
 def test_the_deadline_includes_the_queue_and_expired_work_never_runs(launch: Start) -> None:
     server = launch(timeout=3.0, max_batch=1)
     with server.client() as client, ThreadPoolExecutor(3) as pool:
         server.pause()
-        waiting = [pool.submit(server.post, grey(51)) for _ in "123"]
+        waiting = [pool.submit(server.post, gray(51)) for _ in "123"]
         answers = [each.result() for each in waiting]
         assert [each.status_code for each in answers] == [504] * 3
         assert {each.json()["error"]["code"] for each in answers} == {"deadline"}
         server.wait_for("worker restarted")  # it kept the device for longer than a request may last
-        assert client.post("/v1/predict", content=grey(51)).status_code == 200
+        assert client.post("/v1/predict", content=gray(51)).status_code == 200
         assert metric(client, "blu_batch_size_count") == 1
 
 
@@ -139,7 +139,7 @@ def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
         statuses = [sock.recv(12)[-3:] for sock in sockets]
         assert Counter(statuses) == {b"200": 2, b"429": 10}
         assert b"\r\nretry-after: 1\r\n" in sockets[statuses.index(b"429")].recv(2**12)
-        assert client.post("/v1/predict", content=grey(51)).status_code == 200  # a small one is not counted
+        assert client.post("/v1/predict", content=gray(51)).status_code == 200  # a small one is not counted
         for sock in sockets:
             sock.close()
 
@@ -192,7 +192,7 @@ def test_connections_keep_within_the_open_files(launch: Start, grpc_port: int | 
         with server.client() as client:
             assert client.get("/v2/health/live").status_code == 200
             assert metric(client, "process_open_fds") <= files
-            assert client.post("/v1/predict", content=grey(51)).status_code == 200
+            assert client.post("/v1/predict", content=gray(51)).status_code == 200
     assert len([line for line in server.lines if line["event"] == "too many connections"]) < 60
     assert not any("accept" in line["event"] for line in server.lines)
 
@@ -213,13 +213,13 @@ def test_memory_for_uploads_is_shared_and_given_back(launch: Start) -> None:
 def test_keys_open_the_server(launch: Start) -> None:
     server = launch(api_keys=[KEY, OTHER_KEY])
     with server.client() as client:
-        refused = client.post("/v1/predict", content=grey(51))
+        refused = client.post("/v1/predict", content=gray(51))
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert refused.headers["x-request-id"] == refused.json()["request_id"]
         for wrong in ("Bearer", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer \u00e4".encode("latin-1")):
-            assert client.post("/v1/predict", content=grey(51), headers={"authorization": wrong}).status_code == 401
+            assert client.post("/v1/predict", content=gray(51), headers={"authorization": wrong}).status_code == 401
         for right in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"x-api-key": OTHER_KEY}):
-            assert client.post("/v1/predict", content=grey(51), headers=right).status_code == 200
+            assert client.post("/v1/predict", content=gray(51), headers=right).status_code == 200
         for path in ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
         for path in ("/metrics", "/v1/model", "/v2", "/v2/models/fake", "/nothing"):
@@ -230,7 +230,7 @@ def test_keys_open_grpc_too(launch: Start) -> None:
     grpc = pytest.importorskip("tritonclient.grpc", reason="needs the extra serve")
     server = launch(api_keys=[KEY], grpc_port=0)
     tensor = grpc.InferInput("image", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([grey(51)], dtype=object))
+    tensor.set_data_from_numpy(np.array([gray(51)], dtype=object))
     with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
         assert client.is_server_ready()
         with pytest.raises(Exception, match="UNAUTHENTICATED"):

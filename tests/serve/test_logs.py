@@ -1,4 +1,4 @@
-"""Logs: nobody waits for whoever reads stderr, and what repeats is told once."""
+"""Logs: no one waits for whoever reads stderr, and what repeats is told once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_runner import write_model
-from loopback import HERE, PATIENCE, Running, grey, metric
+from loopback import HERE, PATIENCE, Running, gray, metric
 
 from blu_export.serve.logs import MAX_WAITING, JsonFormatter, OncePerSecond, Writer, warn_once
 
@@ -39,7 +39,7 @@ def test_a_pipe_that_was_closed_is_no_error() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     writer = Writer(write_end)
-    writer.put("nobody is there")
+    writer.put("no one is there")
     assert writer.flush(PATIENCE)
     os.close(write_end)
 
@@ -62,7 +62,7 @@ def test_a_server_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
             while not metric(client, "blu_log_lines_dropped_total"):
                 for _ in range(100):
                     assert client.get(f"/{'nothing' * 2000}").status_code == 404
-            assert client.post("/v1/predict", content=grey(51)).status_code == 200
+            assert client.post("/v1/predict", content=gray(51)).status_code == 200
         assert server.stop() == 0
 
 

@@ -22,9 +22,9 @@ playwright.expect.set_options(timeout=1000 * PATIENCE)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH")
 
-COLOUR = (200, 180, 160)
+COLOR = (200, 180, 160)
 """Of the photo; its score is its mean: 0.71, and 0.35 for the shoe in its upper left quarter."""
-PHOTO = {"name": "photo.png", "mimeType": "image/png", "buffer": png(COLOUR, 300, 400)}
+PHOTO = {"name": "photo.png", "mimeType": "image/png", "buffer": png(COLOR, 300, 400)}
 PHONE = {"width": 390, "height": 844}
 
 
@@ -121,14 +121,14 @@ def test_a_chosen_photo_is_drawn_with_its_masks(page: Any) -> None:
     assert names(page) == ["coat", "shoe"]
     assert page.locator("#legend label").all_inner_texts() == ["coat 1", "shoe 1"]
     slide(page, "#opacity", 50)
-    assert pixel(page, 0.98, 0.02) == list(COLOUR)  # outside the ellipse
+    assert pixel(page, 0.98, 0.02) == list(COLOR)  # outside the ellipse
     inside = pixel(page, 0.7, 0.7)
-    assert inside != list(COLOUR)
+    assert inside != list(COLOR)
     slide(page, "#opacity", 0)
-    assert pixel(page, 0.7, 0.7) == list(COLOUR)
+    assert pixel(page, 0.7, 0.7) == list(COLOR)
     slide(page, "#opacity", 50)
     page.uncheck("#masks")
-    assert pixel(page, 0.7, 0.7) == list(COLOUR)
+    assert pixel(page, 0.7, 0.7) == list(COLOR)
     page.check("#masks")
     assert pixel(page, 0.7, 0.7) == inside
 
@@ -204,14 +204,14 @@ def test_picture_cut_outs_and_csv_can_be_downloaded(page: Any) -> None:
     show_all(page)
     with Image.open(save(page, "Picture")) as picture:
         assert picture.size == (400, 300)
-        assert picture.convert("RGB").getpixel((392, 6)) == COLOUR
-        assert picture.convert("RGB").getpixel((280, 210)) != COLOUR
+        assert picture.convert("RGB").getpixel((392, 6)) == COLOR
+        assert picture.convert("RGB").getpixel((280, 210)) != COLOR
     with zipfile.ZipFile(save(page, "Cut-outs")) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["1-coat.png", "2-shoe.png"]
         with Image.open(io.BytesIO(archive.read("1-coat.png"))) as coat:
             assert coat.size == (400, 300)
-            assert coat.getpixel((200, 150)) == (*COLOUR, 255)
+            assert coat.getpixel((200, 150)) == (*COLOR, 255)
             assert coat.getpixel((1, 1))[3] == 0
     rows = list(csv.DictReader(io.StringIO(save(page, "CSV").read_text())))
     assert [(row["photo"], row["class"], row["y2"], row["x2"]) for row in rows] == [

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from fake_runner import FakeRunner
-from loopback import Running, Start, grey, png
+from loopback import Running, Start, gray, png
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -98,7 +98,7 @@ def test_overlay_has_the_size_of_the_photo_and_differs_from_it(client: httpx.Cli
 
 def test_min_score_and_classes(client: httpx.Client) -> None:
     def names(**params: object) -> list[str]:
-        found = client.post("/v1/predict", params=params, content=grey(153)).json()["detections"]
+        found = client.post("/v1/predict", params=params, content=gray(153)).json()["detections"]
         return [each["class"] for each in found]
 
     assert names() == ["coat", "shoe"]  # scores 0.6 and 0.3

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import h11
 import pytest
-from loopback import PATIENCE, Running, grey, png
+from loopback import PATIENCE, Running, gray, png
 
 from blu_export.serve.protocol import FREE_EVENTS, MAX_HEAD, MAX_LINES, TURN, Parser
 
@@ -48,12 +48,12 @@ def test_the_parser_stops_after_its_turn_and_goes_on_at_the_next() -> None:
 def test_a_body_of_crumbs_is_refused(shared_server: Running, chunk: bytes) -> None:
     answer = exchange(shared_server, CHUNKED, chunk * (3 * FREE_EVENTS))
     assert answer.startswith(b"HTTP/1.1 400 ") or answer == b""  # reset, where the client still sends
-    assert shared_server.post(grey(51)).status_code == 200
+    assert shared_server.post(gray(51)).status_code == 200
 
 
 @pytest.mark.parametrize("size", [1, 100, 5000])
 def test_a_chunked_photo_is_as_good_as_any(shared_server: Running, size: int) -> None:
-    photo = grey(51) if size == 1 else png(height=400, width=600) + bytes(100_000)
+    photo = gray(51) if size == 1 else png(height=400, width=600) + bytes(100_000)
     assert exchange(shared_server, CHUNKED, chunks(photo, size)).startswith(b"HTTP/1.1 200 ")
 
 
@@ -79,7 +79,7 @@ def test_pipelined_requests_are_answered_in_their_order(shared_server: Running) 
     first = b"GET /v2 HTTP/1.1\r\nHost: blu\r\n\r\n"
     ends = b"GET /v2/health/live HTTP/1.1\r\nHost: blu\r\nConnection: close\r\n\r\n"
     answer = exchange(
-        shared_server, first * (3 * TURN) + CHUNKED.replace(b"close", b"keep-alive"), chunks(grey(51), 2) + ends
+        shared_server, first * (3 * TURN) + CHUNKED.replace(b"close", b"keep-alive"), chunks(gray(51), 2) + ends
     )
     parts = answer.split(b"HTTP/1.1 200 OK\r\n")[1:]
     assert len(parts) == 3 * TURN + 2

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_runner import write_model
-from loopback import HERE, PATIENCE, grey
+from loopback import HERE, PATIENCE, gray
 from ray_processes import mark, marked
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")
@@ -61,7 +61,7 @@ serve.shutdown()
 def test_replicas_are_a_number_or_a_range() -> None:
     assert (parse_replicas("3"), parse_replicas("1-4")) == ((3, 3), (1, 4))
     for text in ("", "-", "a", "1-", "1-2-3", "1.5"):
-        with pytest.raises(UsageError, match="is no number of replicas"):
+        with pytest.raises(UsageError, match="is not a number of replicas"):
             parse_replicas(text)
     with pytest.raises(UsageError, match="make no range"):
         RaySettings("auto", 4, 1)
@@ -170,7 +170,7 @@ def test_two_replicas_one_killed_under_load(start: Start, tmp_path: Path) -> Non
 
         def load(level: int) -> None:
             while not stop.is_set():
-                answer = client.post("/v1/predict", content=grey(level))
+                answer = client.post("/v1/predict", content=gray(level))
                 good = answer.status_code == 200 and _score(answer) == pytest.approx(level / 255, abs=1e-5)
                 answers.append((time.monotonic(), answer.status_code, good))
 
@@ -221,14 +221,14 @@ def test_a_cluster_that_others_use(crowded: int, start: Start, tmp_path: Path) -
 
 def _check_service(client: httpx.Client) -> None:
     """The application and its limits are those of ``blu serve``."""
-    answer = client.post("/v1/predict", content=grey(51))
+    answer = client.post("/v1/predict", content=gray(51))
     assert answer.status_code == 200 and _score(answer) == pytest.approx(0.2, abs=1e-5)
     assert client.get("/v2/health/ready").status_code == 200
     assert client.get("/v2/models/fake").json()["name"] == "fake"
     assert client.post("/v1/predict", content=b"no photo").status_code == 415
     assert client.post("/v1/predict", content=b"x" * 100_001).status_code == 413
     with ThreadPoolExecutor(60) as pool:
-        burst = list(pool.map(lambda _: client.post("/v1/predict", content=grey(51)).status_code, range(60)))
+        burst = list(pool.map(lambda _: client.post("/v1/predict", content=gray(51)).status_code, range(60)))
     assert set(burst) == {200, 429}
     assert _replicas_with_metrics(client) == 2
 

@@ -1,4 +1,4 @@
-"""gRPC where clients do not keep to their part: no message, answers that nobody reads, too many calls."""
+"""gRPC where clients do not keep to their part: no message, answers that no one reads, too many calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from fake_runner import write_model
-from loopback import HERE, PATIENCE, Running, Start, grey, metric, png, until
+from loopback import HERE, PATIENCE, Running, Start, gray, metric, png, until
 
 from blu_export.serve.settings import ServeSettings
 
@@ -78,7 +78,7 @@ def test_calls_without_a_message_refuse_nobody_else_and_end(launch: Start) -> No
         with silent_calls(channel, READY, 40) as asking, silent_calls(channel, INFER, 40) as sending:
             while not all(call.done() for call in sending):
                 assert calls.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE).live
-                assert len(calls.ModelInfer(infer_request(grey(51), "scores"), timeout=PATIENCE).outputs) == 1
+                assert len(calls.ModelInfer(infer_request(gray(51), "scores"), timeout=PATIENCE).outputs) == 1
             assert Counter(map(code, sending)) == {"DEADLINE_EXCEEDED": 40}
             assert Counter(map(code, asking)) == {"DEADLINE_EXCEEDED": 40}
 
@@ -158,9 +158,9 @@ def test_health_answers_beside_many_photos(launch: Start) -> None:
     with server.client() as client, channel_to(server) as channel:
         calls = GRPCInferenceServiceStub(channel)
         server.pause()
-        waiting = [calls.ModelInfer.future(infer_request(grey(51), "scores")) for _ in range(20)]
+        waiting = [calls.ModelInfer.future(infer_request(gray(51), "scores")) for _ in range(20)]
         until(lambda: metric(client, "blu_photos_inside") == 20)
-        waiting += [calls.ModelInfer.future(infer_request(grey(51), "scores")) for _ in range(20)]
+        waiting += [calls.ModelInfer.future(infer_request(gray(51), "scores")) for _ in range(20)]
         until(lambda: metric(client, "blu_photos_inside") == 40)
         assert calls.ServerReady(pb.ServerReadyRequest(), timeout=PATIENCE).ready
         server.resume()
@@ -231,7 +231,7 @@ def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
             stack.enter_context(unread_call(server.grpc_port, request.SerializeToString()))
             until(lambda count=count: answered() == count)  # type: ignore[misc]
         until(lambda: code(call.future(request)) == "RESOURCE_EXHAUSTED")
-        assert code(call.future(infer_request(grey(51), "scores"))) == "OK"  # a small one is not counted
+        assert code(call.future(infer_request(gray(51), "scores"))) == "OK"  # a small one is not counted
         stack.close()
         until(lambda: code(call.future(request)) == "OK")
     assert not any(line["event"] == "call failed" for line in server.lines)
@@ -289,7 +289,7 @@ def test_messages_are_not_unpacked(shared_server: Running, method: Any) -> None:
 
 def test_answers_are_what_the_protocols_own_serializer_reads(shared_server: Running) -> None:
     with channel_to(shared_server) as channel:
-        found = GRPCInferenceServiceStub(channel).ModelInfer(infer_request(grey(51)), timeout=PATIENCE)
+        found = GRPCInferenceServiceStub(channel).ModelInfer(infer_request(gray(51)), timeout=PATIENCE)
     sizes = {each.name: len(raw) for each, raw in zip(found.outputs, found.raw_output_contents, strict=True)}
     assert {name: sizes[name] for name in ("rois", "class_ids", "scores", "masks")} == {
         "rois": 2 * 4 * 4,

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_runner import write_model
-from loopback import HERE, PATIENCE, grey
+from loopback import HERE, PATIENCE, gray
 
 from blu_export.serve.app import create_app
 from blu_export.serve.service import Service
@@ -52,7 +52,7 @@ def test_each_stage_is_a_span_of_the_callers_trace(model: Path) -> None:
     headers = {"x-request-id": "mine-1", "traceparent": f"00-{TRACE}-{SPAN}-01"}
     post = {"method": "POST", "url": "/v1/predict", "headers": headers}
     health = {"method": "GET", "url": "/v2/health/ready"}
-    assert served(model, Traces(provider), post | {"content": grey(51)}, post | {"content": b"no"}, health) == [
+    assert served(model, Traces(provider), post | {"content": gray(51)}, post | {"content": b"no"}, health) == [
         200,
         415,
         200,

@@ -34,8 +34,8 @@ def settings(path: Path, **changes: Any) -> ServeSettings:
     return ServeSettings(**{"model": path, "loader": "fake_runner:load", **changes})
 
 
-def canvas(colour: tuple[int, int, int], size: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.full((size, size, 3), colour, np.uint8)
+def canvas(color: tuple[int, int, int], size: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.full((size, size, 3), color, np.uint8)
 
 
 WINDOW = np.array([0, 0, 64, 64], np.float32)
@@ -96,12 +96,12 @@ def test_an_error_of_the_runner_comes_through_and_the_worker_lives(tmp_path: Pat
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("colour", "timeout", "why"), [(CRASH, 30, "crash"), (HANG, 0.2, "hang"), (LOSE, 30, "crash")])
-def test_crash_hang_and_a_lost_gpu_end_the_worker(tmp_path: Path, colour: Any, timeout: float, why: str) -> None:
+@pytest.mark.parametrize(("color", "timeout", "why"), [(CRASH, 30, "crash"), (HANG, 0.2, "hang"), (LOSE, 30, "crash")])
+def test_crash_hang_and_a_lost_gpu_end_the_worker(tmp_path: Path, color: Any, timeout: float, why: str) -> None:
     async def main() -> None:
         device = await WorkerProcess.start(settings(write_model(tmp_path / "m.onnx")))
         with pytest.raises(WorkerLostError, match=why):
-            await device.run([canvas(colour)], [WINDOW], timeout)
+            await device.run([canvas(color)], [WINDOW], timeout)
         with pytest.raises(ProcessLookupError):
             os.kill(device.pid, 0)
 

@@ -1,4 +1,4 @@
-"""Photos of one colour, and jobs with the fake model, in this process or in one of their own."""
+"""Photos of one color, and jobs with the fake model, in this process or in one of their own."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from blu_export.batch.sink import Sink
 
 HERE = Path(__file__).parent
 PATIENCE = 120
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def write_photo(path: Path, colour: Colour | int) -> Path:
-    """A photo of one colour; of a grey level, its first detection has the score level / 255."""
-    if isinstance(colour, int):
-        colour = (colour, colour, colour)
+def write_photo(path: Path, color: Color | int) -> Path:
+    """A photo of one color; of a gray level, its first detection has the score level / 255."""
+    if isinstance(color, int):
+        color = (color, color, color)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((24, 32, 3), colour, np.uint8)).save(path)
+    Image.fromarray(np.full((24, 32, 3), color, np.uint8)).save(path)
     return path
 
 

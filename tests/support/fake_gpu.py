@@ -1,6 +1,6 @@
 """A GPU made of host memory: CUDA's runtime and TensorRT's classes, as far as the runner uses them.
 
-Nothing is done before a stream is synchronised, so that a missing wait shows; copies are checked
+Nothing is done before a stream is synchronized, so that a missing wait shows; copies are checked
 against the allocations they touch, so that a wrong pointer or size shows. Engines are ONNX files that
 ONNX Runtime runs.
 """
@@ -121,7 +121,7 @@ class FakeCuda:
         return (Error.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: Stream) -> tuple[Error]:
-        assert stream.captured is None, "a capture must not be synchronised"
+        assert stream.captured is None, "a capture must not be synchronized"
         if self.failing is not None:
             return (self.failing,)
         work, stream.queue = stream.queue, []

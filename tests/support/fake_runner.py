@@ -1,4 +1,4 @@
-"""A Runner whose answer is known by hand and whose misbehaviour is chosen by the photo; no runtime is needed.
+"""A Runner whose answer is known by hand and whose misbehavior is chosen by the photo; no runtime is needed.
 
 The model file is JSON: ``{"spec": {…}, "seconds": S, "shift": D}``; ``seconds`` is what a canvas costs.
 On every canvas there are two detections, whose scores tell which photo it was: an ellipse over the whole photo
@@ -24,7 +24,7 @@ from blu_export.spec import ModelSpec
 from blu_export.tensorrt.cuda import DeviceError
 
 CRASH, HANG, REFUSE, LOSE = (255, 0, 255), (0, 255, 255), (255, 255, 0), (255, 0, 0)
-"""A photo of this colour makes the worker die, stop, raise, or lose its GPU."""
+"""A photo of this color makes the worker die, stop, raise, or lose its GPU."""
 
 
 class LostError(BluError):
@@ -39,7 +39,7 @@ class FakeRunner(Runner):
             content = json.loads(Path(path).read_text())
             self.spec = ModelSpec(**content["spec"])
         except ValueError as error:
-            raise ModelFileError(f"{path} is no fake model.", "Write one.") from error
+            raise ModelFileError(f"{path} is not a fake model.", "Write one.") from error
         self.seconds = content.get("seconds", 0.0)
         self.shift = content.get("shift", 0.0)
 
@@ -63,14 +63,14 @@ class FakeRunner(Runner):
         return detections, masks
 
 
-def _misbehave(colour: tuple[int, ...]) -> None:
-    if colour == CRASH:
+def _misbehave(color: tuple[int, ...]) -> None:
+    if color == CRASH:
         os.kill(os.getpid(), signal.SIGKILL)
-    if colour == HANG:
+    if color == HANG:
         os.kill(os.getpid(), signal.SIGSTOP)
-    if colour == REFUSE:
+    if color == REFUSE:
         raise BluError("The fake refuses this photo.")
-    if colour == LOSE:
+    if color == LOSE:
         raise LostError("The fake has lost its GPU.")
 
 

@@ -54,7 +54,7 @@ def specs() -> dict[str, ModelSpec]:
 def export(spec: ModelSpec, path: Path) -> Path:
     """A portable file with random weights, as ``blu export onnx`` writes it.
 
-    Normalisation shifts every layer a little, without which the numbers of a deep untrained network fade away,
+    Normalization shifts every layer a little, without which the numbers of a deep untrained network fade away,
     and the heads are made to disagree, so that not every rounding changes an order.
     """
     import keras

@@ -1,4 +1,4 @@
-"""Fixtures of the exporter's tests: a small model with awake weights, and graphs run in ONNX Runtime."""
+"""Fixtures of the exporter's tests: a small model with weights that give detections, and graphs run in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def small_spec(**changes: Any) -> ModelSpec:
 
 
 def awake_model(spec: ModelSpec) -> Any:
-    """A model with random weights whose normalisation is not the identity and whose heads disagree."""
+    """A model with random weights whose normalization is not the identity and whose heads disagree."""
     import keras
 
     from blu_export.model.mask_rcnn import MaskRCNN
@@ -108,7 +108,7 @@ def make_spec() -> Callable[..., ModelSpec]:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[ModelSpec], Any]:
-    """``make_model(spec)``: a MaskRCNN with awake random weights."""
+    """``make_model(spec)``: a MaskRCNN with random weights that give detections."""
     return awake_model
 
 

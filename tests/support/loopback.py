@@ -28,13 +28,13 @@ PATIENCE = 60
 """Seconds until a server that does not do what it should fails the test."""
 
 
-def png(colour: tuple[int, int, int] = (51, 51, 51), height: int = 48, width: int = 64) -> bytes:
+def png(color: tuple[int, int, int] = (51, 51, 51), height: int = 48, width: int = 64) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.full((height, width, 3), colour, np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.full((height, width, 3), color, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def grey(level: int) -> bytes:
+def gray(level: int) -> bytes:
     return png((level, level, level))
 
 

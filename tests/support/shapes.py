@@ -1,4 +1,4 @@
-"""A tiny synthetic data set: coloured shapes on noise."""
+"""A tiny synthetic data set: colored shapes on noise."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def shapes(count: int, seed: int = 0) -> Shapes:
             category, size = int(rng.integers(1, 4)), int(rng.integers(16, 28))
             y, x = (int(v) for v in np.array(divmod(cell, 2)) * SIDE // 2 + rng.integers(size, SIDE // 2 - size + 1, 2))
             outline = _outline(category, x, y, size)
-            colour = tuple(int(v) for v in rng.integers(120, 256, 3))
-            cv2.fillPoly(image, [np.round(outline).astype(np.int32)], colour)
+            color = tuple(int(v) for v in rng.integers(120, 256, 3))
+            cv2.fillPoly(image, [np.round(outline).astype(np.int32)], color)
             (x1, y1), (x2, y2) = outline.min(axis=0), outline.max(axis=0)
             annotations.append(Annotation(category, (y1, x1, y2, x2), [outline.ravel().tolist()]))
         images.append(image)

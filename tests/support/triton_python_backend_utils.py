@@ -33,7 +33,7 @@ class TritonError:
 
 class Tensor:
     def __init__(self, name: str, array: np.ndarray) -> None:
-        assert isinstance(array, np.ndarray) and array.flags.c_contiguous, f"{name} is no contiguous array"
+        assert isinstance(array, np.ndarray) and array.flags.c_contiguous, f"{name} is not a contiguous array"
         if array.dtype == np.object_:
             assert all(isinstance(each, bytes) for each in array.ravel()), f"{name} holds something else than bytes"
         self._name, self._array = name, array

@@ -121,7 +121,7 @@ def test_calls_fit_tensorrts_type_stubs(tmp_path: Path) -> None:
         wheel.extractall(tmp_path)
     stub = tmp_path / "tensorrt_bindings" / "tensorrt.pyi"
     text = stub.read_text(encoding="utf-8")
-    # As published, the stubs are no valid Python: an argument called "in", and one without default after others.
+    # As published, the stubs are not valid Python: an argument called "in", and one without default after others.
     text = re.sub(r"\bin: ", "in_: ", text).replace("channel_axis: int)", "channel_axis: int = 0)")
     stub.write_text(text, encoding="utf-8")
     config = tmp_path / "mypy.ini"

@@ -58,7 +58,7 @@ def test_accumulated_losses_are_the_mean_of_the_parts(batch: dict[str, tf.Tensor
         assert together[name] == pytest.approx(np.mean([half[name] for half in halves]), rel=1e-4), name
 
 
-def test_backbone_has_its_own_rate_and_fixed_normalisation() -> None:
+def test_backbone_has_its_own_rate_and_fixed_normalization() -> None:
     model = tiny_model()
     updater = Updater(model, replace(CONFIG, backbone_rate=0.25), "3+")
     updater.set_rate(0.4)

@@ -34,7 +34,7 @@ class TestAnchors:
     targets = AnchorTargets(SPEC, (64, 64), CONFIG)
 
     def test_matches_by_hand(self) -> None:
-        # Exactly the 32-pixel anchor at cell (2, 3) of P3: centre (16, 24).
+        # Exactly the 32-pixel anchor at cell (2, 3) of P3: center (16, 24).
         box = boxes((0, 8, 32, 40))
         positive, matched, negative = self.targets.match(box, boxes())
         exact = 256 + 2 * 8 + 3
@@ -119,7 +119,7 @@ class TestRois:
         assert targets.valid.numpy().tolist() == [[True, True, True, True, False, False], [False] * 6]
         np.testing.assert_array_equal(targets.rois[0, :4], self.proposals[0, [0, 1, 2, 4]])
         assert targets.class_ids[0].numpy().tolist() == [2, 2, 0, 0, 0, 0]
-        # The second positive is half as high as its object: centre 0.125 of 0.25 too high, log 2.
+        # The second positive is half as high as its object: center 0.125 of 0.25 too high, log 2.
         np.testing.assert_allclose(targets.deltas[0, 0], [0, 0, 0, 0], atol=1e-6)
         np.testing.assert_allclose(targets.deltas[0, 1], [0.5 / 0.1, 0, math.log(2) / 0.2, 0], atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""COCO annotation files (``instances_*.json``), as COCO itself and as labelling tools write them.
+"""COCO annotation files (``instances_*.json``), as COCO itself and as labeling tools write them.
 
 An entry that cannot be meant costs that entry, not the file; what would be ambiguous stops. Readers of other tools'
 files hand their content to ``read_content``.

@@ -29,7 +29,7 @@ def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
 
 
 def parse_box(value: Any) -> Box | None:
-    """(y1, x1, y2, x2) of COCO's x, y, width, height; None for what is no box: the mask tells."""
+    """(y1, x1, y2, x2) of COCO's x, y, width, height; None for what is not a box: the mask tells."""
     try:
         x, y, width, height = map(float, value)
     except (TypeError, ValueError, OverflowError):
@@ -39,7 +39,7 @@ def parse_box(value: Any) -> Box | None:
 
 
 def parse_area(value: Any) -> float | None:
-    """Pixels; None for what is no area: the mask tells."""
+    """Pixels; None for what is not an area: the mask tells."""
     try:
         area = float(value)
     except (TypeError, ValueError, OverflowError):

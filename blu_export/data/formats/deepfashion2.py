@@ -188,7 +188,7 @@ def parse_annotation(content: bytes) -> tuple[list[Annotation], list[str]]:
     Polygons of an item overlap (an outline, then its parts); what is meant is their union.
 
     Raises:
-        ValueError: this is no annotation file of DeepFashion2.
+        ValueError: this is not an annotation file of DeepFashion2.
     """
     try:
         items = {key: item for key, item in json.loads(content).items() if re.fullmatch("item[0-9]+", key)}

@@ -66,10 +66,10 @@ def ellipse(x: float, y: float, width: float, height: float, angle: float = 0.0)
 
 
 def read_mask_picture(content: bytes) -> NDArray[np.int64]:
-    """A PNG as int64 [H, W]: palette indices or grey values, or colours as one number; 0 where transparent.
+    """A PNG as int64 [H, W]: palette indices or gray values, or colors as one number; 0 where transparent.
 
     Raises:
-        ValueError: it is no PNG, or too large.
+        ValueError: it is not a PNG, or too large.
     """
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -79,7 +79,7 @@ def read_mask_picture(content: bytes) -> NDArray[np.int64]:
                 return np.asarray(image).astype(np.int64)
             pixels = np.asarray(image.convert("RGBA")).astype(np.int64)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"it is no PNG that can be read: {error}") from error
+        raise ValueError(f"it is not a PNG that can be read: {error}") from error
     return (pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]) * (pixels[..., 3] > 0)
 
 

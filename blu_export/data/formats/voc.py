@@ -1,7 +1,7 @@
 """Pascal VOC with mask pictures, as VOC itself, CVAT and Datumaro write it.
 
-``SegmentationObject/NAME.png`` has a colour for each object, 0 where there is none and 255 along edges. An object's
-class is that of the same number in ``Annotations/NAME.xml``, or the colour of ``SegmentationClass/NAME.png`` at its
+``SegmentationObject/NAME.png`` has a color for each object, 0 where there is none and 255 along edges. An object's
+class is that of the same number in ``Annotations/NAME.xml``, or the color of ``SegmentationClass/NAME.png`` at its
 place, by labelmap.txt or by VOC's own order.
 """
 
@@ -21,7 +21,7 @@ from blu_export.data.storage import Storage, join, parent
 from blu_export.errors import DatasetError
 
 OBJECTS, CLASSES, BOXES, PHOTOS = "SegmentationObject", "SegmentationClass", "Annotations", "JPEGImages"
-VOID, VOID_COLOUR = 255, 224 << 16 | 224 << 8 | 192
+VOID, VOID_COLOR = 255, 224 << 16 | 224 << 8 | 192
 VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -45,7 +45,7 @@ def entries(found: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
     wanted = sorted(photos.keys() | pictures)
     if found.endswith(".txt"):
         wanted = [line.split()[0] for line in storage.read(found).decode("utf-8").splitlines() if line.strip()]
-    colours, classes, count = _colours(folder, storage), Numbered(), 0
+    colors, classes, count = _colors(folder, storage), Numbered(), 0
     for number, stem in enumerate(wanted):
         path = join(folder, f"{PHOTOS}/{photos.get(stem, stem + IMAGE_SUFFIXES[0])}")
         if stem not in pictures:
@@ -54,7 +54,7 @@ def entries(found: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
         try:
             objects = read_mask_picture(storage.read(join(folder, f"{OBJECTS}/{stem}.png")))
             masks = _masks(objects)
-            names = _class_names(folder, stem, masks, colours, storage)
+            names = _class_names(folder, stem, masks, colors, storage)
         except (ValueError, DatasetError, ElementTree.ParseError) as error:
             yield "images", number, f"{stem}: {error}"
             continue
@@ -69,11 +69,11 @@ def entries(found: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
 
 def _masks(objects: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
     """The objects of a picture, by ascending value."""
-    return [objects == value for value in np.unique(objects).tolist() if value not in (0, VOID, VOID_COLOUR)]
+    return [objects == value for value in np.unique(objects).tolist() if value not in (0, VOID, VOID_COLOR)]
 
 
 def _class_names(
-    folder: str, stem: str, masks: list[NDArray[np.bool_]], colours: dict[int, str], storage: Storage
+    folder: str, stem: str, masks: list[NDArray[np.bool_]], colors: dict[int, str], storage: Storage
 ) -> list[str]:
     """The class of each mask."""
     picture = join(folder, f"{CLASSES}/{stem}.png")
@@ -91,31 +91,31 @@ def _class_names(
     found = []
     for mask in masks:
         inside, counts = np.unique(values[mask], return_counts=True)
-        found.append(colours.get(int(inside[counts.argmax()]), NAMELESS))
+        found.append(colors.get(int(inside[counts.argmax()]), NAMELESS))
     return found
 
 
-def _colours(folder: str, storage: Storage) -> dict[int, str]:
-    """Class names by palette index and by colour."""
+def _colors(folder: str, storage: Storage) -> dict[int, str]:
+    """Class names by palette index and by color."""
     names = dict(enumerate(VOC_NAMES))
-    colours = {_palette(index): name for index, name in names.items()}
+    colors = {_palette(index): name for index, name in names.items()}
     path = join(folder, "labelmap.txt")
     if storage.file(path):  # name:r,g,b:parts:actions
         lines = [line for line in storage.read(path).decode("utf-8").splitlines() if line[:1] not in ("#", "")]
         labels = {}
         for line in lines:
-            name, colour = line.split(":")[:2]
-            red, green, blue = (int(value) for value in colour.split(","))
+            name, color = line.split(":")[:2]
+            red, green, blue = (int(value) for value in color.split(","))
             labels[red << 16 | green << 8 | blue] = name
         order = [name for name in labels.values()]
-        # A palette holds VOC's colours in its order; labels may have others, which RGB pictures hold.
+        # A palette holds VOC's colors in its order; labels may have others, which RGB pictures hold.
         by_index = {index: labels[_palette(index)] for index in range(256) if _palette(index) in labels}
         return {**(by_index or dict(enumerate(order))), **labels}
-    return names | colours
+    return names | colors
 
 
 def _palette(index: int) -> int:
-    """VOC's colour of an index: its bits, the lowest first, spread over the highest bits of red, green and blue."""
+    """VOC's color of an index: its bits, the lowest first, spread over the highest bits of red, green and blue."""
     red = green = blue = 0
     for place in range(8):
         red |= (index >> 0 & 1) << (7 - place)

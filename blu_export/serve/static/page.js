@@ -1,4 +1,4 @@
-import { colour } from "./palette.js";
+import { color } from "./palette.js";
 import { crop } from "./rle.js";
 import * as files from "./save.js";
 import { paint, render, size, Window } from "./view.js";
@@ -190,7 +190,7 @@ function listClasses() {
     Object.assign(box, { type: "checkbox", checked: !off.has(id), value: id });
     box.onchange = () => { box.checked ? off.delete(id) : off.add(id); refresh(); };
     swatch.className = "swatch";
-    swatch.style.background = colour(id);
+    swatch.style.background = color(id);
     label.append(box, swatch, `${current.result.classes[id - 1]} `, Object.assign(document.createElement("small"), { textContent: count }));
     legend.append(label);
   }
@@ -209,7 +209,7 @@ function refresh() {
     button.type = "button";
     button.dataset.index = each.index;
     swatch.className = "swatch";
-    swatch.style.background = colour(each.class_id);
+    swatch.style.background = color(each.class_id);
     score.textContent = `${Math.round(each.score * 100)} %`;
     button.append(swatch, each.class, score);
     button.onfocus = button.onmouseenter = () => light(each);

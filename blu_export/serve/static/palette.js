@@ -1,4 +1,4 @@
-// The colours of classes, by id from 1: those of blu_export.draw, to which a test holds them.
+// The colors of classes, by id from 1: those of blu_export.draw, to which a test holds them.
 const PALETTE = [
   "#61bdff", "#33ff33", "#ff3333", "#ff33ff", "#e0d07b", "#33ffdd", "#ff8cc6", "#2640bf", "#eeff33", "#66bf49",
   "#bf6649", "#3333ff", "#c68cff", "#ff9933", "#ff3377", "#bf26a6", "#69bfbf", "#33ff99", "#4970bf", "#69bf86",
@@ -14,10 +14,10 @@ const PALETTE = [
   "#8cecff", "#ff61ff", "#ff33cc", "#ff7733", "#bf4984", "#e07b95", "#e03c2d", "#e0782d", "#b2e055", "#bf7a49",
 ];
 
-export const colour = (id) => PALETTE[(id - 1) % PALETTE.length];
+export const color = (id) => PALETTE[(id - 1) % PALETTE.length];
 
-// Letters on a colour: dark on bright ones, as on the overlays of blu infer.
+// Letters on a color: dark on bright ones, as on the overlays of blu infer.
 export function letters(id) {
-  const [red, green, blue] = [1, 3, 5].map((at) => (parseInt(colour(id).slice(at, at + 2), 16) / 255) ** 2.2);
+  const [red, green, blue] = [1, 3, 5].map((at) => (parseInt(color(id).slice(at, at + 2), 16) / 255) ** 2.2);
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.3 ? "#121418" : "#fff";
 }

@@ -1,7 +1,7 @@
 // The photo with what was found on it, on a canvas that can be zoomed and moved.
 
 import { place } from "./labels.js";
-import { colour, letters } from "./palette.js";
+import { color, letters } from "./palette.js";
 
 export const MOST_ZOOM = 16;
 
@@ -21,7 +21,7 @@ export function paint(each, mask) {
 function picture(mask, width, height, id) {
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d");
-  context.fillStyle = colour(id);
+  context.fillStyle = color(id);
   context.fillRect(0, 0, width, height);
   const pixels = context.getImageData(0, 0, width, height);
   for (let i = 0; i < mask.length; i++) pixels.data[4 * i + 3] = 255 * mask[i];
@@ -52,7 +52,7 @@ export function render(context, photo, objects, { scale, offset, unit, opacity, 
   for (const each of [...objects].reverse()) {
     const [top, left, bottom, right] = each.box.map((side, i) => side * scale + offset[1 - (i % 2)]);
     context.globalAlpha = dimmed(each) ? 0.3 : 1;
-    context.strokeStyle = colour(each.class_id);
+    context.strokeStyle = color(each.class_id);
     context.lineWidth = Math.max(1, (lit === each ? 3 : 1.5) * unit);
     if (boxes || lit === each) context.strokeRect(left, top, right - left, bottom - top);
     const seen = left < room[0] && top < room[1] && right > 0 && bottom > 0;
@@ -61,7 +61,7 @@ export function render(context, photo, objects, { scale, offset, unit, opacity, 
     context.font = `600 ${letterSize}px system-ui, sans-serif`;
     const chip = [context.measureText(text).width + 8 * unit, letterSize + 5 * unit];
     const spot = place([top, left, bottom, right], chip, room, taken);
-    context.fillStyle = colour(each.class_id);
+    context.fillStyle = color(each.class_id);
     context.fillRect(spot.x, spot.y, ...chip);
     context.fillStyle = letters(each.class_id);
     context.fillText(text, spot.x + 4 * unit, spot.y + letterSize);

@@ -120,7 +120,7 @@ BROKEN = [
     ([[0, 0, 4, "a", 4, 2]], "could not convert"),
     ([{"x": 1}, {"x": 2}], "'y'"),
     ("square", "Expecting value"),
-    (3, "int is no outline"),
+    (3, "int is not an outline"),
     ({"size": [4, 6]}, "counts"),
     ({"size": [4, 6], "counts": "zzzzzz"}, "not COCO's"),
     ({"size": [4, 6], "counts": None}, "not text"),

@@ -141,8 +141,8 @@ def voc(root: Path) -> Path:
     photo(root / "JPEGImages" / "a.png")
     objects = np.zeros((HEIGHT, WIDTH), np.uint8)
     objects[MASKS["cup"]], objects[MASKS["box"]], objects[0, 0] = 1, 2, 255
-    grey = [value for index in range(256) for value in (index, index, 0)]
-    write(root / "SegmentationObject" / "a.png", png(objects, grey))
+    gray = [value for index in range(256) for value in (index, index, 0)]
+    write(root / "SegmentationObject" / "a.png", png(objects, gray))
     xml = "".join(f"<object><name>{name}</name></object>" for name in ("cup", "box"))
     write(root / "Annotations" / "a.xml", f"<annotation>{xml}</annotation>")
     write(root / "ImageSets" / "Segmentation" / "train.txt", "a\n")
@@ -150,15 +150,15 @@ def voc(root: Path) -> Path:
 
 
 def voc_cvat(root: Path) -> Path:
-    """Colours of labelmap.txt."""
+    """Colors of labelmap.txt."""
     photo(root / "JPEGImages" / "a.png")
     objects, classes = np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    colours = {"cup": (250, 50, 83), "box": (51, 221, 255)}
+    colors = {"cup": (250, 50, 83), "box": (51, 221, 255)}
     for number, (name, mask) in enumerate(MASKS.items(), start=1):
-        objects[mask], classes[mask] = (128 * (number % 2), 128 * (number // 2), 0), colours[name]
+        objects[mask], classes[mask] = (128 * (number % 2), 128 * (number // 2), 0), colors[name]
     write(root / "SegmentationObject" / "a.png", png(objects))
     write(root / "SegmentationClass" / "a.png", png(classes))
-    labels = "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in colours.items())
+    labels = "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in colors.items())
     write(root / "labelmap.txt", f"# label:color_rgb:parts:actions\nbackground:0,0,0::\n{labels}")
     return root
 
@@ -218,11 +218,11 @@ def test_a_hole_and_parts_survive_yolo(tmp_path: Path) -> None:
     np.testing.assert_array_equal(masks_by_class(load_dataset(tmp_path / "yolo", "train"))["ring"], mask)
 
 
-def test_a_colour_for_each_object(tmp_path: Path) -> None:
+def test_a_color_for_each_object(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "a.jpg")
-    colours = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    colours[MASKS["cup"]], colours[MASKS["box"]] = (255, 0, 0), (0, 7, 0)
-    write(tmp_path / "masks" / "a.png", png(colours))
+    colors = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    colors[MASKS["cup"]], colors[MASKS["box"]] = (255, 0, 0), (0, 7, 0)
+    write(tmp_path / "masks" / "a.png", png(colors))
     photo(tmp_path / "images" / "nothing.jpg")
     dataset = load_dataset(tmp_path, "train")
     assert (dataset.class_names, [len(r.annotations) for r in dataset.records]) == (("BG", "object"), [2, 0])

@@ -78,10 +78,7 @@ ifeq ($(LITE0),imagenet)
 endif
 	$(BIN)/blu train --out $(RUN) $$(test -e $(RUN)/config.toml && echo --resume || \
 	  echo --config models/garments.toml --dataset $(DATA) --weights $(LITE0))
-	$(BIN)/python -c "from blu_export.model.normalization import fold_normalization; \
-	  from blu_export.model.weights import build_model, save_weights; \
-	  model, _ = build_model('$(RUN)/best.h5', settings=['image_resize_mode=fit']); fold_normalization(model); \
-	  save_weights(model, 'models/garments.h5', half=True)"
+	$(BIN)/python models/pack.py $(RUN)/best.h5 models/garments.h5
 	$(BIN)/blu export onnx --weights models/garments.h5 --compress-to-fp16 -o models/garments.onnx --images $(DATA)
 	$(BIN)/blu evaluate models/garments.onnx $(DATA)
 

@@ -110,7 +110,7 @@ class Tally:
         self.off.append((label, off))
 
     def require(self, name: str) -> None:
-        """All that the issue asks of a configuration."""
+        """What a configuration must reach."""
         print(f"{name}: {self.matched} of {self.total} instances, {self.explained} differ for a proven reason")
         assert not [(label, off) for label, off in self.off if off > MAX_OFF]
         assert self.matched + self.explained >= MATCHED * self.total

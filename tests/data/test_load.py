@@ -38,7 +38,7 @@ def test_layouts(tmp_path: Path, annotations: str, images: str) -> None:
     assert [len(load_dataset(str(tmp_path), "train", limit=limit)) for limit in (None, 0, 9)] == [1, 0, 1]
     assert has_split(str(tmp_path), "train")
     assert not has_split(str(tmp_path), "val")
-    with pytest.raises(DatasetError, match="no data set with a part 'val'"):
+    with pytest.raises(DatasetError, match="not a data set with a part 'val'"):
         load_dataset(str(tmp_path), "val")
 
 
@@ -79,7 +79,7 @@ def test_several_files_that_could_be_meant_stop(tmp_path: Path) -> None:
 
 def test_the_part_that_is_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "instances_train.json").write_text(json.dumps(CONTENT))
-    with pytest.raises(DatasetError, match="no data set with a part 'val'; it has 'train'"):
+    with pytest.raises(DatasetError, match="not a data set with a part 'val'; it has 'train'"):
         load_dataset(tmp_path, "val")
 
 

@@ -116,7 +116,7 @@ def test_missing_keys_and_buckets(folder: Path, s3: Upload, line: Line) -> None:
     with pytest.raises(DatasetError, match="s3://no-such-bucket/a cannot be read: it does not exist"):
         open_storage(url).read("s3://no-such-bucket/a")
     assert line.connections - before <= 2  # asked once each
-    with pytest.raises(DatasetError, match="no data set with a part 'train'"):
+    with pytest.raises(DatasetError, match="not a data set with a part 'train'"):
         load_dataset(url, "train")
     with pytest.raises(DatasetError, match="no-such-bucket"):
         load_dataset("s3://no-such-bucket", "train")

@@ -315,7 +315,7 @@ def test_expectations() -> None:
     assert not expected.holds({"mask_ap": math.nan}) and not expected.holds({})
     assert Expectation.parse("box_ap50<.5").holds({"box_ap50": 0.4})
     for text in ("mask_ap", "ap>=0.3", "mask_ap>=", "mask_ap=0.3", "mask_ap>=x"):
-        with pytest.raises(UsageError, match="no expectation"):
+        with pytest.raises(UsageError, match="not an expectation"):
             Expectation.parse(text)
 
 
@@ -408,7 +408,7 @@ def test_the_worst_photos_are_drawn(photos: Path, fake_onnx: FakeOnnx, tmp_path:
         ([], 2, "no data set"),
         (["model.onnx"], 2, "no data set"),
         (["a", "b"], 2, "'a' is not a model"),
-        (["data", "--expect", "ap>1"], 2, "no expectation"),
+        (["data", "--expect", "ap>1"], 2, "not an expectation"),
         (["absent.onnx", "data"], 3, "no model file absent.onnx"),
         (["--results", "r.json", "absent"], 3, "There is no absent."),
         (["MODEL", "DATA", "--set", "detection_min_confidence=0"], 2, "fixed in it"),

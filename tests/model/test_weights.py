@@ -218,7 +218,7 @@ def test_spec_follows_from_the_tensors(edited: Any) -> None:
         Given.of(settings=["image_min_dim=64", "image_max_dim=64", "detection_min_confidence=0.25"])
     )
     assert guess.class_names == ("BG", "class_1", "class_2")
-    assert guess.replace(class_names=SPEC.class_names, provenance=SPEC.provenance) == SPEC
+    assert guess.replace(class_names=SPEC.class_names, provenance=SPEC.provenance, assumed=()) == SPEC
 
 
 def test_class_names(edited: Any, saved: Path) -> None:

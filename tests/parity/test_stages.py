@@ -18,7 +18,7 @@ def tensors(pair: tuple[Path, Path], photo: NDArray[np.uint8]) -> list[Any]:
     """The stages of the .h5 and of the .onnx."""
     found = []
     for path in pair:
-        runner = load_runner(path)
+        runner = load_runner(path, RunnerOptions("keras" if path.suffix == ".h5" else "auto"))
         found.append(stage_source(runner, path)(mold(photo, runner.spec)))
     return found
 

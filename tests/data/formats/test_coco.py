@@ -128,7 +128,7 @@ BROKEN = [
     ({"size": [4, 6], "counts": [3, 20]}, "do not add up to 24"),
     ({"size": [4, 6], "counts": [3, -20, 41]}, "do not add up"),
     ({"size": [4, 6], "counts": [2**40]}, "do not add up"),
-    ({"size": [4, 6], "counts": [math.inf]}, "no numbers"),
+    ({"size": [4, 6], "counts": [math.inf]}, "not numbers"),
 ]
 
 

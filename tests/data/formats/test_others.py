@@ -295,7 +295,7 @@ def test_parts_and_bad_lines_of_yolo(tmp_path: Path) -> None:
 def test_a_folder_of_photos_and_notes_is_not_yolo(tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
     write(tmp_path / "README.txt", "photos")
-    with pytest.raises(DatasetError, match="no data set with a part 'train'"):
+    with pytest.raises(DatasetError, match="not a data set with a part 'train'"):
         load_dataset(tmp_path, "train")
 
 

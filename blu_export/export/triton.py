@@ -40,6 +40,7 @@ from blu_export.tensorrt.sidecar import read_sidecar
 
 HELD_MODULES = (
     "__init__",
+    "boxes",
     "errors",
     "fields",
     "rle",

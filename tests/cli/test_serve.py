@@ -99,7 +99,7 @@ def test_what_cannot_be_served(started: list[ServeSettings], arguments: tuple[st
 
 
 def test_a_file_that_is_not_a_model(started: list[ServeSettings]) -> None:
-    result = serve("m.h5")
+    result = serve("m.txt")
     assert isinstance(result.exception, ModelFileError)
     assert (result.exception.exit_code, started) == (3, [])
 

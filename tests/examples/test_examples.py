@@ -74,7 +74,7 @@ def test_video_tracks(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="needs the extra video")
     image = cv2.cvtColor(decode(embedded(DEMO_PHOTO)), cv2.COLOR_RGB2BGR)
     video = tmp_path / "v.mp4"
-    writer = cv2.VideoWriter(str(video), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 25, (512, 512))
+    writer = cv2.VideoWriter(str(video), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 25, image.shape[1::-1])
     for shift in range(12):
         writer.write(np.roll(image, 2 * shift, axis=1))
     writer.release()

@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_loaded_is_the_workers_error(tmp_path: Path) -> N
     with pytest.raises(ModelFileError, match=r"There is no model file .*m\.onnx"):
         asyncio.run(WorkerProcess.start(settings(path)))
     path.write_text("no JSON")
-    with pytest.raises(ModelFileError, match="no fake model"):
+    with pytest.raises(ModelFileError, match="not a fake model"):
         asyncio.run(WorkerProcess.start(settings(path)))
 
 

@@ -67,7 +67,7 @@ def test_values_of_the_wrong_kind(changes: dict[str, Any]) -> None:
 def test_a_field_that_is_missing(name: str) -> None:
     values = json.loads(make().to_json())
     del values[name]
-    with pytest.raises(ModelFileError, match=f"no engine description.*{name}"):
+    with pytest.raises(ModelFileError, match=f"not an engine description.*{name}"):
         Sidecar.from_json(json.dumps(values))
 
 

@@ -96,7 +96,7 @@ def test_set_reads_values(setting: str, value: object) -> None:
         ("train.optimizer=adam", "sgd, adamw"),
         ("train.layers=6+", "train.layers '6\\+'"),
         ("train.layers=heads:5,all", "needs epochs in stages"),
-        ("train.layers=heads:x", "no layer schedule"),
+        ("train.layers=heads:x", "not a layer schedule"),
         ("train.layers=heads:0,all:2", "at least one epoch in each stage"),
         ("train.layers=heads:1@fast", "'@fast' is not a learning rate"),
         ("train.layers=heads:1@-0.1", "'@-0.1' is not a learning rate"),

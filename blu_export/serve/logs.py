@@ -126,7 +126,7 @@ class OncePerSecond(logging.Filter):
         """See logging.Filter.filter."""
         if record.levelno < logging.WARNING:
             return True
-        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD]
+        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD and key[0] != "_"]
         kind = (record.name, record.msg, record.exc_info and record.exc_info[0], *fields)
         last, left_out = self._seen.get(kind, (float("-inf"), 0))
         if record.created - last < 1:

@@ -155,9 +155,11 @@ def shrink_mask(rle: Rle, shape: tuple[int, int], size: tuple[int, int]) -> tupl
     crop, (top, left) = decode_crop(rle, shape)
     if size == shape or not crop.size:
         return crop, (top, left)
-    first_row, rows = _bilinear(top, crop.shape[0], shape[0], size[0])
-    first_column, columns = _bilinear(left, crop.shape[1], shape[1], size[1])
-    small = (rows @ crop.astype(np.float32) @ columns.T) >= 0.5
+    first_row, row, below = _taps(top, crop.shape[0], shape[0], size[0])
+    first_column, column, beside = _taps(left, crop.shape[1], shape[1], size[1])
+    padded = np.pad(crop, 2).astype(np.float32)
+    tall = padded[row] * (1 - below[:, None]) + padded[row + 1] * below[:, None]
+    small = tall[:, column] * (1 - beside) + tall[:, column + 1] * beside >= 0.5
     box = mask_box(small)
     if box is None:
         return np.zeros((0, 0), bool), (0, 0)
@@ -165,16 +167,16 @@ def shrink_mask(rle: Rle, shape: tuple[int, int], size: tuple[int, int]) -> tupl
     return np.ascontiguousarray(small[y1:y2, x1:x2]), (first_row + y1, first_column + x1)
 
 
-def _bilinear(start: int, length: int, side: int, small: int) -> tuple[int, NDArray[np.float32]]:
+def _taps(start: int, length: int, side: int, small: int) -> tuple[int, NDArray[np.intp], NDArray[np.float32]]:
     """Bilinear interpolation of pixels ``start`` and on, ``length`` of them, of ``side`` that become ``small``.
 
     Returns:
-        The first of the small pixels that sees them, and the weights float32 [small pixels, length]. What
-        lies beside them counts as zero.
+        The first of the small pixels that sees them; for each small pixel, where the first of its two neighbors lies
+        among the pixels after two zeros are put before and behind them; and the share of the second, float32.
     """
     scale = side / small
     first = max(0, int(np.floor((start - 0.5) / scale - 0.5)))
     last = min(small, int(np.ceil((start + length + 0.5) / scale + 0.5)))
-    place = np.clip((np.arange(first, last) + 0.5) * scale - 0.5, 0, side - 1)
-    distance = np.abs(place[:, None] - np.arange(start, start + length))
-    return first, np.maximum(1.0 - distance, 0.0).astype(np.float32)
+    place = (np.arange(first, last) + 0.5) * scale - 0.5 - start + 2
+    lower = np.clip(np.floor(place), 0, length + 2)
+    return first, lower.astype(np.intp), np.clip(place - lower, 0, 1).astype(np.float32)

@@ -94,10 +94,34 @@ def divide(nodes: Sequence[dict[str, Any]], workers: int | None, threads: int | 
     return Share(workers, cpus, int(on_gpu))
 
 
-def model_files(model: Path) -> dict[str, bytes]:
-    """The model and, for an engine, its sidecar."""
-    sidecar = model.with_name(model.name + ".json")
-    return {path.name: path.read_bytes() for path in (model, sidecar) if path.is_file()}
+def model_files(model: Path, config: str | None = None) -> dict[str, bytes]:
+    """The model and, for an engine, its sidecar; for Keras weights their settings file, where there is one.
+
+    Raises:
+        UsageError: there is no such settings file.
+    """
+    files = [path for path in (model, model.with_name(model.name + ".json")) if path.is_file()]
+    if config is not None:
+        files.append(_config_path(config)[0])
+        if not files[-1].is_file():
+            raise UsageError(f"There is no settings file {files[-1]}.", "Check the path.")
+    return {path.name: path.read_bytes() for path in files}
+
+
+def config_in(folder: Path, config: str | None) -> str | None:
+    """A settings file, ``FILE.py`` or ``FILE.py:Class``, as it is named where ``model_files`` were written."""
+    if config is None:
+        return None
+    path, chosen = _config_path(config)
+    return f"{folder / path.name}{chosen}"
+
+
+def _config_path(config: str) -> tuple[Path, str]:
+    """The file, and ``:Class`` behind it or nothing."""
+    if Path(config).is_file() or ":" not in config:
+        return Path(config), ""
+    name, _, chosen = config.rpartition(":")
+    return Path(name), f":{chosen}"
 
 
 @contextmanager

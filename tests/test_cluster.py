@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from blu_export.cluster import Share, divide, model_files, model_folder
+from blu_export.cluster import Share, config_in, divide, model_files, model_folder
 from blu_export.errors import UsageError
 
 
@@ -67,3 +67,15 @@ def test_the_copy_of_a_killed_process_goes_with_the_next_one(temporary: Path) ->
     with model_folder({"n": b"y"}) as folder:
         assert list(temporary.iterdir()) == [folder]
     assert not list(temporary.iterdir())
+
+
+def test_a_settings_file_comes_along(tmp_path: Path) -> None:
+    (tmp_path / "m.h5").write_bytes(b"weights")
+    (tmp_path / "mine.py").write_bytes(b"class MyConfig(Config): pass")
+    config = f"{tmp_path / 'mine.py'}:MyConfig"
+    with model_folder(model_files(tmp_path / "m.h5", config)) as folder:
+        there = config_in(folder, config)
+        assert there == f"{folder / 'mine.py'}:MyConfig"
+        assert (folder / "mine.py").read_bytes() == (tmp_path / "mine.py").read_bytes()
+    with pytest.raises(UsageError, match=r"no settings file .*absent\.py"):
+        model_files(tmp_path / "m.h5", str(tmp_path / "absent.py"))

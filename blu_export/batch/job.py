@@ -51,6 +51,13 @@ class BatchSettings:
     precision: str = "auto"
     device: str | None = None
     threads: int | None = None
+    spec_settings: tuple[str, ...] = ()
+    config: str | None = None
+    ignore_layers: tuple[str, ...] = ()
+    """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
+    max_pixels: int | None = None
+    bits: int | None = None
+    """The two above are about photos, see ``image.decode``."""
     loader: str = Job.loader
 
     def __post_init__(self) -> None:
@@ -171,6 +178,11 @@ class BatchJob:
             precision=settings.precision,
             device=settings.device,
             threads=settings.threads if settings.ray is not None else child_threads(settings.threads, self.workers),
+            settings=settings.spec_settings,
+            config=settings.config,
+            ignore_layers=settings.ignore_layers,
+            max_pixels=settings.max_pixels,
+            bits=settings.bits,
             loader=settings.loader,
         )
         if settings.ray is None:

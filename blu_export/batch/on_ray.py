@@ -45,7 +45,7 @@ def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: 
     data = import_extra("ray.data")
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and timings; ours are in the report
-    model = ray.put(model_files(Path(job.model)))
+    model = ray.put(model_files(Path(job.model), job.config))
     job = replace(job, threads=job.threads or share.cpus)
     tasks = [{"shard": json.dumps([shard.index, shard.photos])} for shard in shards]
     done = data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(

@@ -16,6 +16,7 @@ from typing import Any
 
 from blu_export.batch.plan import Shard
 from blu_export.batch.shard import Summary
+from blu_export.cluster import config_in
 from blu_export.errors import BluError
 from blu_export.workers.channel import ClosedError
 from blu_export.workers.owner import Child
@@ -28,6 +29,9 @@ ATTEMPTS = 2
 """Deaths of a worker on one photo that make it the photo's fault; the first may have come from outside."""
 LOOSE_DEATHS = 3
 """Deaths in a row that no photo can be blamed for; then the job ends."""
+
+RUNNER_OPTIONS = ("runtime", "precision", "device", "threads", "settings", "config", "ignore_layers")
+"""Fields of Job that are of ``runtime.RunnerOptions``."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,20 @@ class Job:
     precision: str = "auto"
     device: str | None = None
     threads: int | None = None
+    settings: tuple[str, ...] = ()
+    config: str | None = None
+    ignore_layers: tuple[str, ...] = ()
+    """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
+    max_pixels: int | None = None
+    bits: int | None = None
+    """The two above are about photos, see ``image.decode``."""
     loader: str = "blu_export.runtime:load_runner"
     """``module:function`` that loads the model; tests bring their own."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as the worker takes them."""
         values = asdict(self)
-        values["options"] = {key: values.pop(key) for key in ("runtime", "precision", "device", "threads")}
+        values["options"] = {key: values.pop(key) for key in RUNNER_OPTIONS}
         return values
 
 
@@ -80,6 +91,7 @@ class Worker:
     ) -> None:
         self.job = job
         self._patience = patience
+        self._is_here = files is None
         self._files = files or (lambda: nullcontext(Path(job.model).parent))
         self._child: Child | None = None
         self._closed = False
@@ -153,7 +165,8 @@ class Worker:
     def _start(self) -> Child:
         """A process with the model loaded."""
         with self._files() as folder:
-            job = replace(self.job, model=str(folder / Path(self.job.model).name))
+            config = self.job.config if self._is_here else config_in(folder, self.job.config)
+            job = replace(self.job, model=str(folder / Path(self.job.model).name), config=config)
             child = self._child = Child("blu_export.batch.worker:main", job.to_dict())
             if self._closed:  # meanwhile: close did not see this process
                 child.kill()

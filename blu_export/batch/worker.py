@@ -33,6 +33,7 @@ from blu_export.detections import Detections
 from blu_export.detector import Detector, Photo, Source
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
+from blu_export.image import MAX_PIXELS
 from blu_export.runtime.options import RunnerOptions
 from blu_export.workers.channel import Channel, error_as_json
 from blu_export.workers.entry import load_function
@@ -54,7 +55,7 @@ class Work:
         runner = load_function(job["loader"])(job["model"], RunnerOptions(**job["options"]))
         if sha256_of(job["model"]) != job["model_sha256"]:
             raise ModelFileError(f"{job['model']} has changed since the job began.", "Start it again.")
-        self.detector = Detector(runner, job["min_score"])
+        self.detector = Detector(runner, job["min_score"], job["max_pixels"] or MAX_PIXELS, job["bits"])
         self.model = {
             "sha256": job["model_sha256"],
             "runtime": runner.runtime,
@@ -134,7 +135,8 @@ class Work:
     def _alone(self, source: Source) -> Detections | str:
         try:
             # Not self.detector: its stream may be under way.
-            (found,) = Detector(self.detector.runner, self.detector.min_score)([source])
+            known = self.detector
+            (found,) = Detector(known.runner, known.min_score, known.max_pixels, known.bits)([source])
             return found
         except BluError as error:
             if error.lost:

@@ -11,7 +11,9 @@ from typing import Any
 from blu_export.contract import Metadata
 from blu_export.detector import Detector
 from blu_export.errors import BluError, ModelFileError, UsageError
+from blu_export.model.checkpoints import resolve_weights
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, WEIGHT_SUFFIXES, RunnerOptions, load_runner
+from blu_export.runtime.load import is_given
 from blu_export.runtime.onnx_file import OnnxFile, spec_of
 from blu_export.runtime.onnxruntime import takes_gpu
 from blu_export.runtime.tuning import family, precision_path
@@ -56,14 +58,24 @@ class Candidate:
         return self.file, self.runtime
 
 
-def candidates_of(paths: Sequence[Path], runtimes: Sequence[str] = ()) -> list[Candidate]:
+def candidates_of(
+    paths: Sequence[Path], runtimes: Sequence[str] = (), given: RunnerOptions | None = None
+) -> list[Candidate]:
     """What can run these model files here, each once: ``*.onnx`` names the precisions beside a file, too.
 
+    Args:
+        paths: of the model files; a folder of checkpoints stands for its last one.
+        runtimes: only these; default all.
+        given: what is said about those of them that are Keras weights.
+
     Raises:
-        ModelFileError, UsageError: see ``file_candidates``.
+        ModelFileError, UsageError: see ``file_candidates``; settings are given, and there are no Keras weights.
     """
+    paths = [resolve_weights(path)[0] for path in paths]
+    if given is not None and is_given(given) and not any(path.suffix.lower() in WEIGHT_SUFFIXES for path in paths):
+        raise UsageError("--config, --set and --ignore-layers are for Keras weights.", "Name a .h5 or .keras file.")
     names = model_names(paths)
-    found = [replace(each, model=names[path]) for path in paths for each in file_candidates(path, runtimes)]
+    found = [replace(each, model=names[path]) for path in paths for each in file_candidates(path, runtimes, given)]
     return list({(os.path.abspath(each.file or ""), each.name): each for each in found}.values())
 
 
@@ -84,7 +96,7 @@ def model_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]:
+def file_candidates(path: Path, runtimes: Sequence[str] = (), given: RunnerOptions | None = None) -> list[Candidate]:
     """What can run a model file here: each runtime, and what lies beside an .onnx file.
 
     That is its other precisions, and the same on canvases that fit (``NAME.fit.onnx``).
@@ -92,6 +104,7 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
     Args:
         path: .onnx, .engine, .h5 or .keras.
         runtimes: only these; default all.
+        given: what is said about Keras weights.
 
     Raises:
         ModelFileError: no such file, or it is not a model.
@@ -106,7 +119,8 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
         raise UsageError(f"{' or '.join(runtimes)} cannot run {path}.", f"It runs in {' or '.join(known)}.")
     if known != RUNTIMES_BY_SUFFIX[".onnx"]:
         precision = "float32" if known == ("keras",) else "engine"
-        return [_of_file(path, path.stem, name, precision) for name in chosen]
+        weights = given if known == ("keras",) else None
+        return [_of_file(path, path.stem, name, precision, given=weights) for name in chosen]
     from blu_export.runtime.onnx_file import read_onnx
 
     named = read_onnx(path)
@@ -128,13 +142,20 @@ def file_candidates(path: Path, runtimes: Sequence[str] = ()) -> list[Candidate]
     return found
 
 
-def _of_file(path: Path, model: str, runtime: str, precision: str, device: str | None = None) -> Candidate:
+def _of_file(
+    path: Path, model: str, runtime: str, precision: str, device: str | None = None, given: RunnerOptions | None = None
+) -> Candidate:
     where = device or ("cpu" if path.suffix.lower() == ".onnx" else None)  # ONNX Runtime would take a GPU by itself
 
     def open_it(threads: int) -> Detector:
-        return Detector(
-            load_runner(path, RunnerOptions(runtime, "bf16" if precision == "bf16" else "file", where, threads))
+        options = replace(
+            given or RunnerOptions(),
+            runtime=runtime,
+            precision="bf16" if precision == "bf16" else "file",
+            device=where,
+            threads=threads,
         )
+        return Detector(load_runner(path, options))
 
     shown = "keras tf.function" if runtime == "keras" else f"{runtime} {device}" if device else runtime
     return Candidate(model, shown, precision, open_it, path, device, ours=runtime != "keras")

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blu_export.cli.common import (
+    BitsOption,
+    ConfigOption,
     DeviceOption,
+    IgnoreLayersOption,
     JsonOption,
+    MaxPixelsOption,
     ModelOption,
     PrecisionOption,
     RuntimeOption,
+    SettingsOption,
     ThreadsOption,
     command_app,
     progress,
@@ -56,7 +61,12 @@ def batch(
         float, typer.Option(min=0, max=1, help="Drop detections below this score; the model has a limit of its own.")
     ] = 0.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try photos that failed once more.")] = False,
+    max_pixels: MaxPixelsOption = None,
+    bits: BitsOption = None,
     as_json: JsonOption = False,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "auto",
     device: DeviceOption = None,
@@ -96,6 +106,11 @@ def batch(
             precision=precision,
             device=device,
             threads=threads,
+            spec_settings=tuple(settings or ()),
+            config=config,
+            ignore_layers=tuple(ignore_layers or ()),
+            max_pixels=max_pixels,
+            bits=bits,
         )
     )
     added = f", {job.new} of them new" if job.finished and job.new else ""

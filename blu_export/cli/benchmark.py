@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import JsonOption, ThreadsOption, command_app, printable, say, stdout, wrote
+from blu_export.cli.common import (
+    ConfigOption,
+    IgnoreLayersOption,
+    JsonOption,
+    SettingsOption,
+    ThreadsOption,
+    command_app,
+    printable,
+    say,
+    stdout,
+    wrote,
+)
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +46,9 @@ def benchmark(
         bool, typer.Option("--quick", help="Few repeats, one batch size, no curves; nothing is remembered.")
     ] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed calls of each candidate.")] = None,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
+    ignore_layers: IgnoreLayersOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     save: Annotated[
@@ -77,6 +91,7 @@ def benchmark(
     from blu_export.benchmark.report import markdown
     from blu_export.benchmark.run import run_benchmark
     from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.runtime import RunnerOptions
 
     if swept is not None or dataset is not None:
         _sweep(models or [embedded()], swept, dataset, _settings(quick, repeats, threads), as_json)
@@ -84,7 +99,8 @@ def benchmark(
     known = ("keras", "onnxruntime", "openvino", "tensorrt")
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UsageError(f"There is no runtime '{unknown[0]}'.", f"Runtimes are {', '.join(known)}.")
-    candidates = candidates_of(models or [embedded()], runtimes or ())
+    given = RunnerOptions(settings=settings or (), config=config, ignore_layers=ignore_layers or ())
+    candidates = candidates_of(models or [embedded()], runtimes or (), given)
     result = run_benchmark(candidates, photo or embedded(DEMO_PHOTO), _settings(quick, repeats, threads), say)
     if as_json:
         print(json.dumps(result, indent=1))

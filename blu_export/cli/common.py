@@ -69,6 +69,10 @@ MaxPixelsOption = Annotated[
     int | None,
     typer.Option("--max-pixels", min=1, help="Largest photo that is read, height times width. Default: 100 million."),
 ]
+BitsOption = Annotated[
+    int | None,
+    typer.Option("--bits", min=8, max=16, help="Bits in use of 16-bit gray photos that do not say: often 12."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import JsonOption, command_app, printable, progress, say, show_log, stdout, wrote
+from blu_export.cli.common import (
+    BitsOption,
+    JsonOption,
+    MaxPixelsOption,
+    command_app,
+    printable,
+    progress,
+    say,
+    show_log,
+    stdout,
+    wrote,
+)
 from blu_export.errors import EXIT_BAD_INPUT, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +69,8 @@ def check(
     strict: StrictOption = False,
     exif: ExifOption = "auto",
     keep_empty_classes: KeepEmptyOption = False,
+    max_pixels: MaxPixelsOption = None,
+    bits: BitsOption = None,
     cached: CachedOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,7 +91,7 @@ def check(
     from blu_export.files import atomic_write
 
     show_log()
-    options = read_options(images, limit, strict, exif, keep_empty_classes)
+    options = read_options(images, limit, strict, exif, keep_empty_classes, max_pixels=max_pixels, bits=bits)
     parts = parts_of(dataset, split)
     parallel = max(os.cpu_count() or 1, open_storage(dataset).parallel)
     reports: dict[str, Report] = {}
@@ -106,18 +119,26 @@ def check(
 
 
 def read_options(
-    images: str | None, limit: int | None, strict: bool, exif: str, keep_empty_classes: bool
+    images: str | None,
+    limit: int | None,
+    strict: bool,
+    exif: str,
+    keep_empty_classes: bool,
+    *,
+    max_pixels: int | None = None,
+    bits: int | None = None,
 ) -> ReadOptions:
     """The options of reading annotations that commands share.
 
     Raises:
         UsageError: there is no such treatment of EXIF.
     """
-    from blu_export.data.options import ReadOptions
+    from blu_export.data.options import Decoding, ReadOptions
 
     if exif not in ("auto", "apply", "ignore"):
         raise UsageError(f"There is no --exif {exif}.", "Write auto, apply or ignore.")
-    return ReadOptions(images, limit, strict, keep_empty_classes, exif)  # type: ignore[arg-type]
+    decoding = Decoding(max_pixels, bits)
+    return ReadOptions(images, limit, strict, keep_empty_classes, exif, decoding)  # type: ignore[arg-type]
 
 
 def parts_of(dataset: str, split: str | None) -> list[str]:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blu_export.cli.common import (
+    BitsOption,
     ConfigOption,
     DeviceOption,
     IgnoreLayersOption,
     JsonOption,
+    MaxPixelsOption,
     PrecisionOption,
     RuntimeOption,
     SettingsOption,
@@ -92,6 +94,8 @@ def evaluate(
     images: Annotated[str | None, typer.Option(help="Folder or URL of the photos.")] = None,
     strict: StrictOption = False,
     exif: ExifOption = "auto",
+    max_pixels: MaxPixelsOption = None,
+    bits: BitsOption = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst photos --out shows.")] = 12,
     cached: CachedOption = None,
     as_json: JsonOption = False,
@@ -139,7 +143,9 @@ def evaluate(
         )
     read = limit if asked.results is None else None  # results may be of photos beyond the limit
     # Classes without objects count for nothing, but results name their ids.
-    options = read_options(images or asked.photos, read, strict, exif, keep_empty_classes=True)
+    options = read_options(
+        images or asked.photos, read, strict, exif, keep_empty_classes=True, max_pixels=max_pixels, bits=bits
+    )
     whole = load_dataset(asked.dataset, split, cached=cached, progress=progress, options=options)
     dataset = whole.limited(limit)
     failures: dict[int, BluError] = {}
@@ -260,8 +266,9 @@ def _detect(detector: Detector, dataset: Dataset, batch: int) -> tuple[Rows, dic
     if len(failures) == len(dataset) and failures:
         missing = [problem for problem in dataset.problems if problem.kind == "missing photo"]
         raise DatasetError(
-            f"None of the {len(dataset)} photos can be read, {missing[0].detail if missing else failures[0].what}.",
-            ELSEWHERE if missing else "Run 'blu data check' on the data set.",
+            f"None of the {len(dataset)} photos can be read, "
+            f"{missing[0].detail if missing else failures[0].what.rstrip('.')}.",
+            ELSEWHERE if missing else failures[0].fix or "Run 'blu data check' on the data set.",
         )
     return rows, failures
 

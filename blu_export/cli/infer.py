@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blu_export.cli.common import (
+    BitsOption,
     ConfigOption,
     DeviceOption,
     IgnoreLayersOption,
@@ -102,9 +103,7 @@ def infer(
         bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
     ] = False,
     stride: Annotated[int, typer.Option(min=1, help="Of a video, every so many frames one.")] = 1,
-    bits: Annotated[
-        int | None, typer.Option(min=8, max=16, help="Bits in use of 16-bit gray photos that do not say: often 12.")
-    ] = None,
+    bits: BitsOption = None,
     max_pixels: MaxPixelsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
     config: ConfigOption = None,

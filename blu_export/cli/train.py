@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import command_app, progress, say, show_log, wrote
+from blu_export.cli.common import BitsOption, MaxPixelsOption, command_app, progress, say, show_log, wrote
 from blu_export.cli.data_check import CachedOption, read_options
 from blu_export.errors import DatasetError, UsageError
 from blu_export.extras import import_extra
@@ -18,6 +18,7 @@ from blu_export.train.run_folder import LEFT_OUT
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
+    from blu_export.data.options import ReadOptions
     from blu_export.spec import ModelSpec
     from blu_export.train.fit import Trainer
 
@@ -82,6 +83,8 @@ def train(
     keep_empty_classes: Annotated[
         bool | None, typer.Option("--keep-empty-classes", help="Keep classes without objects.")
     ] = None,
+    max_pixels: MaxPixelsOption = None,
+    bits: BitsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use this many photos only, for a quick look.")] = None,
     cached: CachedOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: a new one under runs/.")] = None,
@@ -115,6 +118,8 @@ def train(
         "data.strict": strict,
         "data.exif": exif,
         "data.keep_empty_classes": keep_empty_classes,
+        "data.max_pixels": max_pixels,
+        "data.bits": bits,
         "weights": weights,
         "train.layers": layers,
         "train.epochs": epochs,
@@ -286,7 +291,7 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
     def part(source: str, split: str) -> Dataset:
         # Further sets may have objects of a class that this one lacks.
         keep = data.keep_empty_classes or bool(data.more)
-        options = read_options(data.images or None, data.limit or None, data.strict, data.exif, keep)
+        options = read_data_options(data, keep)
         found = load_dataset(source, split, cached=cached, progress=progress, options=options)
         if not found.records:
             raise DatasetError(f"{found.name} has no photos.", "Give a data set with photos.")
@@ -295,8 +300,21 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
     photos = part(data.train, "train")
     source = data.val or (data.train if has_split(data.train, "val") else None)
     validation = part(source, "val") if source else None
-    require_trainable(photos)
+    require_trainable(photos, data.keep_empty_classes or bool(data.more))
     return photos, validation and match_classes(validation, photos.class_names)
+
+
+def read_data_options(data: DataConfig, keep_empty_classes: bool) -> ReadOptions:
+    """How the table [data] wants photos and annotations read."""
+    return read_options(
+        data.images or None,
+        data.limit or None,
+        data.strict,
+        data.exif,
+        keep_empty_classes,
+        max_pixels=data.max_pixels or None,
+        bits=data.bits or None,
+    )
 
 
 def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset | None]:
@@ -304,14 +322,15 @@ def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset 
     from blu_export.data.classes import match_classes
     from blu_export.data.load import load_cutouts, load_dataset
 
+    options = dataclasses.replace(read_data_options(data, keep_empty_classes=True), images=None)
     for source in data.more:
-        more = load_dataset(source, "train", limit=data.limit or None)
+        more = load_dataset(source, "train", options=options)
         photos = photos.joined(match_classes(more, photos.class_names))
     if data.cutouts:
         photos = photos.with_cutouts(load_cutouts(data.cutouts))
     if not data.backgrounds:
         return photos, None
-    backgrounds = load_dataset(data.backgrounds, "train")
+    backgrounds = load_dataset(data.backgrounds, "train", options=dataclasses.replace(options, limit=None))
     return photos, match_classes(backgrounds, photos.class_names)
 
 

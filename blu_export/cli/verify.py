@@ -36,7 +36,9 @@ app = command_app()
 
 @app.command()
 def verify(
-    reference: Annotated[Path, typer.Argument(help="The model that is right: .h5, .keras, .onnx or .engine.")],
+    reference: Annotated[
+        Path, typer.Argument(help="The model that is right: .h5, .keras, a folder of checkpoints, .onnx or .engine.")
+    ],
     candidate: Annotated[Path, typer.Argument(help="The model that should find the same.")],
     images: Annotated[
         list[str] | None, typer.Option("--images", help="Photos, a folder or a glob; may be given several times.")
@@ -65,6 +67,7 @@ def verify(
     blu verify coco.onnx coco-int8.onnx --images photos/ --stages
     """
     from blu_export.embedded import DEMO_PHOTO, embedded
+    from blu_export.model.checkpoints import resolve_weights
     from blu_export.model.given import Given
     from blu_export.parity.verify import verify as compare
     from blu_export.runtime import RunnerOptions
@@ -74,6 +77,9 @@ def verify(
     if not photos:
         raise UsageError(f"There are no photos in {', '.join(images or [])}.")
     show_log()
+    (reference, note), (candidate, other_note) = resolve_weights(reference), resolve_weights(candidate)
+    for line in filter(None, (note, other_note)):
+        say(line)
     given = Given.of(None, settings or (), ignore_layers or (), config)
     first, second = _load_pair(reference, candidate, RunnerOptions(runtime, device=device, threads=threads), given)
     report = compare(first, second, progress(photos, len(photos)))

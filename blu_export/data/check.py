@@ -154,7 +154,7 @@ def look_at(dataset: Dataset, index: int) -> Finding:
 
     try:
         content = dataset.read(record.uri)
-        image, unturned = orient_photo(content, record, dataset.exif)
+        image, unturned = orient_photo(content, record, dataset.exif, dataset.decoding)
         head = read_head(content)
         shape = image.shape[:2]
         if shape != (record.height, record.width):

@@ -91,8 +91,8 @@ def find_untrainable(dataset: Dataset) -> list[Problem]:
     ]
 
 
-def require_trainable(dataset: Dataset) -> None:
-    """Raise where there is nothing to learn; log classes of which there is nothing.
+def require_trainable(dataset: Dataset, keep_empty_classes: bool = False) -> None:
+    """Raise where there is nothing to learn; warn of classes of which there is nothing, unless they are meant.
 
     Raises:
         DatasetError: no photo is there, or no object has a mask and is not a crowd.
@@ -109,7 +109,14 @@ def require_trainable(dataset: Dataset) -> None:
                 f"({problem.detail}).",
                 "Export polygons or masks, with iscrowd 0; 'blu data check' lists what there is.",
             )
-        log.info("there is nothing to learn of the class %s: it has no object with a mask", problem.detail)
+        if keep_empty_classes:
+            log.info("there is nothing to learn of the class %s: it has no object with a mask", problem.detail)
+        else:
+            log.warning(
+                "WARNING: there is nothing to learn of the class %s: it has no object with a mask that is not a crowd. "
+                "Annotate some, or say that it is meant: --keep-empty-classes",
+                problem.detail,
+            )
 
 
 def _loosely(name: str) -> str:

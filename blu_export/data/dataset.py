@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.data.heads import is_turn_unknown, read_head
+from blu_export.data.options import AS_USUAL, Decoding
 from blu_export.data.problems import Problem
 from blu_export.errors import DatasetError, ImageError
 from blu_export.rle import Rle, decode_rle, run_lengths
@@ -83,6 +84,7 @@ class Dataset:
             unless the annotated size is that of the photo as stored.
         problems: what reading the annotations left out.
         notes: what it supposed, in lines for people.
+        decoding: how photos become pixels.
     """
 
     class_names: tuple[str, ...]
@@ -93,6 +95,7 @@ class Dataset:
     exif: str = "auto"
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    decoding: Decoding = AS_USUAL
 
     def __len__(self) -> int:
         return len(self.records)
@@ -158,7 +161,7 @@ class Dataset:
         ]
 
     def load_image(self, index: int) -> NDArray[np.uint8]:
-        """Photo ``index`` as uint8 [H, W, 3], RGB.
+        """Photo ``index`` as uint8 [H, W, 3], RGB; of other channels where ``decoding`` asks for them.
 
         Raises:
             DatasetError: the file cannot be read, or its size is not the annotated one.
@@ -170,7 +173,7 @@ class Dataset:
             raise DatasetError(
                 f"The photo {record.uri} cannot be read: {error}.", "Run 'blu data check' on the data set."
             ) from error
-        image, _ = orient_photo(content, record, self.exif)
+        image, _ = orient_photo(content, record, self.exif, self.decoding)
         if image.shape[:2] != (record.height, record.width):
             raise DatasetError(
                 f"{record.uri} is {image.shape[1]}x{image.shape[0]}, its annotation says "
@@ -193,32 +196,34 @@ class Dataset:
         return masks
 
 
-def decode_photo(content: bytes, uri: str, *, turn: bool = True) -> NDArray[np.uint8]:
-    """The photo ``uri`` from its bytes: uint8 [H, W, 3], RGB; turned as its EXIF says, or not.
+def decode_photo(content: bytes, uri: str, *, turn: bool = True, decoding: Decoding = AS_USUAL) -> NDArray[np.uint8]:
+    """The photo ``uri`` from its bytes: uint8 [H, W, C], usually RGB; turned as its EXIF says, or not.
 
     Raises:
         DatasetError: it is not an image, or damaged.
     """
-    from blu_export.image import decode
+    from blu_export.image import MAX_PIXELS, decode
 
+    limit = decoding.max_pixels or MAX_PIXELS
     try:
-        return decode(content, turn=turn)
+        return decode(content, turn=turn, max_pixels=limit, bits=decoding.bits, channels=decoding.channels)
     except ImageError as error:
-        raise DatasetError(
-            f"The photo {uri} cannot be decoded. {error.what}", "Run 'blu data check' on the data set."
-        ) from error
+        fix = error.fix if "--max-pixels" in error.fix else "Run 'blu data check' on the data set."
+        raise DatasetError(f"The photo {uri} cannot be decoded. {error.what}", fix) from error
 
 
-def orient_photo(content: bytes, record: Record, exif: str = "auto") -> tuple[NDArray[np.uint8], bool]:
-    """A record's photo from its bytes, uint8 [H, W, 3] RGB, and whether it was annotated unturned.
+def orient_photo(
+    content: bytes, record: Record, exif: str = "auto", decoding: Decoding = AS_USUAL
+) -> tuple[NDArray[np.uint8], bool]:
+    """A record's photo from its bytes, uint8 [H, W, C], usually RGB, and whether it was annotated unturned.
 
     Raises:
         DatasetError: it is not an image, or damaged.
     """
-    image = decode_photo(content, record.uri, turn=exif != "ignore")
+    image = decode_photo(content, record.uri, turn=exif != "ignore", decoding=decoding)
     size = (record.height, record.width)
     if exif == "auto" and image.shape[:2] != size and image.shape[1::-1] == size:
-        stored = decode_photo(content, record.uri, turn=False)
+        stored = decode_photo(content, record.uri, turn=False, decoding=decoding)
         if stored.shape[:2] == size:
             _say_unturned()
             return stored, True

@@ -96,7 +96,7 @@ def region_labels(photos: Iterable[Marked], class_names: Sequence[str], keep: fl
 def _inside(found: Detections, region: NDArray[np.bool_]) -> Detections:
     """The detections that lie in a region, bool [H, W]; empty masks lie nowhere."""
     shares = [
-        np.count_nonzero(crop & crop_mask(region, roi)) / max(1, np.count_nonzero(crop))
+        int((crop & crop_mask(region, roi)).sum()) / max(1, int(crop.sum()))
         for crop, roi in zip(found.crops, found.rois, strict=True)
     ]
     return found[np.array(shares) >= INSIDE] if shares else found

@@ -50,7 +50,7 @@ class Choice:
     why: str
 
 
-def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choice:
+def choose(path: Path, runtime: str, precision: str, device: str | None, measure: str = "") -> Choice:
     """What to load for a named .onnx file.
 
     Args:
@@ -58,6 +58,7 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
         precision: ``file`` takes the file as it is, ``auto`` the fastest of its precisions that passed
             their parity, and a name that one: the file itself, or the one beside it. ``bf16`` is not a file
             of its own: the float32 one in OpenVINO.
+        measure: the command that measures the runtimes, for a file that is not the user's own.
 
     Raises:
         ModelFileError: the file cannot be read, or there is no such precision of it.
@@ -91,7 +92,8 @@ def choose(path: Path, runtime: str, precision: str, device: str | None) -> Choi
         why = f"{how_fast} here, as blu benchmark measured on {known.day}"
     else:
         chosen = (list(files)[-1], runtimes[0])
-        measure = "blu benchmark" if _is_embedded(path) else f"blu benchmark {shlex.quote(os.fspath(path))}"
+        named = "blu benchmark" if _is_embedded(path) else f"blu benchmark {shlex.quote(os.fspath(path))}"
+        measure = measure or named
         why = f"usually the fastest for {files[chosen[0]].precision}; {measure} measures it here"
     if chosen[0] != path:
         why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"

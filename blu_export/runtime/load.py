@@ -58,10 +58,10 @@ def _check_runtime(path: Path, runtime: str) -> None:
         raise UsageError(f"{runtime} cannot run {path}.", f"{path.suffix} files run in {' or '.join(choices)}.")
 
 
-def _load_onnx(path: Path, options: RunnerOptions) -> Runner:
+def _load_onnx(path: Path, options: RunnerOptions, measure: str = "") -> Runner:
     from blu_export.runtime.choice import choose
 
-    choice = choose(path, options.runtime, options.precision, options.device)
+    choice = choose(path, options.runtime, options.precision, options.device, measure)
     source = os.fspath(choice.path)
     log.info("runtime %s, %s: %s", choice.runtime, choice.model.precision, choice.why)
     parity = choice.model.json_metadata(Metadata.PARITY)
@@ -107,14 +107,20 @@ def _load_weights(path: Path, options: RunnerOptions) -> Runner:
         from blu_export.runtime.converted import converted
 
         with converted(path, given) as file:
-            runner = _load_onnx(file, options)
+            exported = f"blu export onnx --weights {shlex.quote(str(path))} and blu benchmark on what it writes"
+            runner = _load_onnx(file, options, exported)
     if line := assumed_line(runner.spec):
         log.warning("%s", line)
     return runner
 
 
+def is_given(options: RunnerOptions) -> bool:
+    """Whether they say anything about Keras weights."""
+    return options.class_names is not None or bool(options.settings or options.config or options.ignore_layers)
+
+
 def _refuse_given(path: Path, options: RunnerOptions) -> None:
-    if options.class_names is not None or options.settings or options.config or options.ignore_layers:
+    if is_given(options):
         raise UsageError(f"The settings of {path} are fixed in it.", "Give them to blu export onnx.")
 
 

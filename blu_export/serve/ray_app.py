@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import queue
 import signal
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from blu_export.cluster import Share, connect, model_files, model_folder, share_for
+from blu_export.cluster import Share, config_in, connect, model_files, model_folder, share_for
 from blu_export.errors import BluError, UsageError
 from blu_export.extras import import_extra
 from blu_export.serve.app import create_app
@@ -74,11 +76,19 @@ class Replica:
     def __init__(self, settings: ServeSettings, model: list[Any]) -> None:
         self._settings, self._model = settings, model
         self._service: Service | None = None
+        self._kept: tempfile.TemporaryDirectory[str] | None = None
 
     async def start(self) -> None:
         """Load the model, which is copied to this machine."""
-        with model_folder(await self._model[0]) as folder:  # the service keeps copies of its own
-            service = Service(replace(self._settings, model=folder / self._settings.model.name))
+        contents = await self._model[0]
+        with model_folder(contents) as folder:  # the service keeps copies of its own, but not of the settings file
+            settings = replace(self._settings, model=folder / self._settings.model.name)
+            if settings.config is not None:
+                self._kept = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+                for name in (name for name in contents if name.endswith((".py", ".toml"))):
+                    Path(self._kept.name, name).write_bytes(contents[name])
+                settings = replace(settings, config=config_in(Path(self._kept.name), settings.config))
+            service = Service(settings)
             await service.start()
         self._service = service
 
@@ -106,6 +116,8 @@ class Replica:
         """Stop the worker."""
         if self._service is not None:
             await self._service.close()
+        if self._kept is not None:
+            self._kept.cleanup()
 
 
 async def all_metrics() -> bytes:
@@ -148,7 +160,7 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
     stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.put(number))
-    model = ray.put(model_files(settings.model))
+    model = ray.put(model_files(settings.model, settings.config))
     with ray_serve(settings) as serve:
         app = application(serve, replace(settings, threads=share.cpus), ray_settings, share, model)
         try:

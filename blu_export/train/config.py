@@ -55,10 +55,16 @@ class DataConfig:
     """Refuse annotations of which an entry would be left out."""
     keep_empty_classes: bool = False
     """Keep classes without objects."""
+    max_pixels: int = 0
+    """Height times width of the largest photo that is read; 0: the usual limit."""
+    bits: int = 0
+    """In use of 16-bit gray photos that do not say: 8 to 16; 0: all."""
 
     def __post_init__(self) -> None:
         _check(self.exif in ("auto", "apply", "ignore"), "data.exif", "must be auto, apply or ignore")
         _check(self.limit >= 0, "data.limit", "must be at least 1, or 0 for all photos")
+        _check(self.max_pixels >= 0, "data.max_pixels", "must be at least 1, or 0 for the usual limit")
+        _check(self.bits == 0 or 8 <= self.bits <= 16, "data.bits", "must be 8 to 16, or 0 for all")
 
 
 @dataclass(frozen=True)

@@ -248,3 +248,22 @@ def test_formats_of_blu_infer(fake_onnx: Callable[..., Path], photos: Photos, tm
     assert pq.read_table(sink).num_rows == 3
     with pytest.raises(UsageError, match="parquet, overlay"):
         run(**job, format="jsn")
+
+
+def test_large_photos_fail_unless_they_are_allowed(photos: Photos, model: Path, tmp_path: Path) -> None:
+    folder = photos(10, 20)
+    refused = run(source=folder, sink=tmp_path / "refused", model=model, max_pixels=100)
+    assert (refused.failed, refused.photos) == (2, 2)
+    assert all("--max-pixels" in row["error"] for row in rows(tmp_path / "refused").values())
+
+
+def test_settings_of_weights_reach_the_workers(photos: Photos, model: Path, tmp_path: Path) -> None:
+    settings = ("IMAGE_MAX_DIM=256",)  # of a file that has its own
+    with pytest.raises(UsageError, match="are fixed in it"):
+        run(
+            source=photos(10),
+            sink=tmp_path / "found",
+            model=model,
+            spec_settings=settings,
+            loader="blu_export.runtime:load_runner",
+        )

@@ -17,6 +17,7 @@ from blu_export.benchmark.run import QUICK, Settings, run_benchmark
 from blu_export.benchmark.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
 from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.runtime import RunnerOptions
 from blu_export.runtime.openvino import has_bf16
 from blu_export.runtime.tuning import recall
 
@@ -248,3 +249,11 @@ def _exit_code(*arguments: str) -> int:
     except SystemExit as exit:
         return int(exit.code or 0)
     return 0
+
+
+def test_settings_are_for_keras_weights(model: Path, tmp_path: Path) -> None:
+    given = RunnerOptions(settings=("IMAGE_MAX_DIM=256",))
+    with pytest.raises(UsageError, match="are for Keras weights"):
+        candidates_of([model], given=given)
+    (tmp_path / "mine.h5").write_bytes(b"")
+    assert [each.runtime for each in candidates_of([tmp_path], given=given)] == ["keras tf.function"]

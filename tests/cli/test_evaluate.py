@@ -80,3 +80,9 @@ def test_one_missing_photo_is_left_out(evaluate: Callable[..., tuple[int, str]],
 def test_the_setting_of_training_tells_how(evaluate: Callable[..., tuple[int, str]], lone: Path) -> None:
     code, said = evaluate(lone, "--set", f"data.images={lone.parent / 'elsewhere'}")
     assert (code, HINT in said) == (2, True), said
+
+
+def test_large_photos_are_read_where_it_is_allowed(evaluate: Callable[..., tuple[int, str]], lone: Path) -> None:
+    code, said = evaluate(lone, "--max-pixels", "2000")
+    assert (code, "--max-pixels 2400" in said) == (3, True), said
+    assert evaluate(lone, "--max-pixels", "2400")[0] == 0

@@ -14,7 +14,7 @@ from PIL import Image
 from blu_export.data import dataset as module
 from blu_export.data.check import check
 from blu_export.data.formats.coco import load_coco
-from blu_export.data.options import ReadOptions
+from blu_export.data.options import Decoding, ReadOptions
 
 
 def turned_set(folder: Path, size: dict[str, int], polygon: list[float], orientation: int = 6) -> Path:
@@ -85,3 +85,12 @@ def test_that_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         dataset.load_image(0)
         dataset.load_image(0)
     assert caplog.text.count("does not tell if") == 1
+
+
+def test_gray_of_fewer_bits_is_scaled(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 40), 4095, np.uint16)).save(tmp_path / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 20, "width": 40}], "categories": []}
+    (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": []}))
+    assert load_coco(tmp_path / "a.json").load_image(0).max() == 15
+    options = ReadOptions(decoding=Decoding(bits=12))
+    assert load_coco(tmp_path / "a.json", options=options).load_image(0).min() == 255

@@ -260,6 +260,7 @@ class _Reading:
             finder.storage.fetch,
             category_ids=(0, *(category.key for _, category in ordered)),
             exif=self.options.exif,
+            decoding=self.options.decoding,
             problems=tuple(self.problems),
             notes=(*self.notes, *notes),
         )

@@ -131,7 +131,15 @@ def load_deepfashion2(
             "Mend or remove these files." if not options.strict else "Mend them, or leave out --strict.",
         )
     records = _records(arrays, join(source, images))
-    dataset = Dataset(CLASS_NAMES, records, name=source, read=storage.fetch, exif=options.exif, problems=problems)
+    dataset = Dataset(
+        CLASS_NAMES,
+        records,
+        name=source,
+        read=storage.fetch,
+        exif=options.exif,
+        problems=problems,
+        decoding=options.decoding,
+    )
     return dataset.limited(limit)
 
 

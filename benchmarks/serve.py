@@ -45,6 +45,7 @@ from benchmarks.loadgen import (
 )
 from benchmarks.malformed import KINDS
 from benchmarks.malformed import bombs as packed_bombs
+from benchmarks.overhead import overhead
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -483,6 +484,7 @@ def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
 
     return {
         "direct": runner_alone,
+        "overhead": lambda: overhead(target, model, 20 if quick else 100, short),
         "transfer": lambda: transfer(model, target.photos, 5 if quick else 20),
         "decoding": lambda: decoding(model, target.photos, 20 if quick else 100),
         "saturation": lambda: saturation(target, short),

@@ -47,6 +47,8 @@ INT8_OUTPUT_ERROR = 0.05
 """More than this (relative, RMS) a part's outputs should not lose in int8: its leading layers stay better for that."""
 NEAR = 1.1
 """Times the least loss that can be had: near enough."""
+REARRANGING = ("Concat", "Reshape", "Sigmoid", "Transpose")
+"""Operators between a layer that predicts and the part's output."""
 LEADING = 0.35
 """At most this share of a part's layers is kept as leading ones. They see the most pixels and do the least work."""
 HALF_PHOTOS = 4
@@ -192,12 +194,38 @@ def _int8(
         def typed_but(layers: Iterable[str], part: onnx.ModelProto = part) -> onnx.ModelProto:
             return quantize(part, samples, target, method, [*kept, *layers], ranges)
 
-        costs = [cost for cost in int8_costs(part, typed_but(()), few) if cost.name not in kept]
-        worse = {cost.name: _loses(cost) for cost in costs if not cost.error <= INT8_ERROR}
+        last = [name for name in predictors(part) if name not in kept]
+        costs = [cost for cost in int8_costs(part, typed_but(last), samples) if cost.name not in kept]
+        worse = dict.fromkeys(last, "what it makes are results") | {
+            cost.name: _loses(cost) for cost in costs if not cost.error <= INT8_ERROR
+        }
         for layer in leading_layers(part, few, lambda first: typed_but([*worse, *first])):
             worse.setdefault(layer, "its error would grow in the layers behind it")
         shifts = {cost.name: cost.shift for cost in costs if cost.name not in worse}
         return typed_but(worse, correct_biases(part, shifts)), worse
+
+
+def predictors(part: onnx.ModelProto) -> list[str]:
+    """The layers whose outputs are a part's scores, deltas and masks: 1×1 convolutions and products at its end.
+
+    Eight bits of output divide the range of a delta into 255 steps, wider than what separates good boxes from very good
+    ones; and these layers have so few outputs that they cost next to nothing. The pyramid's levels are outputs too,
+    made by 3×3 convolutions: these are features.
+    """
+    makers = {name: node for node in part.graph.node for name in node.output}
+    shapes = {tensor.name: tensor.dims for tensor in part.graph.initializer}
+    found: dict[str, None] = {}
+    waiting = [output.name for output in part.graph.output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None:
+            continue
+        if node.op_type in WEIGHTED:
+            if all(side == 1 for side in shapes[node.input[1]][2:]):
+                found[node.name] = None
+        elif node.op_type in REARRANGING:
+            waiting += node.input
+    return list(found)
 
 
 def leading_layers(

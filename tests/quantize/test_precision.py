@@ -22,6 +22,7 @@ from blu_export.quantize.precision import (
     apply_precision,
     compose_typed,
     leading_layers,
+    predictors,
     spread,
     unfit_for_half,
 )
@@ -196,6 +197,31 @@ def test_int8_parts_are_near_the_exact_ones(
     for name, part in typed.emulation().items():
         found = outputs_of(part, samples[name][SEEN])
         assert output_error(outputs_of(subnetworks[name], samples[name][SEEN]), found) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("part", "layers"),
+    [
+        ("trunk", {"rpn_class_raw", "rpn_bbox_pred"}),
+        ("box_head", {"mrcnn_class_logits", "mrcnn_bbox_fc"}),
+        ("mask_head", {"mrcnn_mask"}),
+    ],
+)
+def test_predictors_make_scores_deltas_and_masks(part: str, layers: set[str], subnetworks: Parts) -> None:
+    """Not the pyramid's levels, which are outputs too; the RPN has one on every level."""
+    found = [name.removeprefix(f"{part}/").rstrip("_0123456789") for name in predictors(subnetworks[part])]
+    assert set(found) == layers
+    assert len(found) == (10 if part == "trunk" else len(layers))
+
+
+def test_results_have_more_than_eight_bits(
+    subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any
+) -> None:
+    photos = [(canvas[None], WINDOW) for canvas in canvases[SEEN]]
+    typed = apply_precision(subnetworks, small_model.spec, "int8", "portable", photos)
+    assert set(predictors(subnetworks["box_head"])) <= set(typed.kept)
+    for arrays in zip(*outputs_of(typed.parts["box_head"], samples["box_head"]), strict=True):
+        assert len(np.unique(np.concatenate(arrays))) > 256
 
 
 def test_the_mean_error_goes_into_the_bias(subnetworks: Parts, samples: Any) -> None:

@@ -1,0 +1,95 @@
+"""What the server costs beside the same model called directly: the two take turns on the same photos in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.loadgen import Reply, ServerProcess, closed_loop, exchange, request
+
+if TYPE_CHECKING:
+    from benchmarks.serve import Target
+
+CLIENTS = 4
+"""Impatient ones, so that the server always has a photo to go on with."""
+WARMUP = 3
+
+
+async def overhead(target: Target, model: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """A photo through the server and directly: milliseconds, photos a second, processor time.
+
+    One alone is a request on a connection of its own, with masks in its answer, beside a Detector's call that ends with
+    the same run lengths. Photos a second are those of CLIENTS clients beside ``Detector.stream``. Processor time is that
+    of all processes of the server, beside that of the calling process.
+    """
+    from blu_export.detector import load
+
+    detector = await asyncio.to_thread(load, model)
+    server = await target.start()
+    try:
+        # The first calls of either do not count.
+        served: list[float] = []
+        direct: list[float] = []
+        cpu = {"server": 0.0, "direct": 0.0}
+        for index in range(-WARMUP, rounds):
+            photo = target.photos[index % len(target.photos)]
+            before = _cpu(server)
+            reply = await exchange(server.port, request(photo))
+            between, own = _cpu(server), time.process_time()
+            if reply.status != 200:
+                raise RuntimeError(f"the server answered {reply.status}: {reply.body[:200]!r}")
+            start = time.perf_counter()
+            await asyncio.to_thread(lambda photo=photo: detector(photo).rles())  # type: ignore[misc]
+            if index >= 0:
+                served.append(reply.seconds)
+                direct.append(time.perf_counter() - start)
+                cpu["server"] += between - before
+                cpu["direct"] += time.process_time() - own
+        rates = await _rates(server, target, detector, seconds)
+    finally:
+        await server.stop(signal.SIGKILL)
+    medians = {"served": 1000 * float(np.median(served)), "direct": 1000 * float(np.median(direct))}
+    return {
+        "one_alone_ms": {name: round(value, 2) for name, value in medians.items()},
+        "difference_ms": round(medians["served"] - medians["direct"], 2),
+        "cpu_ms": {name: round(1000 * value / rounds, 1) for name, value in cpu.items()},
+        "photos_per_s": rates,
+    }
+
+
+async def _rates(server: ServerProcess, target: Target, detector: Any, seconds: float) -> dict[str, float]:
+    start = time.perf_counter()
+    replies: list[Reply] = await closed_loop(
+        server.port, CLIENTS, seconds, lambda index: request(target.photos[index % len(target.photos)])
+    )
+    served = sum(reply.status == 200 for reply in replies) / (time.perf_counter() - start)
+    count = max(1, len(replies))
+    photos = [target.photos[index % len(target.photos)] for index in range(count)]
+
+    def stream() -> None:
+        for photo in detector.stream(photos):
+            photo.result().rles()
+
+    start = time.perf_counter()
+    await asyncio.to_thread(stream)
+    return {"served": round(served, 2), "direct": round(count / (time.perf_counter() - start), 2)}
+
+
+def _cpu(server: ServerProcess) -> float:
+    """Processor seconds of a server and all of its processes up to now."""
+    pids, waiting = [], [server.process.pid]
+    while waiting:
+        pids.append(waiting.pop())
+        for task in Path(f"/proc/{pids[-1]}/task").iterdir():
+            waiting += map(int, (task / "children").read_text().split())
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -2,9 +2,11 @@
 
     python -m benchmarks canvases                              # all models: minutes
     python -m benchmarks canvases --models default --repeats 5
+    python -m benchmarks canvases --tables                     # the newest table into docs/performance.md
 
 The same subnetworks on both canvases, end to end on a JPEG photo, taking turns; the Keras model on the square canvas
-takes part where its weights are. Results go to benchmarks/results/canvases.json and canvases.md.
+takes part where its weights are, and OpenVINO's bf16 where the processor has the units for it. Results go to
+benchmarks/results/canvases.json and canvases.md.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import cv2
 import numpy as np
 
-from benchmarks.models import DEFAULT, RESULTS, SPECS, model_files, photo_640, say
+from benchmarks.models import DEFAULT, RESULTS, ROOT, SPECS, model_files, photo_640, say
 from benchmarks.peers import keras_on_square
 from blu_export.benchmark.curves import encode
 from blu_export.benchmark.machine import describe
 from blu_export.benchmark.recompose import recompose
+from blu_export.benchmark.save import insert_table
 from blu_export.benchmark.timing import take_turns
 from blu_export.cli.common import wrote
 from blu_export.detector import Detector
@@ -34,15 +38,18 @@ from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.errors import BluError
 from blu_export.files import atomic_write
 from blu_export.image import decode
+from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
-from blu_export.runtime.openvino import OpenVinoRunner
+from blu_export.runtime.openvino import OpenVinoRunner, has_bf16
 from blu_export.runtime.tuning import precision_path
 
 SHAPES = {"4:3": (480, 640), "16:9": (720, 1280), "2:3": (960, 640)}
 """Photos, (height, width)."""
-RUNTIMES = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner}
+RUNTIMES: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner}
 KERAS = "keras tf.function float32 square"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+MARKS = "<!-- canvases table: made by python -m benchmarks canvases --tables -->", "<!-- end of canvases table -->"
 
 
 def main() -> None:
@@ -51,7 +58,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each candidate")
     parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--tables", action="store_true", help="only write the newest table into docs/performance.md")
     arguments = parser.parse_args()
+    if arguments.tables:
+        result = json.loads((arguments.out / "canvases.json").read_text(encoding="utf-8"))
+        insert_table(PERFORMANCE, table(result), MARKS)
+        wrote(PERFORMANCE)
+        return
     write(arguments.models.split(","), arguments.repeats, arguments.dataset, arguments.out)
 
 
@@ -73,19 +86,17 @@ def write(models: Sequence[str], repeats: int, dataset: Path | None, folder: Pat
 def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str, Any]]:
     """A row for each shape of photo: median seconds by "runtime precision canvas"."""
     weights, onnx = model_files(model, photo_640(), dataset)
-    files = {"float32": onnx, "int8": precision_path(onnx, "int8")}
     threads = usable_cores()
     with ExitStack() as opened:
         detectors = {}
         if weights.is_file():
             say(f"loading {model} in Keras")
             detectors[KERAS] = keras_on_square(model, weights).open(threads)
-        for precision, path in files.items():
-            for canvas in ("square", "fit") if path.is_file() else ():
-                for runtime, kind in RUNTIMES.items():
-                    say(f"loading {model} {runtime} {precision} {canvas}")
-                    runner = kind(recompose(path, image_resize_mode=canvas), "cpu", threads)
-                    detectors[f"{runtime} {precision} {canvas}"] = Detector(opened.enter_context(runner))
+        for name, (path, open_it) in _ours(onnx).items():
+            for canvas in ("square", "fit"):
+                say(f"loading {model} {name} {canvas}")
+                runner = open_it(recompose(path, image_resize_mode=canvas), "cpu", threads)
+                detectors[f"{name} {canvas}"] = Detector(opened.enter_context(runner))
         photo = decode(embedded(DEMO_PHOTO))
         for shape, (height, width) in SHAPES.items():
             encoded = encode(np.asarray(cv2.resize(photo, (width, height)), np.uint8))
@@ -99,6 +110,17 @@ def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str
             yield {"model": model, "shape": shape, "photo": f"{width}x{height}", "spread": rounds.spread} | {
                 "seconds": seconds
             }
+
+
+def _ours(onnx: Path) -> dict[str, tuple[Path, Callable[..., Runner]]]:
+    """All that this machine has: "runtime precision" -> the file and what opens it."""
+    found: dict[str, tuple[Path, Callable[..., Runner]]] = {}
+    for precision, path in (("float32", onnx), ("int8", precision_path(onnx, "int8"))):
+        if path.is_file():
+            found |= {f"{runtime} {precision}": (path, kind) for runtime, kind in RUNTIMES.items()}
+    if has_bf16():
+        found["openvino bf16"] = onnx, partial(OpenVinoRunner, bf16=True)
+    return found
 
 
 def table(result: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ async def overhead(target: Target, model: Path, rounds: int, seconds: float) -> 
     """A photo through the server and directly: milliseconds, photos a second, processor time.
 
     One alone is a request on a connection of its own, with masks in its answer, beside a Detector's call that ends with
-    the same run lengths. Photos a second are those of CLIENTS clients beside ``Detector.stream``. Processor time is that
-    of all processes of the server, beside that of the calling process.
+    the same run lengths. Photos a second are those of CLIENTS clients beside ``Detector.stream``. Processor time is
+    that of all processes of the server, beside that of the calling process.
     """
     from blu_export.detector import load
 

@@ -38,16 +38,16 @@ def save_results(result: dict[str, Any], folder: Path, say: Callable[[str], None
     return written
 
 
-def insert_table(path: Path, table: str) -> None:
-    """Put a table between the marks of a Markdown file.
+def insert_table(path: Path, table: str, marks: tuple[str, str] = (TABLE_STARTS, TABLE_ENDS)) -> None:
+    """Put a table between the marks of a Markdown file: the lines before and after it.
 
     Raises:
         UsageError: the file has no marks.
     """
-    before, start, rest = path.read_text().partition(TABLE_STARTS)
-    _, end, after = rest.partition(TABLE_ENDS)
+    before, start, rest = path.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not start or not end:
-        raise UsageError(f"{path} has no place for the table.", f"Add the lines {TABLE_STARTS} and {TABLE_ENDS}.")
+        raise UsageError(f"{path} has no place for the table.", f"Add the lines {marks[0]} and {marks[1]}.")
     write_text(path, f"{before}{start}\n{table.rstrip()}\n{end}{after}")
 
 

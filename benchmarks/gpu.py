@@ -1,5 +1,7 @@
 """What ``benchmarks/gpu.sh`` runs: engines built, compared and timed on this machine's GPU.
 
+Models on the square canvas have rows on canvases that fit, too, as ``NAME.fit``.
+
 Models and precisions take their turn by importance until the time is used up; what was not reached is listed as
 not measured. Numbers are this machine's own, and the file names its card.
 """
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_peak import cuda_peak, engine_peak
+from benchmarks.models import with_fit
 from blu_export.benchmark.machine import describe
 from blu_export.benchmark.timing import Timing
 from blu_export.embedded import DEMO_PHOTO, embedded
@@ -139,7 +142,13 @@ def measure(session: Session, models: list[Path]) -> bool:
         if (precision, runtime) != ("int8", CUDA):
             what = f"matrix peak in {precision} by {runtime}"
             _attempt(session, what, lambda r=runtime, p=precision: _peak(session, r, device, p))
-    for path, precision, runtime in itertools.product(chosen, PRECISIONS, runtimes):
+    with tempfile.TemporaryDirectory(prefix="blu-gpu-") as folder:
+        _measure_models(session, device, with_fit(chosen, Path(folder)), runtimes)
+    return bool(session.result["rows"])
+
+
+def _measure_models(session: Session, device: Cuda, models: list[Path], runtimes: list[str]) -> None:
+    for path, precision, runtime in itertools.product(models, PRECISIONS, runtimes):
         name = f"{path.stem} in {precision} by {runtime}"
         if session.left() <= 0:
             session.skip(name, "the time is used up")
@@ -148,7 +157,6 @@ def measure(session: Session, models: list[Path]) -> bool:
         row: dict[str, Any] = {"model": path.stem, "runtime": runtime, "precision": precision}
         measure_row = _cuda_row if runtime == CUDA else _engine_row
         _attempt(session, name, lambda work=measure_row, path=path, row=row: work(session, device, path, row))
-    return bool(session.result["rows"])
 
 
 def what_is_missing(device: Cuda | None) -> dict[str, str]:

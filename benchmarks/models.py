@@ -162,6 +162,20 @@ def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
     return path
 
 
+def with_fit(models: list[Path], folder: Path) -> list[Path]:
+    """The files, and behind each square one the same on canvases that fit: NAME.fit.onnx in ``folder``."""
+    from blu_export.benchmark.recompose import recompose
+    from blu_export.runtime.onnx_file import read_onnx, spec_of
+
+    found = []
+    for path in models:
+        found.append(path)
+        if spec_of(read_onnx(path), str(path)).image_resize_mode == "square":
+            found.append(folder / f"{path.stem}.fit.onnx")
+            found[-1].write_bytes(recompose(path, image_resize_mode="fit").data)
+    return found
+
+
 def photos_of(dataset: str | Path, split: str) -> list[Any]:
     """As many decoded photos as calibration uses, evenly spread over a split."""
     from blu_export.data.load import load_dataset

@@ -17,6 +17,7 @@ from blu_export.benchmark.recompose import recompose
 from blu_export.benchmark.timing import take_turns
 from blu_export.data.dataset import Dataset
 from blu_export.detector import Detector
+from blu_export.embedded import DEMO_PHOTO, embedded
 from blu_export.errors import UsageError
 from blu_export.evaluate.coco import Evaluator
 from blu_export.evaluate.detect import detect
@@ -27,6 +28,7 @@ from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 FIELDS = ("post_nms_rois_inference", "pre_nms_limit", "detection_max_instances")
 """Limits that are not part of the subnetworks."""
 TIMED_PHOTOS = 4
+AP = ("box_ap", "mask_ap")
 
 
 def parse_sweep(text: str) -> tuple[str, list[int]]:
@@ -45,7 +47,7 @@ def sweep(
     path: Path,
     field: str,
     values: Sequence[int],
-    dataset: Dataset,
+    dataset: Dataset | None,
     threads: int,
     repeats: int,
     say: Callable[[str], None] = lambda message: None,
@@ -55,17 +57,21 @@ def sweep(
     Args:
         path: a portable file of ``blu export onnx``.
         field: one of FIELDS.
-        dataset: annotated photos. The first TIMED_PHOTOS are timed, the values taking turns on them.
+        dataset: annotated photos. The first TIMED_PHOTOS are timed, the values taking turns on them. None: the demo
+            photo is timed, without average precision.
 
     Returns:
-        ``{"field": …, "photos": N, "rows": [{"value", "network_s", "box_ap", "mask_ap"}, …]}``.
+        ``{"field": …, "photos": N, "rows": [{"value", "network_s", "box_ap", "mask_ap"}, …]}``; N is 0 without photos
+        that were judged.
 
     Raises:
         UsageError: a value is not possible, or the data set lacks classes of the model.
         ModelFileError: not such a file.
     """
-    evaluator = Evaluator(dataset)
-    photos = [dataset.load_image(index) for index in range(min(TIMED_PHOTOS, len(dataset)))]
+    evaluator = None if dataset is None else Evaluator(dataset)
+    photos: list[Any] = [embedded(DEMO_PHOTO)]
+    if dataset is not None:
+        photos = [dataset.load_image(index) for index in range(min(TIMED_PHOTOS, len(dataset)))]
     rows = []
     with ExitStack() as opened:
         runners = [
@@ -80,17 +86,19 @@ def sweep(
         say(f"timing {field} on {len(molded)} photos")
         turns = take_turns({str(v): timed(r) for v, r in zip(values, runners, strict=True)}, repeats, 1)
         for value, runner in zip(values, runners, strict=True):
-            say(f"average precision on {len(dataset)} photos: {field}={value}")
-            found = evaluator(list(chain.from_iterable(detect(Detector(runner), dataset)))).values
-            seconds = float(np.median(turns.seconds[str(value)])) / len(molded)
-            rows.append({"value": value, "network_s": seconds} | {n: found[n] for n in ("box_ap", "mask_ap")})
-    return {"field": field, "photos": len(dataset), "spread": turns.spread, "rows": rows}
+            row = {"value": value, "network_s": float(np.median(turns.seconds[str(value)])) / len(molded)}
+            if dataset is not None and evaluator is not None:
+                say(f"average precision on {len(dataset)} photos: {field}={value}")
+                found = evaluator(list(chain.from_iterable(detect(Detector(runner), dataset)))).values
+                row |= {name: found[name] for name in AP}
+            rows.append(row)
+    return {"field": field, "photos": len(dataset or ()), "spread": turns.spread, "rows": rows}
 
 
 def sweep_table(result: dict[str, Any]) -> str:
     """As Markdown."""
     lines = [f"| {result['field']} | network | box AP | mask AP |", "|---|---|---|---|"]
     for row in result["rows"]:
-        cells = (f"{1000 * row['network_s']:.1f} ms", f"{row['box_ap']:.4f}", f"{row['mask_ap']:.4f}")
+        cells = [f"{1000 * row['network_s']:.1f} ms", *(f"{row[name]:.4f}" if name in row else "–" for name in AP)]
         lines.append(f"| {row['value']} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -58,8 +58,8 @@ def benchmark(
         str | None,
         typer.Option(
             "--sweep",
-            help="Time and average precision for each value of a limit, such as post_nms_rois_inference=1000,500,300; "
-            "needs --dataset.",
+            help="Time for each value of a limit, such as post_nms_rois_inference=1000,500,300, and average precision "
+            "on the photos of --dataset.",
             metavar="FIELD=VALUE,…",
         ),
     ] = None,
@@ -117,13 +117,14 @@ def _sweep(models: list[Path], swept: str | None, dataset: str | None, settings:
     from blu_export.benchmark.sweep import parse_sweep, sweep, sweep_table
     from blu_export.data.load import load_dataset
 
-    if swept is None or dataset is None or len(models) != 1:
+    if swept is None or len(models) != 1:
         raise UsageError(
-            "A sweep is of one model, on annotated photos.",
+            "A sweep is of one limit of one model.",
             "Write: blu benchmark MODEL.onnx --sweep post_nms_rois_inference=1000,500,300 --dataset FOLDER",
         )
     field, values = parse_sweep(swept)
-    result = sweep(models[0], field, values, load_dataset(dataset, "val"), settings.threads, settings.repeats, say)
+    photos = None if dataset is None else load_dataset(dataset, "val")
+    result = sweep(models[0], field, values, photos, settings.threads, settings.repeats, say)
     if as_json:
         print(json.dumps(result, indent=1))
     else:

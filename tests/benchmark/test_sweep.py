@@ -30,5 +30,8 @@ def test_a_small_model(small_onnx: Path, demo_photo: Path) -> None:
     assert [row["value"] for row in result["rows"]] == [100, 1]
     assert all(row["network_s"] > 0 and 0 <= row["box_ap"] <= 1 for row in result["rows"])
     assert sweep_table(result).count("\n") == 3
+    timed = sweep(small_onnx, "post_nms_rois_inference", [100], None, 1, 1)
+    assert timed["photos"] == 0
+    assert sweep_table(timed).endswith("| – | – |")
     with pytest.raises(UsageError, match="post_nms_rois_inference"):
         sweep(small_onnx, "post_nms_rois_inference", [0], dataset, 1, 1)

@@ -147,6 +147,8 @@ def evaluate(
         images or asked.photos, read, strict, exif, keep_empty_classes=True, max_pixels=max_pixels, bits=bits
     )
     whole = load_dataset(asked.dataset, split, cached=cached, progress=progress, options=options)
+    if detector is not None:
+        whole = whole.with_channels(detector.spec.image_channel_count)
     dataset = whole.limited(limit)
     failures: dict[int, BluError] = {}
     if detector is not None:

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blu_export.cli.common import BitsOption, MaxPixelsOption, command_app, progress, say, show_log, wrote
-from blu_export.cli.data_check import CachedOption, read_options
-from blu_export.errors import DatasetError, UsageError
+from blu_export.cli.data_check import CachedOption
+from blu_export.cli.train_inputs import make_spec, open_additions, open_data
+from blu_export.errors import UsageError
 from blu_export.extras import import_extra
-from blu_export.train.config import MODEL_FIELDS, DataConfig, RunConfig
+from blu_export.train.config import MODEL_FIELDS, RunConfig
 from blu_export.train.run_folder import LEFT_OUT
 
 if TYPE_CHECKING:
     from blu_export.data.dataset import Dataset
-    from blu_export.data.options import ReadOptions
-    from blu_export.spec import ModelSpec
     from blu_export.train.fit import Trainer
 
 app = command_app()
@@ -197,11 +196,9 @@ def start_run(
     if run.weights == "last":  # which run that is changes with time
         run = dataclasses.replace(run, weights=str(newest_weights(RUNS)))
     spec = make_spec(run, photos)
-    if spec.image_channel_count != 3:
-        raise UsageError(
-            f"blu train reads RGB photos, and the model takes {spec.image_channel_count} channels.",
-            "Start from weights of 3 channels.",
-        )
+    photos = photos.with_channels(spec.image_channel_count)
+    validation = validation and validation.with_channels(spec.image_channel_count)
+    backgrounds = backgrounds and backgrounds.with_channels(spec.image_channel_count)
     run = dataclasses.replace(run, model={name: getattr(spec, name) for name in MODEL_FIELDS})
     changed = resume and run.changes != RunConfig.read(folder / "config.toml").changes
     settings = run.train
@@ -227,6 +224,8 @@ def start_run(
     else:
         examples = [trainer.make(number)["image"] for number in range(CALIBRATION_PHOTOS)]
         begun = load_start(model, run.weights, examples, settings.seed)
+        if begun.note:
+            say(f"start: {begun.note}")
         validate_start = begun.knows(spec.class_names)
         say(f"start: {len(begun.loaded)} layers from {begun.source}")
         if begun.loaded and begun.fresh:
@@ -275,81 +274,6 @@ def _dry_run(trainer: Trainer, validation: Dataset | None) -> None:
         say(f"stage {number}: {stage.layers} for {stage.epochs} epochs at {rate:g}")
     losses = trainer.dry_run()
     say("one step: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-
-
-def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Dataset | None]:
-    """The training and the validation photos that the table [data] names.
-
-    ``cached`` is about the index of DeepFashion2's annotations, see ``load_dataset``.
-    """
-    from blu_export.data.classes import match_classes, require_trainable
-    from blu_export.data.load import has_split, load_dataset
-
-    if not data.train:
-        raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
-
-    def part(source: str, split: str) -> Dataset:
-        # Further sets may have objects of a class that this one lacks.
-        keep = data.keep_empty_classes or bool(data.more)
-        options = read_data_options(data, keep)
-        found = load_dataset(source, split, cached=cached, progress=progress, options=options)
-        if not found.records:
-            raise DatasetError(f"{found.name} has no photos.", "Give a data set with photos.")
-        return found
-
-    photos = part(data.train, "train")
-    source = data.val or (data.train if has_split(data.train, "val") else None)
-    validation = part(source, "val") if source else None
-    require_trainable(photos, data.keep_empty_classes or bool(data.more))
-    return photos, validation and match_classes(validation, photos.class_names)
-
-
-def read_data_options(data: DataConfig, keep_empty_classes: bool) -> ReadOptions:
-    """How the table [data] wants photos and annotations read."""
-    return read_options(
-        data.images or None,
-        data.limit or None,
-        data.strict,
-        data.exif,
-        keep_empty_classes,
-        max_pixels=data.max_pixels or None,
-        bits=data.bits or None,
-    )
-
-
-def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset | None]:
-    """The training photos with what [data] adds to them, and the background photos."""
-    from blu_export.data.classes import match_classes
-    from blu_export.data.load import load_cutouts, load_dataset
-
-    options = dataclasses.replace(read_data_options(data, keep_empty_classes=True), images=None)
-    for source in data.more:
-        more = load_dataset(source, "train", options=options)
-        photos = photos.joined(match_classes(more, photos.class_names))
-    if data.cutouts:
-        photos = photos.with_cutouts(load_cutouts(data.cutouts))
-    if not data.backgrounds:
-        return photos, None
-    backgrounds = load_dataset(data.backgrounds, "train", options=dataclasses.replace(options, limit=None))
-    return photos, match_classes(backgrounds, photos.class_names)
-
-
-def make_spec(run: RunConfig, photos: Dataset) -> ModelSpec:
-    """The model of the configuration, with the class names of the data.
-
-    Where training starts from the weights of a whole model, that model's spec stands for what the
-    configuration leaves open. That of a run folder leaves nothing open: the weights may be gone.
-    """
-    from blu_export.spec import ModelSpec
-    from blu_export.train.start import weights_file
-
-    names = photos.class_names
-    path = weights_file(run.weights) if set(MODEL_FIELDS) - set(run.model) else None
-    if path is None:
-        return ModelSpec(class_names=names).replace(**run.model)
-    from blu_export.model.weights import read_weights
-
-    return read_weights(path).spec.replace(class_names=names, provenance={}, assumed=()).replace(**run.model)
 
 
 def describe(row: dict[str, float], epochs: int) -> str:

@@ -15,6 +15,7 @@ MIN_VISIBLE_PIXELS = 16
 """Objects that keep fewer pixels on the canvas are dropped: no one could name them."""
 MIN_VISIBLE_SHARE = 0.1
 """Of an object that a pasted one covers, at least this share must stay visible."""
+RGB = 3
 _HALF = 127
 
 
@@ -136,7 +137,7 @@ def place(photo: Photo, affine: NDArray[np.float64], size: tuple[int, int]) -> C
     Objects that end up outside are dropped.
     """
     height, width = size
-    image = cv2.warpAffine(photo.image, affine, (width, height), flags=cv2.INTER_LINEAR)
+    image = cv2.warpAffine(photo.image, affine, (width, height), flags=cv2.INTER_LINEAR).reshape(height, width, -1)
     masks = np.zeros((len(photo.crops), height, width), bool)
     kept: list[int] = []
     for index, ((y, x), crop) in enumerate(zip(photo.corners, photo.crops, strict=True)):
@@ -201,13 +202,15 @@ def cover_with(
 
 
 def jitter_color(image: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Vary brightness, contrast, saturation and tint of uint8 [H, W, 3]."""
-    strength, tint = config.brightness, config.tint
+    """Vary brightness, contrast, saturation and tint of uint8 [H, W, 3]; without saturation of other channels."""
+    strength, tint, channels = config.brightness, config.tint, image.shape[-1]
     brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
-    gains = brightness * (1 + rng.uniform(-tint, tint, 3))
+    gains = brightness * (1 + rng.uniform(-tint, tint, channels))
     levels = np.arange(256)[:, None] * gains * contrast + 128 * brightness * (1 - contrast)
     table = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
-    image = np.asarray(cv2.LUT(image, table[None]), np.uint8)
+    image = np.asarray(cv2.LUT(image, table[None]), np.uint8).reshape(image.shape)
+    if channels != RGB:
+        return image
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(cv2.addWeighted(image, saturation, gray, 1 - saturation, 0), np.uint8)
 

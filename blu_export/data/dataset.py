@@ -104,6 +104,10 @@ class Dataset:
         """The first ``count`` photos; all of them for None."""
         return self if count is None else replace(self, records=self.records[:count])
 
+    def with_channels(self, channels: int) -> Dataset:
+        """The same photos, read with so many channels; 3: as RGB, whatever they are."""
+        return replace(self, decoding=replace(self.decoding, channels=channels))
+
     def joined(self, other: Dataset) -> Dataset:
         """The photos of both, these first.
 

@@ -133,7 +133,7 @@ def load_photo(dataset: Dataset, index: int, max_side: int) -> Photo:
     shrink = min(1.0, max_side / max(shape))
     size = (max(1, round(shape[0] * shrink)), max(1, round(shape[1] * shrink)))
     if size != shape:
-        image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+        image = _shrink(image, size)
     kept, corners, crops = [], [], []
     for number, rle in enumerate(masks):
         crop, corner = shrink_mask(rle, (shape[0], shape[1]), size)
@@ -144,6 +144,13 @@ def load_photo(dataset: Dataset, index: int, max_side: int) -> Photo:
     class_ids = np.array([annotation.category for annotation in record.annotations], np.int32)
     iscrowd = np.array([annotation.iscrowd for annotation in record.annotations], bool)
     return Photo(image, class_ids[kept], iscrowd[kept], tuple(corners), tuple(crops))
+
+
+def _shrink(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A photo, uint8 [h, w, C], at another size (height, width); OpenCV takes four channels at a time."""
+    parts = [image[..., first : first + 4] for first in range(0, image.shape[2], 4)]
+    resized = [cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, -1) for part in parts]
+    return np.asarray(resized[0] if len(parts) == 1 else np.concatenate(resized, axis=2), np.uint8)
 
 
 def shrink_mask(rle: Rle, shape: tuple[int, int], size: tuple[int, int]) -> tuple[NDArray[np.bool_], tuple[int, int]]:

@@ -153,7 +153,7 @@ def _activations(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, 
     trunk = model.trunk
     names = [layer.name for layer in trunk.layers]
     outputs = keras.Model(trunk.inputs, [layer.output for layer in trunk.layers])
-    shapes = outputs.compute_output_spec(keras.KerasTensor((1, *canvas, 3)))
+    shapes = outputs.compute_output_spec(keras.KerasTensor((1, *canvas, model.spec.image_channel_count)))
     sizes = [_size(shape) for shape in shapes]
     trained = {name for name in model.learned_layers() if learns(name, layers)}
     first = next(n for n, name in enumerate(names) if name in trained)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COCO_FILE = "mask_rcnn_coco.h5"
 COCO_URL = f"https://github.com/matterport/Mask_RCNN/releases/download/v2.0/{COCO_FILE}"
+RGB = 3
+FIRST_LAYERS = ("conv1", "stem_conv")
 WEIGHTS = ("best.h5", "final.h5")
 """Files of a run folder that ``last`` looks for, in this order."""
 
@@ -38,6 +40,8 @@ class Start:
     """Layers that keep random weights: absent from the source, or of another shape there."""
     class_names: tuple[str, ...] = ()
     """Of the source; empty where it has no heads."""
+    note: str = ""
+    """What was changed on the way, for people."""
 
     def knows(self, class_names: Sequence[str]) -> bool:
         """Whether these are the weights of a whole model for these classes, in this order."""
@@ -57,9 +61,10 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
 
     Raises:
         UsageError: there is no such source.
-        ModelFileError: the backbone in the file is another one.
+        ModelFileError: the backbone in the file is another one, or takes other channels than can be made of it.
     """
     tensors, source, class_names = _tensors(model, weights)
+    tensors, note = _fit_channels(tensors, source, model.spec.image_channel_count)
     layers = model.learned_layers()
     loaded, fresh = [], []
     for name, layer in layers.items():
@@ -79,7 +84,35 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
     initialize_outputs(model, seed, set(fresh))
     if foreign:
         calibrate(model, photos)
-    return Start(source, tuple(loaded), tuple(fresh), class_names)
+    return Start(source, tuple(loaded), tuple(fresh), class_names, note)
+
+
+def _fit_channels(tensors: Tensors, source: str, channels: int) -> tuple[Tensors, str]:
+    """The tensors with a first layer for so many channels, and what was done to it.
+
+    Of RGB weights one channel gets the sum of the three kernels: what they put out for a gray photo as RGB. Of more
+    channels the first three keep theirs, and the kernels of the others begin at zero.
+
+    Raises:
+        ModelFileError: the weights take neither RGB nor so many channels.
+    """
+    name = next((name for name in FIRST_LAYERS if name in tensors), None)
+    if name is None or (known := tensors[name][0].shape[2]) == channels:
+        return tensors, ""
+    if known != RGB:
+        raise ModelFileError(
+            f"{source} takes {known} channels, and the model {channels}.",
+            f"Start from weights of {channels} channels or of RGB, or set model.image_channel_count={known}.",
+        )
+    kernel, *others = tensors[name]
+    if channels < RGB:
+        first, did = kernel.sum(axis=2, keepdims=True), "the first has the sum of their kernels"
+    else:
+        first, did = kernel, "the first three have theirs"
+    more = np.zeros((*kernel.shape[:2], channels - first.shape[2], kernel.shape[3]), kernel.dtype)
+    did += ", the others begin at zero" if more.size else ""
+    fitted = {**tensors, name: [np.concatenate([first, more], axis=2), *others]}
+    return fitted, f"{name} takes {channels} channel{'s' * (channels != 1)} where {source} takes RGB: {did}"
 
 
 def calibrate(model: MaskRCNN, photos: Sequence[NDArray[np.uint8]]) -> None:

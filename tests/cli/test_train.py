@@ -11,7 +11,8 @@ import pytest
 from shapes import SIDE, shapes, tiny_model, tiny_spec, write_coco
 
 from blu_export.cli.main import main
-from blu_export.cli.train import make_spec, open_additions, parse_canvas
+from blu_export.cli.train import parse_canvas
+from blu_export.cli.train_inputs import make_spec, open_additions
 from blu_export.cli.train_progress import TrainProgress, duration
 from blu_export.data.load import load_dataset
 from blu_export.errors import DatasetError, UsageError

@@ -32,7 +32,7 @@ def convert(
     exif: ExifOption = "auto",
     keep_empty_classes: KeepEmptyOption = False,
 ) -> None:
-    """Write annotations of VIA, LabelMe, YOLO, Pascal VOC, mask pictures or any COCO dialect as COCO or YOLO.
+    """Write annotations of VIA, CVAT, Darwin, LabelMe, YOLO, VOC, mask pictures or any COCO dialect as COCO or YOLO.
 
     \b
     blu data convert via_project.json coco/

@@ -21,7 +21,7 @@ from blu_export.rle import Rle, run_lengths
 
 __all__ = ["SPLITS", "has_split", "load_dataset"]
 
-FILE_SUFFIXES = (".json", ".csv", ".yaml", ".yml")
+FILE_SUFFIXES = (".json", ".csv", ".xml", ".yaml", ".yml")
 """Of data sets that are named by a file."""
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def load_cutouts(source: str | os.PathLike[str]) -> dict[str, Rle]:
 def has_split(source: str | os.PathLike[str], split: str, storage: Storage | None = None) -> bool:
     """Whether a folder holds that part; a file, or a folder without parts, is not such a folder."""
     source = os.fspath(source)
-    if source.lower().endswith((".json", ".csv")):
+    if source.lower().endswith((".json", ".csv", ".xml")):
         return False
     storage = storage or open_storage(source)
     return (

@@ -9,7 +9,7 @@ from typing import Any
 
 from blu_export.data.dataset import Dataset
 from blu_export.data.finder import PhotoFinder
-from blu_export.data.formats import labelme, masks, via, voc, yolo
+from blu_export.data.formats import cvat, darwin, labelme, masks, via, voc, yolo
 from blu_export.data.formats.coco import read_content
 from blu_export.data.json_text import START
 from blu_export.data.options import ReadOptions
@@ -30,6 +30,8 @@ class Reader:
 
 READERS = (
     Reader("VIA", via.find, via.entries),
+    Reader("CVAT", cvat.find, cvat.entries),
+    Reader("Darwin", darwin.find, darwin.entries),
     Reader("LabelMe", labelme.find, labelme.entries),
     Reader("Pascal VOC", voc.find, voc.entries),
     Reader("masks", masks.find, masks.entries),

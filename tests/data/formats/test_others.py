@@ -108,6 +108,42 @@ def labelme(root: Path) -> Path:
     return root
 
 
+def cvat(root: Path) -> Path:
+    """A polygon, and a mask as CVAT's run lengths along the rows of its box."""
+    photo(root / "images" / "a.png")
+    points = ";".join(f"{x},{y}" for x, y in zip(CUP[::2], CUP[1::2], strict=True))
+    ys, xs = np.nonzero(MASKS["box"])
+    crop = MASKS["box"][ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    edges = np.flatnonzero(np.diff(crop.ravel().astype(int), prepend=0, append=-1))
+    runs = ",".join(str(run) for run in np.diff(edges, prepend=0))
+    box = f'left="{xs.min()}" top="{ys.min()}" width="{crop.shape[1]}" height="{crop.shape[0]}"'
+    shapes = f"""
+      <polygon label="cup" source="manual" occluded="0" points="{points}" z_order="0"></polygon>
+      <mask label="box" source="manual" occluded="0" rle="{runs}" {box} z_order="0"></mask>
+      <points label="cup" points="1.00,2.00"></points>"""
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>'
+    element = f'<image id="0" name="a.png" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
+    write(root / "annotations.xml", f"{head}{element}</annotations>")
+    return root
+
+
+def darwin(root: Path) -> Path:
+    photo(root / "images" / "a.png")
+
+    def path(polygon: list[float]) -> list[dict[str, float]]:
+        return [{"x": x, "y": y} for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+
+    annotations = [
+        {"id": "1", "name": "cup", "polygon": {"paths": [path(CUP)]}, "bounding_box": {"x": 1, "y": 1, "w": 2, "h": 2}},
+        {"id": "2", "name": "box", "polygon": {"paths": [path(BOX)]}, "slot_names": ["0"]},
+        {"id": "3", "name": "sunny", "tag": {}},
+    ]
+    slots = [{"type": "image", "slot_name": "0", "width": WIDTH, "height": HEIGHT}]
+    item = {"name": "a.png", "path": "/", "slots": slots}
+    write(root / "annotations" / "a.json", {"version": "2.0", "item": item, "annotations": annotations})
+    return root
+
+
 def yolo_lines() -> str:
     lines = []
     for index, polygon in enumerate((CUP, BOX)):
@@ -172,6 +208,7 @@ def one_png_an_object(root: Path) -> Path:
 
 
 TOOLS: list[Callable[[Path], Path]] = [
+    cvat, darwin,
     via_json, via_one, via_csv, labelme, yolo_images_first, yolo_roboflow, yolo_flat, voc, voc_cvat, one_png_an_object,
 ]  # fmt: skip
 
@@ -216,6 +253,32 @@ def test_a_hole_and_parts_survive_yolo(tmp_path: Path) -> None:
     write(tmp_path / "set" / "masks" / "a" / "ring_1.png", png(mask))
     convert(tmp_path / "set", tmp_path / "yolo", "--to", "yolo")
     np.testing.assert_array_equal(masks_by_class(load_dataset(tmp_path / "yolo", "train"))["ring"], mask)
+
+
+def test_a_path_inside_another_is_a_hole_of_darwin(tmp_path: Path) -> None:
+    root = darwin(tmp_path)
+    file = root / "annotations" / "a.json"
+    content = json.loads(file.read_text())
+    hole = [{"x": x, "y": y} for x, y in ((55, 10), (60, 10), (60, 15), (55, 15))]
+    content["annotations"][1]["polygon"]["paths"].append(hole)
+    content["annotations"].append({"name": "cup", "polygon": {"paths": "no"}})
+    write(file, content)
+    dataset = load_dataset(root, "train")
+    expected = MASKS["box"] & ~outline([55, 10, 60, 10, 60, 15, 55, 15])
+    assert np.array_equal(dataset.load_masks(0)[1], expected) and expected.sum() < MASKS["box"].sum()
+    assert len(dataset.records[0].annotations) == 2 and len(dataset.problems) == 1
+
+
+@pytest.mark.parametrize("attributes", ['rle="1,2"', 'rle="x"', 'rle="9,1" width="0"'])
+def test_a_mask_of_cvat_that_cannot_be_costs_itself(tmp_path: Path, attributes: str) -> None:
+    root = cvat(tmp_path)
+    file = root / "annotations.xml"
+    broken = f'<mask label="box" left="1" top="1" width="5" height="2" {attributes}></mask></image>'
+    if 'width="0"' in attributes:
+        broken = broken.replace('width="5" ', "")
+    write(file, file.read_text().replace("</image>", broken))
+    dataset = load_dataset(root, "train")
+    assert len(dataset.records[0].annotations) == 2 and len(dataset.problems) == 1
 
 
 def test_a_color_for_each_object(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 from blu_export.batch.local import Event, run_local
 from blu_export.batch.lock import SinkLock
 from blu_export.batch.photos import list_photos
-from blu_export.batch.plan import Shard, open_plan
+from blu_export.batch.plan import Plan, Shard, open_plan
 from blu_export.batch.process import Job, child_threads
 from blu_export.batch.shard import Summary, read_summary
 from blu_export.batch.sink import Sink
 from blu_export.errors import DatasetError, UsageError
 from blu_export.files import sha256_of
 from blu_export.results import FORMATS
+from blu_export.tiles import Tiling
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ class BatchSettings:
     shard_size: int = SHARD_SIZE
     batch: int = 1
     min_score: float = 0.0
+    tile: int | None = None
+    """Look at photos in tiles of so many pixels too."""
+    overlap: float = 0.2
+    """Of neighboring tiles, a share of their side."""
     retry_failed: bool = False
     """Work off shards with failed photos once more."""
     runtime: str = "auto"
@@ -68,6 +73,12 @@ class BatchSettings:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if not 0 <= self.min_score <= 1:
             raise UsageError(f"The minimal score {self.min_score} is not between 0 and 1.")
+        _ = self.tiling  # raises where it cannot be
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """None: whole photos alone."""
+        return None if self.tile is None else Tiling(self.tile, self.overlap)
 
 
 @dataclass(frozen=True)
@@ -120,9 +131,10 @@ class BatchJob:
             raise DatasetError(f"There is no model file {settings.model}.", "Check the path.")
         sha256 = sha256_of(settings.model)
         photos = list_photos(settings.source)
+        empty = Plan(sha256, settings.min_score, tiling=settings.tiling)
         self._lock = SinkLock(self.sink)
         try:
-            self.plan, self.new = open_plan(self.sink, sha256, settings.min_score, photos, settings.shard_size)
+            self.plan, self.new = open_plan(self.sink, empty, photos, settings.shard_size)
             self._done = self._finished()
         except BaseException:
             self.close()
@@ -174,6 +186,8 @@ class BatchJob:
             sink=self.sink.url,
             batch=settings.batch,
             min_score=settings.min_score,
+            tile=settings.tile,
+            overlap=settings.overlap,
             runtime=settings.runtime,
             precision=settings.precision,
             device=settings.device,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from blu_export.batch.sink import Sink
 from blu_export.errors import DatasetError, UsageError
+from blu_export.tiles import Tiling
 
 PLAN_NAME = "_plan.json"
 """Readers of Parquet folders pass over names that start with an underscore."""
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+"""1: without tiles."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Plan:
     photos: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
     """Shard ``i`` holds photos[ends[i - 1] : ends[i]]."""
+    tiling: Tiling | None = None
+    """None: whole photos alone."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -51,7 +55,7 @@ class Plan:
         known = set(self.photos)
         every = (*self.photos, *(photo for photo in photos if photo not in known))
         ends = [min(start + shard_size, len(every)) for start in range(len(self.photos), len(every), shard_size)]
-        return Plan(self.model_sha256, self.min_score, every, (*self.ends, *ends))
+        return replace(self, photos=every, ends=(*self.ends, *ends))
 
     def write(self, sink: Sink) -> None:
         """Write it to the sink."""
@@ -59,6 +63,7 @@ class Plan:
             "version": PLAN_VERSION,
             "model_sha256": self.model_sha256,
             "min_score": self.min_score,
+            "tiling": None if self.tiling is None else asdict(self.tiling),
             "ends": self.ends,
             "photos": self.photos,
         }
@@ -99,23 +104,49 @@ class Plan:
             raise ValueError("its shards do not add up")
         if len(set(photos)) < len(photos):
             raise ValueError("a photo is in it twice")
-        return cls(model_sha256, float(min_score), tuple(photos), tuple(ends))
+        return cls(model_sha256, float(min_score), tuple(photos), tuple(ends), _tiling(values.get("tiling")))
 
-    def check_same(self, model_sha256: str, min_score: float, sink: Sink) -> None:
+    def check_same(self, other: Plan, sink: Sink) -> None:
         """Raise UsageError when a job with other settings would be mixed into this one."""
         fix = "Go on with those, or choose another sink."
-        if self.model_sha256 != model_sha256:
+        if self.model_sha256 != other.model_sha256:
             raise UsageError(f"{sink.url} holds results of another model, {self.model_sha256[:12]}….", fix)
-        if self.min_score != min_score:
-            raise UsageError(f"{sink.url} holds results from a score of {self.min_score} on, not {min_score}.", fix)
+        if self.min_score != other.min_score:
+            what = f"{sink.url} holds results from a score of {self.min_score} on, not {other.min_score}."
+            raise UsageError(what, fix)
+        if self.tiling != other.tiling:
+            raise UsageError(f"{sink.url} holds results {_with(self.tiling)}, not {_with(other.tiling)}.", fix)
+
+
+def _with(tiling: Tiling | None) -> str:
+    return "without tiles" if tiling is None else f"with --tile {tiling.side} --overlap {tiling.overlap:g}"
+
+
+def _tiling(values: Any) -> Tiling | None:
+    """The tiles of a plan's file; raises ValueError where they are none."""
+    if values is None:
+        return None
+    side, overlap = (values.get("side"), values.get("overlap")) if isinstance(values, dict) else (None, None)
+    if type(side) is not int or type(overlap) not in (int, float):
+        raise ValueError("its tiles have no side or no overlap")
+    try:
+        return Tiling(side, overlap)
+    except UsageError as error:
+        raise ValueError(f"its tiles cannot be: {error.what}") from error
 
 
 def _all_are(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(type(each) is kind for each in values)
 
 
-def open_plan(sink: Sink, model_sha256: str, min_score: float, photos: list[str], shard_size: int) -> tuple[Plan, int]:
+def open_plan(sink: Sink, empty: Plan, photos: list[str], shard_size: int) -> tuple[Plan, int]:
     """The plan of a sink with all of these photos in it, and how many of them are new; it is in the sink afterwards.
+
+    Args:
+        sink: with a plan, or to have one.
+        empty: the plan of the wanted settings, without photos.
+        photos: all of the source's.
+        shard_size: photos of a new shard, at most.
 
     Raises:
         UsageError: the sink holds something else.
@@ -123,11 +154,11 @@ def open_plan(sink: Sink, model_sha256: str, min_score: float, photos: list[str]
     names = sink.names()
     if PLAN_NAME in names:
         plan = Plan.read(sink)
-        plan.check_same(model_sha256, min_score, sink)
+        plan.check_same(empty, sink)
     elif strange := sorted(name for name in names if name.endswith(".parquet") and not name.startswith(".")):
         raise UsageError(f"{sink.url} holds {strange[0]}, which is of no blu batch.", "Choose another sink.")
     else:
-        plan = Plan(model_sha256, min_score)
+        plan = empty
     extended = plan.extended(photos, shard_size)
     if extended != plan:
         extended.write(sink)

@@ -45,6 +45,9 @@ class Job:
     batch: int = 1
     """Canvases per call of the network."""
     min_score: float = 0.0
+    tile: int | None = None
+    overlap: float = 0.2
+    """The two above are of ``tiles.Tiling``."""
     runtime: str = "auto"
     precision: str = "auto"
     device: str | None = None

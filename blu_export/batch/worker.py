@@ -35,6 +35,7 @@ from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
 from blu_export.image import MAX_PIXELS
 from blu_export.runtime.options import RunnerOptions
+from blu_export.tiles import Tiling
 from blu_export.workers.channel import Channel, error_as_json
 from blu_export.workers.entry import load_function
 
@@ -56,6 +57,7 @@ class Work:
         if sha256_of(job["model"]) != job["model_sha256"]:
             raise ModelFileError(f"{job['model']} has changed since the job began.", "Start it again.")
         self.detector = Detector(runner, job["min_score"], job["max_pixels"] or MAX_PIXELS, job["bits"])
+        self.tiling = None if job["tile"] is None else Tiling(job["tile"], job["overlap"])
         self.model = {
             "sha256": job["model_sha256"],
             "runtime": runner.runtime,
@@ -120,7 +122,7 @@ class Work:
                 self.say(start=index)
                 yield photo, unread.get(index) or self._alone(source)
             return
-        stream = self.detector.stream(sources(), batch=self.job["batch"])
+        stream = self.detector.stream(sources(), batch=self.job["batch"], tiling=self.tiling)
         for index, (photo, result) in enumerate(zip(shard.photos, stream, strict=True)):
             yield photo, unread.get(index) or self._outcome(result)
         for stage, seconds in self.detector.timings.items():
@@ -136,8 +138,9 @@ class Work:
         try:
             # Not self.detector: its stream may be under way.
             known = self.detector
-            (found,) = Detector(known.runner, known.min_score, known.max_pixels, known.bits)([source])
-            return found
+            alone = Detector(known.runner, known.min_score, known.max_pixels, known.bits)
+            (photo,) = alone.stream([source], tiling=self.tiling)
+            return photo.result()
         except BluError as error:
             if error.lost:
                 raise

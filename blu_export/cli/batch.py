@@ -56,7 +56,12 @@ def batch(
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: its address, auto, or local to start one here.")
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Photos per file: what a crash costs, per worker.")] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbor sees as well.")] = 0.2,
+    batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Drop detections below this score; the model has a limit of its own.")
     ] = 0.0,
@@ -81,6 +86,7 @@ def batch(
     blu batch photos/ found/
     blu batch s3://bucket/photos s3://bucket/found --ray auto
     blu batch photos.txt found/ --format coco --workers 4 --threads 1
+    blu batch aerial/ found/ --tile 1024
     """
     from blu_export.extras import import_extra
 
@@ -101,6 +107,8 @@ def batch(
             shard_size=shard_size,
             batch=batch,
             min_score=min_score,
+            tile=tile,
+            overlap=overlap,
             retry_failed=retry_failed,
             runtime=runtime,
             precision=precision,

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from batch_jobs import check_levels, rows, run, write_photo
 from fake_runner import CRASH, HANG, LOSE, REFUSE, write_model
+from PIL import Image
 from pycocotools.coco import COCO
 
 from blu_export.batch.plan import Shard
@@ -38,6 +39,24 @@ def test_rows_are_what_blu_infer_finds(fake_onnx: Callable[..., Path], photos: P
     assert set(report.stage_seconds) == {"read", "decode", "mold", "run", "unmold", "write"}
     # Anybody's reader of Parquet folders sees the rows and nothing else.
     assert pq.read_table(tmp_path / "found").num_rows == 3
+
+
+def test_tiles_are_looked_at_and_belong_to_the_sink(
+    fake_onnx: Callable[..., Path], photos: Photos, tmp_path: Path
+) -> None:
+    model, folder, loader = fake_onnx(), photos(60, 120), "blu_export.runtime:load_runner"
+    for path in folder.iterdir():
+        Image.open(path).resize((72, 48)).save(path)  # there is something to cut
+    run(source=folder, sink=tmp_path / "found", model=model, loader=loader, tile=32, overlap=0.5, batch=3)
+    detector = load(model)
+    for path, row in rows(tmp_path / "found").items():
+        tiled = detector(path, tile=32, overlap=0.5).to_json()
+        assert row["detections"] == tiled["detections"] != detector(path).to_json()["detections"]
+        assert [row["height"], row["width"]] == tiled["image_size"]
+    with pytest.raises(UsageError, match="with --tile 32 --overlap 0.5, not without tiles"):
+        run(source=folder, sink=tmp_path / "found", model=model, loader=loader)
+    with pytest.raises(UsageError, match="Tiles of 3 pixels are too small"):
+        run(source=folder, sink=tmp_path / "other", model=model, tile=3)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -9,6 +9,7 @@ import pytest
 from blu_export.batch.plan import PLAN_NAME, Plan, open_plan
 from blu_export.batch.sink import Sink
 from blu_export.errors import DatasetError, UsageError
+from blu_export.tiles import Tiling
 
 
 def test_photos_are_added_in_shards_of_their_own() -> None:
@@ -23,27 +24,45 @@ def test_photos_are_added_in_shards_of_their_own() -> None:
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     sink = Sink(str(tmp_path / "found"))
-    plan, new = open_plan(sink, "hash", 0.5, list("abc"), 2)
+    plan, new = open_plan(sink, Plan("hash", 0.5), list("abc"), 2)
     assert new == 3
     assert Plan.read(sink) == plan
-    assert open_plan(sink, "hash", 0.5, list("ab"), 99) == (plan, 0)
-    again, new = open_plan(sink, "hash", 0.5, list("abcd"), 99)
+    assert open_plan(sink, Plan("hash", 0.5), list("ab"), 99) == (plan, 0)
+    again, new = open_plan(sink, Plan("hash", 0.5), list("abcd"), 99)
     assert (new, again.ends) == (1, (2, 3, 4))
 
 
 def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
     sink = Sink(str(tmp_path))
-    open_plan(sink, "hash", 0.5, ["a"], 2)
+    open_plan(sink, Plan("hash", 0.5), ["a"], 2)
     with pytest.raises(UsageError, match="another model"):
-        open_plan(sink, "other", 0.5, ["a"], 2)
+        open_plan(sink, Plan("other", 0.5), ["a"], 2)
     with pytest.raises(UsageError, match="from a score of 0.5 on, not 0.0"):
-        open_plan(sink, "hash", 0.0, ["a"], 2)
+        open_plan(sink, Plan("hash", 0.0), ["a"], 2)
+    with pytest.raises(UsageError, match="without tiles, not with --tile 64 --overlap 0.2"):
+        open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64)), ["a"], 2)
+
+
+def test_tiles_belong_to_a_plan(tmp_path: Path) -> None:
+    sink = Sink(str(tmp_path))
+    plan, _ = open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64, 0.25)), ["a"], 2)
+    assert Plan.read(sink) == plan and plan.tiling == Tiling(64, 0.25)
+    assert open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64, 0.25)), ["b"], 2)[0].tiling == plan.tiling
+    for tiling in (None, Tiling(64), Tiling(128, 0.25)):
+        with pytest.raises(UsageError, match=r"with --tile 64 --overlap 0\.25, not with"):
+            open_plan(sink, Plan("hash", 0.5, tiling=tiling), ["a"], 2)
+
+
+def test_a_plan_of_a_version_without_tiles_is_read(tmp_path: Path) -> None:
+    text = '{"version": 1, "model_sha256": "a", "min_score": 0, "photos": ["a"], "ends": [1]}'
+    (tmp_path / PLAN_NAME).write_text(text)
+    assert Plan.read(Sink(str(tmp_path))) == Plan("a", 0.0, ("a",), (1,), None)
 
 
 def test_a_folder_of_other_parquet_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "sales.parquet").touch()
     with pytest.raises(UsageError, match=r"holds sales\.parquet, which is of no blu batch"):
-        open_plan(Sink(str(tmp_path)), "hash", 0.0, ["a"], 2)
+        open_plan(Sink(str(tmp_path)), Plan("hash", 0.0), ["a"], 2)
     assert [path.name for path in tmp_path.iterdir()] == ["sales.parquet"]
 
 
@@ -66,6 +85,10 @@ def test_a_folder_of_other_parquet_files_is_left_alone(tmp_path: Path) -> None:
         '{"version": 1, "model_sha256": "a", "min_score": "0", "photos": ["a"], "ends": [1]}',
         '{"version": 1, "model_sha256": null, "min_score": 0, "photos": ["a"], "ends": [1]}',
         '{"version": "1", "model_sha256": "a", "min_score": 0, "photos": ["a"], "ends": [1]}',
+        '{"version": 2, "model_sha256": "a", "min_score": 0, "photos": ["a"], "ends": [1], "tiling": 5}',
+        '{"version": 2, "model_sha256": "a", "min_score": 0, "photos": [], "ends": [], "tiling": {"side": 1e9}}',
+        '{"version": 2, "model_sha256": "a", "min_score": 0, "photos": [], "ends": [], '
+        '"tiling": {"side": 3, "overlap": 0.2}}',
         '{"version": null, "photos": {}, "ends": {}}',
         "[" * 100_000,
         "9" * 5000,

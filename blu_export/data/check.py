@@ -158,7 +158,8 @@ def look_at(dataset: Dataset, index: int) -> Finding:
         head = read_head(content)
         shape = image.shape[:2]
         if shape != (record.height, record.width):
-            note("wrong size", f"{shape[1]}x{shape[0]}, annotated {record.width}x{record.height}")
+            swapped = ": width and height are swapped" * (shape == (record.width, record.height))
+            note("wrong size", f"{shape[1]}x{shape[0]}, annotated {record.width}x{record.height}{swapped}")
         elif unturned:
             note("unturned", f"EXIF orientation {head.orientation if head else '?'}")
         elif head is not None and dataset.exif == "auto" and is_turn_unknown(head):

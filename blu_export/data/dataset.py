@@ -179,10 +179,13 @@ class Dataset:
             ) from error
         image, _ = orient_photo(content, record, self.exif, self.decoding)
         if image.shape[:2] != (record.height, record.width):
+            swapped = image.shape[1::-1] == (record.height, record.width)
             raise DatasetError(
                 f"{record.uri} is {image.shape[1]}x{image.shape[0]}, its annotation says "
-                f"{record.width}x{record.height}.",
-                "Correct the annotation, or remove the photo from it.",
+                f"{record.width}x{record.height}{': width and height are swapped' if swapped else ''}.",
+                "Write height and width of the images in their places."
+                if swapped
+                else "Correct the annotation, or remove the photo from it.",
             )
         return image
 

@@ -117,7 +117,7 @@ def export_onnx(
     for package in CONVERTERS[converter]:
         import_extra(package)
     from blu_export.evaluate.canvases import has_own_canvas
-    from blu_export.model.given import Given, assumed_line
+    from blu_export.model.given import Given, assumed_line, backbone_line
     from blu_export.model.weights import check_weights, keras_model, read_weights
     from blu_export.quantize.precision import MOST_PHOTOS, apply_precision, canvases
 
@@ -141,7 +141,8 @@ def export_onnx(
     made = {"blu_version": __version__, "converter": converter}
     spec = spec.replace(provenance={**spec.provenance, **made})
     read = f"read {stored.note or weights}: {spec.backbone}, {spec.num_classes} classes, {report.summary()}"
-    for line in filter(None, [f"{read} ({seconds['read']:.1f} s)", *given.lines(), assumed_line(spec)]):
+    notes = [*given.lines(), backbone_line(given, spec), assumed_line(spec)]
+    for line in filter(None, [f"{read} ({seconds['read']:.1f} s)", *notes]):
         tell(line)
     reference = keras_model(stored, spec) if converter == "tf2onnx" or (verify and has_keras()) else None
     with step("convert"):

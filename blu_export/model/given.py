@@ -89,6 +89,14 @@ class Given:
         return [] if self.config is None else self.config.lines()
 
 
+def backbone_line(given: Given, spec: ModelSpec) -> str:
+    """What people must know where a settings file names another backbone than the weights have; empty where not."""
+    named = given.config.values.get("backbone") if given.config is not None else None
+    if given.config is None or named in (None, spec.backbone):
+        return ""
+    return f"{given.config.source} has BACKBONE {named}, and the weights are those of {spec.backbone}: that is taken"
+
+
 def assumptions(spec: ModelSpec) -> str:
     """The assumed fields with their values: ``image_max_dim 1024, …; class names class_1 …``; empty without any."""
     fields = [f"{name} {_show(getattr(spec, name))}" for name in spec.assumed if name != "class_names"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from blu_export.contract import Metadata
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.model.checkpoints import resolve_weights
-from blu_export.model.given import assumed_line
+from blu_export.model.given import assumed_line, backbone_line
 from blu_export.runtime.base import Runner
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.options import RUNTIMES_BY_SUFFIX, WEIGHT_SUFFIXES, RunnerOptions
@@ -109,7 +109,7 @@ def _load_weights(path: Path, options: RunnerOptions) -> Runner:
         with converted(path, given) as file:
             exported = f"blu export onnx --weights {shlex.quote(str(path))} and blu benchmark on what it writes"
             runner = _load_onnx(file, options, exported)
-    if line := assumed_line(runner.spec):
+    for line in filter(None, (backbone_line(given, runner.spec), assumed_line(runner.spec))):
         log.warning("%s", line)
     return runner
 

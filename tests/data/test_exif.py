@@ -15,6 +15,7 @@ from blu_export.data import dataset as module
 from blu_export.data.check import check
 from blu_export.data.formats.coco import load_coco
 from blu_export.data.options import Decoding, ReadOptions
+from blu_export.errors import DatasetError
 
 
 def turned_set(folder: Path, size: dict[str, int], polygon: list[float], orientation: int = 6) -> Path:
@@ -94,3 +95,14 @@ def test_gray_of_fewer_bits_is_scaled(tmp_path: Path) -> None:
     assert load_coco(tmp_path / "a.json").load_image(0).max() == 15
     options = ReadOptions(decoding=Decoding(bits=12))
     assert load_coco(tmp_path / "a.json", options=options).load_image(0).min() == 255
+
+
+def test_swapped_sizes_are_said(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 20}], "categories": []}
+    (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": []}))
+    dataset = load_coco(tmp_path / "a.json")
+    with pytest.raises(DatasetError, match="40x20, its annotation says 20x40: width and height are swapped"):
+        dataset.load_image(0)
+    found = {problem.kind: problem.detail for problem in check(dataset).problems}
+    assert found["wrong size"] == "40x20, annotated 20x40: width and height are swapped"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blu_export.errors import BluError, ModelFileError, UsageError
 from blu_export.model.config_file import ConfigFile, read_config
-from blu_export.model.given import Given, assumptions
+from blu_export.model.given import Given, assumptions, backbone_line
 
 BALLOONS = """
 import os, skimage.draw
@@ -222,3 +222,12 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     path.write_text(f"class A(Config):\n    NAME = 1\n{text}")
     with suppress(BluError):
         assert read_config(str(path)).source
+
+
+def test_a_backbone_that_the_weights_do_not_have_is_said(tmp_path: Path) -> None:
+    text = BALLOONS.replace('NAME = "hat"', 'NAME = "hat"\n    BACKBONE = "resnet50"')
+    given = Given(config=read(tmp_path, text))
+    assert given.spec({"backbone": "resnet101"}, 3).backbone == "resnet101"
+    line = backbone_line(given, given.spec({"backbone": "resnet101"}, 3))
+    assert "has BACKBONE resnet50, and the weights are those of resnet101" in line
+    assert not backbone_line(given, given.spec({"backbone": "resnet50"}, 3))

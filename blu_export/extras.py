@@ -127,9 +127,9 @@ def _no_greetings() -> Iterator[None]:
     """Hold back what is written to stderr, and let all of it through afterwards but TensorFlow's greetings.
 
     TensorFlow 2.21 writes them before it looks at TF_CPP_MIN_LOG_LEVEL, from C++. The descriptor is the whole
-    process's, so this is for its main thread alone. Who sets the level to 0 or 1 sees everything.
+    process's, so this is for its main thread alone. Who sets the level to 0 or 1, or BLU_DEBUG, sees everything.
     """
-    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if os.environ.get("BLU_DEBUG") else "2")
     if level in ("0", "1") or sys.stderr is None or threading.current_thread() is not threading.main_thread():
         yield
         return

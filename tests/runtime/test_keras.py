@@ -43,6 +43,11 @@ def test_only_greetings_are_left_out(stand_in: Path) -> None:
     assert import_tensorflow(stand_in, level="0") == GREETINGS + NEWS + "1\n2\n"
 
 
+def test_debugging_shows_them(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLU_DEBUG", "1")
+    assert import_tensorflow(stand_in) == GREETINGS + NEWS + "1\n2\n"
+
+
 def test_another_thread_leaves_stderr_alone(stand_in: Path) -> None:
     code = f"import threading; threading.Thread(target=exec, args=({IMPORT!r},)).start()"
     assert import_tensorflow(stand_in, code) == GREETINGS + NEWS + "1\n2\n"

@@ -129,6 +129,7 @@ def _same(found: Detections, seen_in: NDArray[np.int_], windows: Sequence[Window
     possible &= (found.class_ids[:, None] == found.class_ids) & (seen_in[:, None] != seen_in)
     for first, second in np.argwhere(possible).tolist():
         both = _intersection(windows[seen_in[first]], windows[seen_in[second]])
+        both = both and _intersection(both, _around(found.rois[[first, second]]))  # both masks are empty elsewhere
         if both is None:
             continue
         one, other = (_in_window(found, index, both) for index in (first, second))
@@ -136,6 +137,12 @@ def _same(found: Detections, seen_in: NDArray[np.int_], windows: Sequence[Window
         agreement = float(shared) / max(1, int(np.count_nonzero(one | other)))
         if agreement >= SAME:
             yield agreement, first, second
+
+
+def _around(rois: NDArray[np.int32]) -> Window:
+    """The smallest window with all of some boxes."""
+    (y1, x1), (y2, x2) = rois[:, :2].min(axis=0).tolist(), rois[:, 2:].max(axis=0).tolist()
+    return y1, x1, y2, x2
 
 
 def _intersection(a: Window, b: Window) -> Window | None:
@@ -166,9 +173,7 @@ def _one_of(
         # A tile's mask is finer than the whole photo's, which is window 0.
         chosen = next((index for index in uncut if seen_in[index]), uncut[0])
         return found[[chosen]], int(seen_in[chosen])
-    rois = found.rois[members]
-    y1, x1 = rois[:, :2].min(axis=0).tolist()
-    y2, x2 = rois[:, 2:].max(axis=0).tolist()
+    y1, x1, y2, x2 = _around(found.rois[members])
     union = np.zeros((y2 - y1, x2 - x1), np.bool_)
     for index in members:
         union |= _in_window(found, index, (y1, x1, y2, x2))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blu_export.errors import ModelFileError, UsageError
+from blu_export.extras import GREETING, import_extra
 from blu_export.files import atomic_write, sha256_of
 from blu_export.model.checkpoints import resolve_weights
 from blu_export.model.given import NOTHING, Given
@@ -170,7 +171,13 @@ def check_weights(weights: Weights, spec: ModelSpec, ignore_layers: Sequence[str
 
 
 def keras_model(weights: Weights, spec: ModelSpec) -> MaskRCNN:
-    """The Keras model of a file that passed ``check_weights``."""
+    """The Keras model of a file that passed ``check_weights``.
+
+    Raises:
+        MissingDependencyError: TensorFlow is not installed.
+    """
+    for package in GREETING:  # before anything else imports them, with all that they say
+        import_extra(package)
     from blu_export.model.mask_rcnn import MaskRCNN
 
     model = MaskRCNN(spec)

@@ -66,3 +66,11 @@ def test_tensorflow_itself_is_quiet(tmp_path: Path) -> None:
     said = import_tensorflow(tmp_path)
     assert said.endswith("2\n")
     assert "absl::InitializeLog" not in said and "oneDNN" not in said
+
+
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="needs TensorFlow")
+def test_a_model_is_built_without_greetings(tmp_path: Path) -> None:
+    weights = Path(__file__).parents[2] / "models" / "garments.h5"
+    code = f"from blu_export.model.weights import build_model; build_model({str(weights)!r})"
+    said = import_tensorflow(tmp_path, code)
+    assert "absl::InitializeLog" not in said and "oneDNN" not in said

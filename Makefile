@@ -32,7 +32,7 @@ demo: $(DEMO)
 	$(BIN)/blu infer models/demo/snowboarder.jpg --format table --format overlay --out out
 	@test ! -t 1 || echo "look at it: $$(basename "$$(command -v xdg-open || echo open)") out/snowboarder.overlay.jpg"
 
-# One process per core; TensorFlow and ONNX Runtime tests are heavy enough to fill it. Groups stay in one process.
+# As many processes as tests/conftest.py says: one per core and one more. Groups stay in one process.
 # A process that dies ends the run: pytest-xdist may wait for ever for the work that it hands out again.
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --max-worker-restart=0 $(PYTEST_OPTIONS)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ os.environ.setdefault("BLU_CACHE", "off")  # tests leave nothing in the user's c
 import numpy as np
 import pytest
 from hypothesis import settings
+from made import cache_folder, once
 from numpy.typing import NDArray
 
 import blu_export  # noqa: F401  # before any runtime: it switches their telemetry off
@@ -46,22 +46,36 @@ def golden_weights(shared: Path) -> Callable[[str], Path]:
     def weights(cfg: str) -> Path:
         golden = shared / "golden"
         generator = golden / "make_weights.py"
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "blu-export-tests"
         newest = max(
             int(path.stat().st_mtime)
             for path in (generator, golden / f"manifest_{cfg}.json", golden / f"calib_{cfg}.npz")
         )
-        path = cache / f"{cfg}-{newest}.h5"
-        if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            # A temporary name and a rename: several xdist workers may build it at once.
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                made = Path(folder) / "weights.h5"
-                subprocess.run([sys.executable, generator, cfg, made], check=True, stdout=subprocess.DEVNULL)
-                made.replace(path)
-        return path
+
+        def make(path: Path) -> None:
+            subprocess.run([sys.executable, generator, cfg, path], check=True, stdout=subprocess.DEVNULL)
+
+        return once(cache_folder() / f"{cfg}-{newest}.h5", make)
 
     return weights
+
+
+HEAVY_FIRST = ("train", "quantize", "export", "model", "graph", "parity", "runtime", "cli", "examples")
+"""Folders of long tests. They come first, and short ones last, so that all processes end at about the same time."""
+MEMORY_OF_A_PROCESS = 4 * 2**30
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first; tests of one file stay together, for its fixtures."""
+    rank = {name: place for place, name in enumerate(HEAVY_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], len(rank)))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core and one more, where memory allows it: tests of servers and of Ray mostly wait."""
+    from blu_export.runtime.cpu import usable_cores
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(usable_cores() + 1, memory // MEMORY_OF_A_PROCESS))
 
 
 GoldenCase = dict[str, NDArray[np.generic]]

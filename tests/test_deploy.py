@@ -77,7 +77,6 @@ def test_what_is_copied_into_images_is_not_ignored() -> None:
     assert copied <= kept
 
 
-@pytest.mark.slow
 def test_the_health_check_is_true_of_a_server(tmp_path: Path) -> None:
     from loopback import launching
 
@@ -95,7 +94,6 @@ def test_the_health_check_is_true_of_a_server(tmp_path: Path) -> None:
         assert check() != 0
 
 
-@pytest.mark.slow
 def test_the_steps_of_the_processors_image_in_a_bare_environment(tmp_path: Path) -> None:
     """What the Dockerfile installs, with its constraints, serves a photo."""
     python = shutil.which("python3.12")

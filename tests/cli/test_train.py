@@ -146,7 +146,6 @@ def test_every_worker_refuses_a_folder_with_a_run(
     assert (code, "There is a run in" in said) == (2, True), said
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_it_began_with(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,6 @@ def test_photos_end_as_blu_infers_do(fake_onnx: FakeOnnx, tmp_path: Path, photos
     assert "is not an image that can be read" in text and code == "2"
 
 
-@pytest.mark.slow
 def test_the_embedded_model_ends_as_blu_infers_does(tmp_path: Path) -> None:
     try:
         model, photo = embedded(DEFAULT_MODEL), embedded(DEMO_PHOTO)
@@ -361,7 +360,6 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> 
     raise AssertionError(log.read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_real_server_gives_what_blu_infer_gives(
     triton: tuple[Path, int, int], photos: list[Path], protocol: str, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from golden_cases import CONFIGURATIONS
+from made import made
 
 from blu_export.export.engine_graph import Prepared, prepare
 from blu_export.export.onnx import export_onnx
@@ -30,15 +31,16 @@ R50 = ["resnet50_small", pytest.param("resnet50_df2", marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module")
-def float32(golden_weights: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``float32(cfg)``: the exported file, made once."""
-    folder = tmp_path_factory.mktemp("float32")
+def float32(golden_weights: Callable[[str], Path]) -> Callable[[str], Path]:
+    """``float32(cfg)``: the exported file."""
 
     def make(cfg: str) -> Path:
-        path = folder / f"{cfg}.onnx"
-        if not path.exists():
-            export_onnx(golden_weights(cfg), path, settings=CONFIGURATIONS[cfg], verify=False)
-        return path
+        weights = golden_weights(cfg)
+
+        def export(path: Path) -> None:
+            export_onnx(weights, path, settings=CONFIGURATIONS[cfg], verify=False)
+
+        return made(f"{cfg}-float32.onnx", export, weights)
 
     return make
 

@@ -17,8 +17,8 @@ FLOAT = TensorProto.FLOAT
 
 
 @pytest.fixture(params=["portable", "tensorrt"])
-def composed(request: Any, subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> tuple[onnx.ModelProto, str]:
-    return compose(subnetworks, small_model.spec, request.param), request.param
+def composed(request: Any, subnetworks: dict[str, onnx.ModelProto], small_spec: Any) -> tuple[onnx.ModelProto, str]:
+    return compose(subnetworks, small_spec, request.param), request.param
 
 
 def add(model: onnx.ModelProto, op_type: str, inputs: list[str], **attributes: Any) -> None:
@@ -29,9 +29,9 @@ def test_what_we_export_passes(composed: tuple[onnx.ModelProto, str]) -> None:
     check_graph(*composed)
 
 
-def test_the_portable_form_is_not_fit_for_tensorrt(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
+def test_the_portable_form_is_not_fit_for_tensorrt(subnetworks: dict[str, onnx.ModelProto], small_spec: Any) -> None:
     with pytest.raises(ModelFileError, match="NonMaxSuppression") as caught:
-        check_graph(compose(subnetworks, small_model.spec), "tensorrt")
+        check_graph(compose(subnetworks, small_spec), "tensorrt")
     assert "MatMul in the box arithmetic" in str(caught.value) or "more" in str(caught.value)
 
 
@@ -91,9 +91,9 @@ def test_half_precision_in_the_fixed_maths(composed: tuple[onnx.ModelProto, str]
 
 @pytest.mark.parametrize(("k", "message"), [(3841, "more than 3840"), (None, "computed k")])
 def test_top_k_for_tensorrt(
-    k: int | None, message: str, subnetworks: dict[str, onnx.ModelProto], small_model: Any
+    k: int | None, message: str, subnetworks: dict[str, onnx.ModelProto], small_spec: Any
 ) -> None:
-    model = compose(subnetworks, small_model.spec, "tensorrt")
+    model = compose(subnetworks, small_spec, "tensorrt")
     if k is not None:
         model.graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), "k"))
     model.graph.node.append(helper.make_node("TopK", ["window", "k"], ["best", "index"], "added/TopK"))

@@ -16,9 +16,9 @@ from blu_export.graph.split import split
 
 
 def test_compressed_file_is_half_the_size_and_computes_in_float32(
-    subnetworks: dict[str, onnx.ModelProto], small_model: Any, load: Any, canvases: NDArray[np.uint8]
+    subnetworks: dict[str, onnx.ModelProto], small_spec: Any, load: Any, canvases: NDArray[np.uint8]
 ) -> None:
-    plain = compose(subnetworks, small_model.spec)
+    plain = compose(subnetworks, small_spec)
     small = compress(plain)
     onnx.checker.check_model(small, full_check=True)
     check_graph(small, "portable")
@@ -29,8 +29,8 @@ def test_compressed_file_is_half_the_size_and_computes_in_float32(
     np.testing.assert_array_equal(rounded, load(restore(small)).run(["detections"], feeds)[0])
 
 
-def test_restore_leaves_nothing_behind(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
-    plain = compose(subnetworks, small_model.spec)
+def test_restore_leaves_nothing_behind(subnetworks: dict[str, onnx.ModelProto], small_spec: Any) -> None:
+    plain = compose(subnetworks, small_spec)
     back = restore(compress(plain))
     assert [node.name for node in back.graph.node] == [node.name for node in plain.graph.node]
     for before, after in zip(plain.graph.initializer, back.graph.initializer, strict=True):
@@ -41,8 +41,8 @@ def test_restore_leaves_nothing_behind(subnetworks: dict[str, onnx.ModelProto], 
     assert restore(plain) is plain
 
 
-def test_parts_of_a_compressed_file_are_plain(subnetworks: dict[str, onnx.ModelProto], small_model: Any) -> None:
-    parts = split(compress(compose(subnetworks, small_model.spec)), small_model.spec)
+def test_parts_of_a_compressed_file_are_plain(subnetworks: dict[str, onnx.ModelProto], small_spec: Any) -> None:
+    parts = split(compress(compose(subnetworks, small_spec)), small_spec)
     kinds = {t.data_type for part in parts.values() for t in part.graph.initializer}
     assert TensorProto.FLOAT16 not in kinds
     assert {"Cast"}.isdisjoint(node.op_type for part in parts.values() for node in part.graph.node)

@@ -42,9 +42,9 @@ SEEN, OTHERS = slice(0, 4), slice(4, 8)
 
 
 @pytest.fixture
-def samples(subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> dict[str, list[NDArray[np.float32]]]:
+def samples(subnetworks: Parts, small_spec: Any, canvases: NDArray[np.uint8]) -> dict[str, list[NDArray[np.float32]]]:
     """Inputs of each part for eight canvases."""
-    return sample_inputs(subnetworks, small_model.spec, [(canvas[None], WINDOW) for canvas in canvases])
+    return sample_inputs(subnetworks, small_spec, [(canvas[None], WINDOW) for canvas in canvases])
 
 
 def kernels(part: onnx.ModelProto) -> dict[str, NDArray[Any]]:
@@ -117,13 +117,13 @@ def test_kernels_that_are_kept_stay(subnetworks: Parts, samples: Any) -> None:
     assert changed == set(before) - set(kept)
 
 
-def test_half_types_every_layer(subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8]) -> None:
-    typed = apply_precision(subnetworks, small_model.spec, "fp16", "tensorrt", [(canvases[:1], WINDOW)])
+def test_half_types_every_layer(subnetworks: Parts, small_spec: Any, canvases: NDArray[np.uint8]) -> None:
+    typed = apply_precision(subnetworks, small_spec, "fp16", "tensorrt", [(canvases[:1], WINDOW)])
     assert not typed.kept
     assert typed.notes() == ["every layer is in fp16", "measured on 1 photo"]
     for part in typed.parts.values():
         assert {kernel.dtype for kernel in kernels(part).values()} == {np.dtype(np.float16)}
-    onnx.checker.check_model(compose_typed(typed, small_model.spec), full_check=True)
+    onnx.checker.check_model(compose_typed(typed, small_spec), full_check=True)
 
 
 def test_a_layer_that_overflows_half_is_kept_and_named(subnetworks: Parts, samples: Any) -> None:
@@ -189,11 +189,11 @@ def test_the_scale_of_a_dead_channel_is_not_zero_in_half(subnetworks: Parts, sam
 
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
 def test_int8_parts_are_near_the_exact_ones(
-    target: str, subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any
+    target: str, subnetworks: Parts, small_spec: Any, canvases: NDArray[np.uint8], samples: Any
 ) -> None:
     photos = [(canvas[None], WINDOW) for canvas in canvases[SEEN]]
-    typed = apply_precision(subnetworks, small_model.spec, "int8", target, photos)
-    onnx.checker.check_model(compose_typed(typed, small_model.spec), full_check=True)
+    typed = apply_precision(subnetworks, small_spec, "int8", target, photos)
+    onnx.checker.check_model(compose_typed(typed, small_spec), full_check=True)
     for name, part in typed.emulation().items():
         found = outputs_of(part, samples[name][SEEN])
         assert output_error(outputs_of(subnetworks[name], samples[name][SEEN]), found) < 0.3
@@ -296,6 +296,6 @@ def test_photos_are_spread_over_all(count: int) -> None:
 
 
 @pytest.mark.parametrize(("precision", "method"), [("fp8", "minmax"), ("int8", "guess"), ("int8", "minmax")])
-def test_what_cannot_be_is_refused(precision: str, method: str, subnetworks: Parts, small_model: Any) -> None:
+def test_what_cannot_be_is_refused(precision: str, method: str, subnetworks: Parts, small_spec: Any) -> None:
     with pytest.raises(UsageError):
-        apply_precision(subnetworks, small_model.spec, precision, "portable", [], method)
+        apply_precision(subnetworks, small_spec, precision, "portable", [], method)

@@ -21,7 +21,6 @@ checks.positive_data_acceptance.enabled = false
 """
 
 
-@pytest.mark.slow
 def test_schemathesis_finds_nothing(shared_server: Running, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="needs schemathesis (extra dev)")
     config = tmp_path / "schemathesis.toml"

@@ -149,7 +149,6 @@ def crowded(cluster: Any) -> Iterator[int]:
         process.communicate("", timeout=PATIENCE)  # it shuts down at the end of its input
 
 
-@pytest.mark.slow
 def test_two_replicas_one_killed_under_load(start: Start, tmp_path: Path) -> None:
     port = free_port()
     model = write_model(tmp_path / "fake.onnx", seconds=0.02)
@@ -197,7 +196,6 @@ def test_two_replicas_one_killed_under_load(start: Start, tmp_path: Path) -> Non
     wait_until(lambda: not (replica_pids() or ray_pids("ServeController") or ray_pids("ProxyActor")))
 
 
-@pytest.mark.slow
 def test_a_cluster_that_others_use(crowded: int, start: Start, tmp_path: Path) -> None:
     """There, one replica starts and the other waits for room, and Ray Serve is not ours."""
     model = write_model(tmp_path / "fake.onnx")

@@ -6,20 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from full_models import DEMO_PHOTO, export, specs
+from full_models import DEMO_PHOTO, exported
 
 
 @pytest.fixture(scope="session")
-def make_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``make_onnx(name)``: the portable file of one of ``specs()``, made once."""
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = export(specs()[name], tmp_path_factory.mktemp(name) / f"{name}.onnx")
-        return made[name]
-
-    return make
+def make_onnx() -> Callable[[str], Path]:
+    """``make_onnx(name)``: the portable file of one of ``specs()``."""
+    return exported
 
 
 @pytest.fixture(scope="session")

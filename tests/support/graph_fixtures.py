@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import small_models
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from blu_export.graph.builder import Graph, Value
 from blu_export.spec import ModelSpec
 
-OPSET = 18
 KINDS = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.int64): TensorProto.INT64,
@@ -48,7 +48,9 @@ def run_graph() -> Callable[..., Arrays]:
     ``keep`` names other outputs by ``build`` returning several values. The graph is checked strictly first.
     """
 
-    def run(build: Callable[..., Value | tuple[Value, ...]], *, opset: int = OPSET, **arrays: NDArray[Any]) -> Arrays:
+    def run(
+        build: Callable[..., Value | tuple[Value, ...]], *, opset: int = small_models.OPSET, **arrays: NDArray[Any]
+    ) -> Arrays:
         graph = Graph(opset)
         found = build(graph, *(graph.value(name) for name in arrays))
         found = found if isinstance(found, tuple) else (found,)
@@ -64,66 +66,34 @@ def run_graph() -> Callable[..., Arrays]:
     return run
 
 
-def small_spec(**changes: Any) -> ModelSpec:
-    """The smallest sensible model: EfficientNet-Lite0 on 128 px with narrow heads."""
-    fields: dict[str, Any] = {
-        "class_names": ("BG", "shirt", "hat", "shoe"),
-        "backbone": "efficientnet_lite0",
-        "image_min_dim": 128,
-        "image_max_dim": 128,
-        "rpn_anchor_scales": (8, 16, 32, 64, 128),
-        "top_down_pyramid_size": 32,
-        "rpn_channels": 32,
-        "fpn_classif_fc_layers_size": 64,
-        "mask_channels": 32,
-        "detection_min_confidence": 0.0,
-        "detection_max_instances": 40,
-        "post_nms_rois_inference": 200,
-    }
-    return ModelSpec(**(fields | changes))
-
-
-def awake_model(spec: ModelSpec) -> Any:
-    """A model with random weights whose normalization is not the identity and whose heads disagree."""
-    import keras
-
-    from blu_export.model.mask_rcnn import MaskRCNN
-
-    keras.utils.set_random_seed(5)
-    model = MaskRCNN(spec)
-    random = np.random.default_rng(5)
-    for name, layer in model.learned_layers().items():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([w + random.uniform(0, 0.3, w.shape).astype(np.float32) for w in layer.get_weights()])
-        elif name in ("mrcnn_class_logits", "rpn_class_raw", "mrcnn_mask"):
-            layer.set_weights([w * 20 for w in layer.get_weights()])
-    return model
-
-
 @pytest.fixture(scope="session")
 def make_spec() -> Callable[..., ModelSpec]:
     """``make_spec(**changes)``: a small spec."""
-    return small_spec
+    return small_models.small_spec
 
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[ModelSpec], Any]:
     """``make_model(spec)``: a MaskRCNN with random weights that give detections."""
-    return awake_model
+    return small_models.random_model
+
+
+@pytest.fixture(scope="session")
+def small_spec() -> ModelSpec:
+    """That of the small model."""
+    return small_models.small_spec()
 
 
 @pytest.fixture(scope="session")
 def small_model() -> Any:
     """One small square model for all tests that only read it."""
-    return awake_model(small_spec())
+    return small_models.small_model()
 
 
 @pytest.fixture(scope="session")
-def subnetworks(small_model: Any) -> dict[str, onnx.ModelProto]:
+def subnetworks() -> dict[str, onnx.ModelProto]:
     """Its subnetworks."""
-    from blu_export.export.learned import subnetworks as convert
-
-    return convert(small_model, OPSET)
+    return small_models.small_subnetworks()
 
 
 @pytest.fixture

@@ -66,7 +66,6 @@ def same_step(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert np.linalg.norm(a - b) <= GRADIENT_TOLERANCE * np.linalg.norm(b) + 1e-8
 
 
-@pytest.mark.slow
 def test_two_devices(alone: dict[str, Any], tmp_path: Path) -> None:
     both = Started("mirrored", tmp_path / "state.npz").result()
     assert both["replicas"] == 2
@@ -83,7 +82,6 @@ def two_workers() -> list[str]:
     return [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in (0, 1)]
 
 
-@pytest.mark.slow
 def test_two_processes(alone: dict[str, Any], tmp_path: Path) -> None:
     started = [
         Started("workers", tmp_path / f"state-{index}.npz", TF_CONFIG=task) for index, task in enumerate(two_workers())
@@ -112,7 +110,6 @@ except UsageError as error:
 """
 
 
-@pytest.mark.slow
 def test_workers_with_different_checkpoints_all_refuse() -> None:
     started = [
         subprocess.Popen(

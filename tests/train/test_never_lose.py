@@ -31,7 +31,6 @@ def loss_rows(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
 
 
-@pytest.mark.slow
 def test_a_set_with_broken_photos_trains_to_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     damaged = write_broken_set(tmp_path / "set", 24, val=6)
     photos, validation = (load_dataset(tmp_path / "set", part) for part in ("train", "val"))
@@ -88,7 +87,6 @@ class Validation:
         return {"mask_ap": float(np.abs(kernel).sum())}
 
 
-@pytest.mark.slow
 def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path) -> None:
     config = tiny_config(epochs=3, steps_per_epoch=2, learning_rate=1e-3, layers="heads:2,all:1", optimizer="adamw")
 
@@ -122,7 +120,6 @@ def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path) -> None:
     assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.slow
 def test_divergence_leaves_a_sound_checkpoint_and_can_be_mended(tmp_path: Path) -> None:
     config = tiny_config(epochs=2, steps_per_epoch=20, learning_rate=1e6, optimizer="sgd")
     trainer = Trainer(tiny_spec(), tiny_model(), shapes(4), config, RunFolder(tmp_path / "run"))

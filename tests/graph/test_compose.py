@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import UsageError
-from blu_export.export.learned import subnetworks
 from blu_export.graph.checks import check_graph
 from blu_export.graph.compose import compose
 from blu_export.graph.split import split
@@ -110,6 +109,8 @@ def test_a_canvas_that_follows_the_photo(
     mode: str, limit: int, target: str, make_spec: Any, make_model: Any, load: Any, canvases: Any
 ) -> None:
     """With more proposals than some of the canvases have anchors, and with fewer."""
+    from blu_export.export.learned import subnetworks
+
     model = make_model(make_spec(image_resize_mode=mode, pre_nms_limit=limit))
     graph = compose(subnetworks(model, 18), model.spec, target)
     onnx.checker.check_model(graph, full_check=True)

@@ -15,7 +15,6 @@ from blu_export.anchors import pyramid_shapes
 from blu_export.graph.builder import Graph, Value
 from blu_export.graph.canvas import Canvas
 from blu_export.graph.roi_align import join_pyramid, roi_align, roi_level
-from blu_export.model.roi_align import pyramid_roi_align, roi_levels
 
 CHANNELS = 3
 coordinate = st.one_of(
@@ -29,6 +28,8 @@ coordinate = st.one_of(
 def test_equals_crop_and_resize(
     run_graph: Any, make_spec: Any, target: str, size: tuple[int, int], raw: NDArray[np.float32]
 ) -> None:
+    from blu_export.model.roi_align import pyramid_roi_align
+
     near, far = np.minimum(raw[..., :2], raw[..., 2:]), np.maximum(raw[..., :2], raw[..., 2:])
     boxes = np.concatenate([near, far], axis=-1)
     batch, count = boxes.shape[:2]
@@ -55,6 +56,8 @@ def test_equals_crop_and_resize(
 
 @given(raw=hnp.arrays(np.float32, st.tuples(st.integers(1, 30), st.just(4)), elements=coordinate))
 def test_levels_equal_the_reference(run_graph: Any, make_spec: Any, raw: NDArray[np.float32]) -> None:
+    from blu_export.model.roi_align import roi_levels
+
     near, far = np.minimum(raw[:, :2], raw[:, 2:]), np.maximum(raw[:, :2], raw[:, 2:])
     boxes = np.concatenate([near, far], axis=1)
     exact = 4 + np.log2(np.maximum(np.sqrt((far - near).astype(np.float64).prod(axis=1)), 1e-30) * 1024 / 224)

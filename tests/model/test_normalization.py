@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from keras import layers
 from onnx import numpy_helper
 
-from blu_export.export.learned import subnetworks
-from blu_export.model.mask_rcnn import MaskRCNN
-from blu_export.model.normalization import fold_normalization
 from blu_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from blu_export.model.mask_rcnn import MaskRCNN
 
 SPEC = ModelSpec(
     class_names=("BG", "coat", "shoe"), backbone="efficientnet_lite0", image_min_dim=128, image_max_dim=128,
@@ -18,6 +19,10 @@ SPEC = ModelSpec(
 
 
 def model_with_statistics() -> MaskRCNN:
+    from keras import layers
+
+    from blu_export.model.mask_rcnn import MaskRCNN
+
     model, rng = MaskRCNN(SPEC), np.random.default_rng(0)
     for layer in model.learned_layers().values():
         if isinstance(layer, layers.BatchNormalization):
@@ -26,6 +31,8 @@ def model_with_statistics() -> MaskRCNN:
 
 
 def test_a_folded_model_computes_the_same() -> None:
+    from blu_export.model.normalization import fold_normalization
+
     model = model_with_statistics()
     image = np.random.default_rng(1).normal(0, 50, (1, 128, 128, 3)).astype(np.float32)
     rois = np.random.default_rng(2).normal(size=(3, 14, 14, 16)).astype(np.float32)
@@ -37,6 +44,9 @@ def test_a_folded_model_computes_the_same() -> None:
 
 
 def test_kernels_in_half_are_those_that_are_exported() -> None:
+    from blu_export.export.learned import subnetworks
+    from blu_export.model.normalization import fold_normalization
+
     model = model_with_statistics()
     fold_normalization(model)
     for layer in model.learned_layers().values():

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from blu_export.data.augment import AugmentConfig
 from blu_export.data.dataset import Annotation, Dataset, Record
-from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TargetConfig, TrainConfig
-from blu_export.train.start import calibrate
-from blu_export.train.step import initialize_outputs
+
+if TYPE_CHECKING:
+    from blu_export.model.mask_rcnn import MaskRCNN
 
 CLASS_NAMES = ("BG", "box", "disc", "triangle")
 SIDE = 128
@@ -121,6 +121,12 @@ def tiny_config(**changes: object) -> TrainConfig:
 
 def tiny_model(seed: int = 0, **changes: object) -> MaskRCNN:
     """An untrained model for training on the shapes, the same for the same seed; ``changes`` of the spec."""
+    import keras
+
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.start import calibrate
+    from blu_export.train.step import initialize_outputs
+
     keras.utils.set_random_seed(seed)
     model = MaskRCNN(tiny_spec(**changes | {"image_resize_mode": "none"}))
     initialize_outputs(model, seed, set(model.learned_layers()))

@@ -15,7 +15,6 @@ import pytest
 
 from blu_export.errors import UsageError
 from blu_export.train.config import LOSSES
-from blu_export.train.distribute import check_same_epoch, make_strategy
 
 WORKER = Path(__file__).parents[1] / "support" / "train_worker.py"
 ROOT = Path(__file__).parents[2]
@@ -130,6 +129,8 @@ def test_workers_with_different_checkpoints_all_refuse() -> None:
 
 
 def test_one_device_agrees_with_itself() -> None:
+    from blu_export.train.distribute import check_same_epoch, make_strategy
+
     check_same_epoch(make_strategy("none"), 3)
 
 
@@ -137,11 +138,15 @@ def test_one_device_agrees_with_itself() -> None:
     "text", ["", "{", '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}']
 )
 def test_a_wrong_tf_config_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    from blu_export.train.distribute import make_strategy
+
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UsageError, match="TF_CONFIG"):
         make_strategy("workers")
 
 
 def test_unknown_distribution() -> None:
+    from blu_export.train.distribute import make_strategy
+
     with pytest.raises(UsageError, match="none, mirrored, workers"):
         make_strategy("many")

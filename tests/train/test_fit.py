@@ -17,8 +17,6 @@ from shapes import shapes, tiny_config, tiny_model, tiny_spec, write_coco
 
 from blu_export.errors import ModelFileError
 from blu_export.model.weights import read_weights
-from blu_export.train.checkpoint import checkpoints, load_checkpoint
-from blu_export.train.fit import Trainer
 from blu_export.train.run_folder import RunFolder
 from blu_export.train.validate import Validator
 
@@ -26,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_learns_a_tiny_data_set_by_heart(tmp_path: Path) -> None:
+    from blu_export.train.fit import Trainer
+
     dataset = shapes(4)
     # Masks of 28 x 28 cannot reach IoU 0.95 on round things, however well they are learnt.
     fine = {"mask_pool_size": 28, "mask_shape": (56, 56), "fpn_classif_fc_layers_size": 256}
@@ -113,6 +113,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    from blu_export.train.checkpoint import checkpoints, load_checkpoint
+    from blu_export.train.fit import Trainer
+
     trainer = Trainer(tiny_spec(), tiny_model(), shapes(2), tiny_config())
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "epoch-3.npz"

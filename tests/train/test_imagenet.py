@@ -5,18 +5,20 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 from blu_export.errors import ModelFileError
-from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
 from blu_export.train.imagenet import imagenet_tensors, lite0_tensors, read_lite0, resnet_tensors
 from blu_export.train.torch_file import read_state_dict
 
 
 def test_resnet_features_are_those_of_keras_applications() -> None:
+    import keras
+
+    from blu_export.model.mask_rcnn import MaskRCNN
+
     rng = np.random.default_rng(0)
     source = keras.applications.ResNet50(weights=None, include_top=False)
     for layer in source.layers:
@@ -48,6 +50,8 @@ def test_resnet_features_are_those_of_keras_applications() -> None:
 
 
 def test_lite0_fits_the_backbone(shared: Path) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+
     tensors = read_lite0(shared / "weights" / "efficientnet_lite0_imagenet.npz")
     model = MaskRCNN(ModelSpec(class_names=("BG", "a"), backbone="efficientnet_lite0", image_resize_mode="none"))
     layers = model.learned_layers()

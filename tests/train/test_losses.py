@@ -6,10 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import tensorflow as tf
-
-from blu_export.train.losses import head_losses, rpn_losses, smooth_l1
-from blu_export.train.targets import RoiTargets
 
 
 def value(terms: dict, name: str) -> float:
@@ -18,11 +14,19 @@ def value(terms: dict, name: str) -> float:
 
 
 def test_smooth_l1() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.losses import smooth_l1
+
     distance = smooth_l1(tf.zeros([5]), tf.constant([0.0, 0.5, -0.5, 1.0, -3.0]))
     np.testing.assert_allclose(distance, [0, 0.125, 0.125, 0.5, 2.5])
 
 
 def test_rpn_by_hand() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.losses import rpn_losses
+
     logits = tf.constant([[[0.0, 0.0], [0.0, math.log(3)], [9.0, 9.0], [math.log(4), 0.0]]])
     deltas = tf.constant([[[0.0] * 4, [0.5, 0, 0, 2.0], [7.0] * 4, [7.0] * 4]])
     index, label = tf.constant([[1, 3, 0]]), tf.constant([[1, 0, -1]])
@@ -34,6 +38,11 @@ def test_rpn_by_hand() -> None:
 
 
 def test_heads_by_hand() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.losses import head_losses
+    from blu_export.train.targets import RoiTargets
+
     targets = RoiTargets(
         rois=tf.zeros([1, 4, 4]),
         valid=tf.constant([[True, False, True, False]]),  # two rows of positives, two of negatives
@@ -54,6 +63,11 @@ def test_heads_by_hand() -> None:
 
 
 def test_no_positives_is_no_loss() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.losses import head_losses
+    from blu_export.train.targets import RoiTargets
+
     targets = RoiTargets(
         tf.zeros([1, 2, 4]),
         tf.zeros([1, 2], bool),

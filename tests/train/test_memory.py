@@ -6,25 +6,30 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from blu_export.errors import UsageError
-from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
-from blu_export.train import memory
 from blu_export.train.config import TrainConfig
-from blu_export.train.memory import fit_memory, fits, host_memory, step_memory
+
+if TYPE_CHECKING:
+    from blu_export.model.mask_rcnn import MaskRCNN
 
 GB = 1e9
 
 
 @pytest.fixture(scope="module")
 def model() -> MaskRCNN:
+    from blu_export.model.mask_rcnn import MaskRCNN
+
     return MaskRCNN(ModelSpec(class_names=("BG", "a"), backbone="resnet50", image_resize_mode="none"))
 
 
 def test_the_least_of_machine_and_container_is_free(tmp_path: Path) -> None:
+    from blu_export.train.memory import host_memory
+
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable:      80 kB\n")
     assert host_memory(meminfo, tmp_path / "none") == 80 * 1024
@@ -40,6 +45,8 @@ def test_the_least_of_machine_and_container_is_free(tmp_path: Path) -> None:
 
 
 def test_need_grows_with_batch_canvas_and_layers(model: MaskRCNN) -> None:
+    from blu_export.train.memory import step_memory
+
     config = TrainConfig(batch=4)
     need = step_memory(model, (512, 512), config)
     assert need > step_memory(model, (512, 512), replace(config, batch=2)) > 1 * GB
@@ -53,6 +60,9 @@ def test_need_grows_with_batch_canvas_and_layers(model: MaskRCNN) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_settings_that_do(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blu_export.train import memory
+    from blu_export.train.memory import fit_memory, fits, step_memory
+
     config = TrainConfig(batch=8)
     one = step_memory(model, (1024, 768), replace(config, batch=1))
     for free in (1.5 * one, 0.9 * one):
@@ -72,6 +82,9 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(model: MaskRCNN, mon
 
 
 def test_the_default_batch_follows_the_machine(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blu_export.train import memory
+    from blu_export.train.memory import fit_memory, step_memory
+
     canvas = (512, 512)
     for batch in (1, 2, 4):
         need = step_memory(model, canvas, TrainConfig(batch=batch))

@@ -15,9 +15,7 @@ from shapes import shapes, tiny_config, tiny_model, tiny_spec
 
 from blu_export.data.load import load_dataset
 from blu_export.errors import CheckFailedError, DatasetError
-from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
 from blu_export.train.config import RunConfig
-from blu_export.train.fit import Trainer
 from blu_export.train.run_folder import LEFT_OUT, RunFolder
 from blu_export.train.validate import Validator
 
@@ -32,6 +30,8 @@ def loss_rows(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def test_a_set_with_broken_photos_trains_to_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from blu_export.train.fit import Trainer
+
     damaged = write_broken_set(tmp_path / "set", 24, val=6)
     photos, validation = (load_dataset(tmp_path / "set", part) for part in ("train", "val"))
     config = tiny_config(batch=4, epochs=2, learning_rate=1e-3, unreadable=0.3)
@@ -53,6 +53,9 @@ def test_a_set_with_broken_photos_trains_to_the_end(tmp_path: Path, caplog: pyte
 
 
 def test_a_batch_of_which_nothing_can_be_read_stops_the_run(tmp_path: Path) -> None:
+    from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
+    from blu_export.train.fit import Trainer
+
     write_broken_set(tmp_path / "set", 12)
     for path in (tmp_path / "set" / "images").iterdir():
         path.write_bytes(b"")
@@ -88,6 +91,9 @@ class Validation:
 
 
 def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path) -> None:
+    from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
+    from blu_export.train.fit import Trainer
+
     config = tiny_config(epochs=3, steps_per_epoch=2, learning_rate=1e-3, layers="heads:2,all:1", optimizer="adamw")
 
     def trainer(name: str, validation: Validation) -> Trainer:
@@ -121,6 +127,9 @@ def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_divergence_leaves_a_sound_checkpoint_and_can_be_mended(tmp_path: Path) -> None:
+    from blu_export.train.checkpoint import latest_checkpoint
+    from blu_export.train.fit import Trainer
+
     config = tiny_config(epochs=2, steps_per_epoch=20, learning_rate=1e6, optimizer="sgd")
     trainer = Trainer(tiny_spec(), tiny_model(), shapes(4), config, RunFolder(tmp_path / "run"))
     with pytest.raises(CheckFailedError, match=r"diverged.* blu train --resume --out .*run --lr 1e\+05"):
@@ -142,6 +151,9 @@ def test_divergence_leaves_a_sound_checkpoint_and_can_be_mended(tmp_path: Path) 
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
+    from blu_export.train.fit import Trainer
+
     model = tiny_model()
     trainer = Trainer(tiny_spec(), model, shapes(2), tiny_config(epochs=1), RunFolder(tmp_path / "run"))
     trainer._save_checkpoint()

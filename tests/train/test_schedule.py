@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 
-from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TrainConfig
 from blu_export.train.schedule import LossScale, cosine, is_backbone, learns, stage_rate
@@ -38,6 +37,8 @@ def test_each_stage_has_its_warm_up_and_its_rate() -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_lite0"])
 def test_layer_sets_grow_towards_the_image(backbone: str) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+
     model = MaskRCNN(ModelSpec(class_names=("BG", "a"), backbone=backbone, image_resize_mode="none"))
     names = set(model.learned_layers())
     learned = {layers: {name for name in names if learns(name, layers)} for layers in LAYER_SETS}

@@ -10,9 +10,7 @@ import pytest
 from shapes import shapes, tiny_model, tiny_spec
 
 from blu_export.errors import ModelFileError, UsageError
-from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.model.weights import save_weights
-from blu_export.train.start import load_start, newest_weights, weights_file
 
 PHOTOS = shapes(2).images
 CLASS_LAYERS = {"mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_mask"}
@@ -26,6 +24,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_same_classes_load_everything(saved: Path) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.start import load_start
+
     model = MaskRCNN(tiny_spec())
     begun = load_start(model, str(saved), PHOTOS, 0)
     assert begun.fresh == ()
@@ -35,6 +36,9 @@ def test_same_classes_load_everything(saved: Path) -> None:
 
 
 def test_other_classes_start_the_output_layers_anew(saved: Path) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.start import load_start
+
     model = MaskRCNN(tiny_spec(class_names=("BG", "a", "b")))
     begun = load_start(model, str(saved), PHOTOS, 0)
     assert set(begun.fresh) == CLASS_LAYERS
@@ -44,11 +48,17 @@ def test_other_classes_start_the_output_layers_anew(saved: Path) -> None:
 
 
 def test_another_backbone_is_refused(saved: Path) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.start import load_start
+
     with pytest.raises(ModelFileError, match="does not hold the backbone resnet50"):
         load_start(MaskRCNN(tiny_spec(backbone="resnet50")), str(saved), PHOTOS, 0)
 
 
 def test_from_nothing_sets_the_statistics_of_the_backbone() -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.start import load_start
+
     model = MaskRCNN(tiny_spec())
     begun = load_start(model, "none", PHOTOS, 0)
     assert begun.loaded == ()
@@ -62,6 +72,8 @@ def test_from_nothing_sets_the_statistics_of_the_backbone() -> None:
 
 
 def test_last_is_the_newest_run(tmp_path: Path) -> None:
+    from blu_export.train.start import newest_weights
+
     with pytest.raises(UsageError, match="no finished run"):
         newest_weights(tmp_path)
     for age, name in enumerate(("a/best.h5", "b/final.h5", "b/best.h5", "c/config.toml")):
@@ -72,6 +84,8 @@ def test_last_is_the_newest_run(tmp_path: Path) -> None:
 
 
 def test_absent_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blu_export.train.start import weights_file
+
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"no weights at absent\.h5"):
         weights_file("absent.h5")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from shapes import SIDE, shapes, tiny_config, tiny_model, tiny_spec
 
 from blu_export.data.pipeline import SampleConfig, SampleMaker
 from blu_export.errors import CheckFailedError
 from blu_export.train.config import LOSSES, TrainConfig
-from blu_export.train.fit import Trainer
-from blu_export.train.step import TrainStep, box_head_products
-from blu_export.train.targets import AnchorTargets
-from blu_export.train.updater import Updater
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 CONFIG = tiny_config(optimizer="sgd", learning_rate=0.1, ema=0.9)
 
@@ -27,6 +25,10 @@ def weights(model: Any) -> dict[str, list[np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    from blu_export.train.targets import AnchorTargets
+
     canvas = (SIDE, SIDE)
     config = SampleConfig(canvas, max_gt_instances=CONFIG.targets.max_gt_instances)
     make = SampleMaker(shapes(4), tiny_spec(), config, AnchorTargets(tiny_spec(), canvas, CONFIG.targets))
@@ -35,6 +37,8 @@ def batch() -> dict[str, tf.Tensor]:
 
 
 def test_heads_learn_and_the_backbone_stays(batch: dict[str, tf.Tensor]) -> None:
+    from blu_export.train.step import TrainStep
+
     model = tiny_model()
     before = weights(model)
     step = TrainStep(model, (SIDE, SIDE), CONFIG, "heads")
@@ -49,6 +53,8 @@ def test_heads_learn_and_the_backbone_stays(batch: dict[str, tf.Tensor]) -> None
 
 
 def test_accumulated_losses_are_the_mean_of_the_parts(batch: dict[str, tf.Tensor]) -> None:
+    from blu_export.train.step import TrainStep
+
     model = tiny_model()
     whole = TrainStep(model, (SIDE, SIDE), replace(CONFIG, batch=4, accumulate=2), "heads")
     part = TrainStep(model, (SIDE, SIDE), CONFIG, "heads")
@@ -59,6 +65,8 @@ def test_accumulated_losses_are_the_mean_of_the_parts(batch: dict[str, tf.Tensor
 
 
 def test_backbone_has_its_own_rate_and_fixed_normalization() -> None:
+    from blu_export.train.updater import Updater
+
     model = tiny_model()
     updater = Updater(model, replace(CONFIG, backbone_rate=0.25), "3+")
     updater.set_rate(0.4)
@@ -73,6 +81,11 @@ def test_backbone_has_its_own_rate_and_fixed_normalization() -> None:
 
 @pytest.mark.parametrize(("fill", "learns"), [(False, False), (True, True)])
 def test_heads_learn_from_photos_without_objects_where_asked(fill: bool, learns: bool) -> None:
+    import tensorflow as tf
+
+    from blu_export.train.step import TrainStep
+    from blu_export.train.targets import AnchorTargets
+
     canvas, rules = (SIDE, SIDE), replace(CONFIG.targets, fill_negatives=fill, propose_ground_truth=False)
     dataset = shapes(2)
     bare = replace(dataset, records=tuple(replace(record, annotations=()) for record in dataset.records))
@@ -91,6 +104,10 @@ def test_heads_learn_from_photos_without_objects_where_asked(fill: bool, learns:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_update_by_hand(optimizer: str) -> None:
+    import tensorflow as tf
+
+    from blu_export.train.updater import Updater
+
     model = tiny_model()
     config = replace(CONFIG, optimizer=optimizer, weight_decay=0.5, clip_norm=1e9, ema=0.75)
     updater = Updater(model, config, "heads")
@@ -112,6 +129,10 @@ def test_update_by_hand(optimizer: str) -> None:
 
 
 def test_layers_that_learn_on_keep_their_moments_and_others_begin_anew() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.updater import Updater
+
     model = tiny_model()
     config = replace(CONFIG, optimizer="adamw", weight_decay=0.0, clip_norm=1e9)
     heads = Updater(model, config, "heads")
@@ -135,6 +156,10 @@ def test_layers_that_learn_on_keep_their_moments_and_others_begin_anew() -> None
 
 
 def test_gradients_are_clipped_and_broken_ones_ignored() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.updater import Updater
+
     model = tiny_model()
     updater = Updater(model, replace(CONFIG, weight_decay=0.0, clip_norm=0.5), "heads")
     updater.set_rate(1.0)
@@ -151,6 +176,8 @@ def test_gradients_are_clipped_and_broken_ones_ignored() -> None:
 
 
 def test_training_stops_when_a_loss_is_not_finite() -> None:
+    from blu_export.train.fit import Trainer
+
     model = tiny_model()
     layer = model.learned_layers()["rpn_bbox_pred"]
     layer.set_weights([np.full_like(w, np.nan) for w in layer.get_weights()])
@@ -160,6 +187,8 @@ def test_training_stops_when_a_loss_is_not_finite() -> None:
 
 
 def test_stages_change_what_learns_and_stop_early() -> None:
+    from blu_export.train.fit import Trainer
+
     config = TrainConfig(
         **vars(CONFIG) | {"layers": "heads:1,all:3", "steps_per_epoch": 1, "patience": 1, "learning_rate": 1e-3}
     )
@@ -173,6 +202,10 @@ def test_stages_change_what_learns_and_stop_early() -> None:
 
 
 def test_the_box_head_as_products_is_the_box_head() -> None:
+    import tensorflow as tf
+
+    from blu_export.train.step import box_head_products
+
     model, rng = tiny_model(), np.random.default_rng(0)
     for name in ("mrcnn_class_bn1", "mrcnn_class_bn2"):
         norm = model.box_head.get_layer(name)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from blu_export.boxes import decode, iou
 from blu_export.spec import ModelSpec
 from blu_export.train.config import TargetConfig
-from blu_export.train.targets import AnchorTargets, mask_targets, roi_targets
+
+if TYPE_CHECKING:
+    from blu_export.train.targets import AnchorTargets
 
 SPEC = ModelSpec(
     class_names=("BG", "a", "b"),
@@ -31,7 +34,11 @@ def boxes(*rows: tuple[float, float, float, float]) -> np.ndarray:
 class TestAnchors:
     """Canvas 64 x 64 with one ratio: 256 + 64 + 16 + 4 + 1 anchors."""
 
-    targets = AnchorTargets(SPEC, (64, 64), CONFIG)
+    @cached_property
+    def targets(self) -> AnchorTargets:
+        from blu_export.train.targets import AnchorTargets
+
+        return AnchorTargets(SPEC, (64, 64), CONFIG)
 
     def test_matches_by_hand(self) -> None:
         # Exactly the 32-pixel anchor at cell (2, 3) of P3: center (16, 24).
@@ -110,6 +117,10 @@ class TestRois:
     noise = np.tile(np.linspace(0.9, 0.1, 6, dtype=np.float32), (2, 1))
 
     def sample(self, config: TargetConfig = CONFIG) -> object:
+        import tensorflow as tf
+
+        from blu_export.train.targets import roi_targets
+
         arrays = (self.proposals, self.gt_boxes, self.gt_class_ids, self.gt_masks, self.noise)
         return roi_targets(*map(tf.constant, arrays), SPEC, config)
 
@@ -124,6 +135,10 @@ class TestRois:
         np.testing.assert_allclose(targets.deltas[0, 1], [0.5 / 0.1, 0, math.log(2) / 0.2, 0], atol=1e-5)
 
     def test_noise_decides_which(self) -> None:
+        import tensorflow as tf
+
+        from blu_export.train.targets import roi_targets
+
         few = replace(CONFIG, rois_per_image=3)  # one positive, two negatives
         assert np.array_equal(self.sample(few).rois[0, 0], self.proposals[0, 0])
         self_noise = self.noise[:, ::-1].copy()
@@ -144,6 +159,10 @@ class TestRois:
         assert not targets.class_ids[1].numpy().any()
 
     def test_ground_truth_can_be_proposed(self) -> None:
+        import tensorflow as tf
+
+        from blu_export.train.targets import roi_targets
+
         config = replace(CONFIG, propose_ground_truth=True, rois_per_image=9)
         noise = np.tile(np.linspace(0.9, 0.1, 8, dtype=np.float32), (2, 1))
         arrays = (np.zeros_like(self.proposals), self.gt_boxes, self.gt_class_ids, self.gt_masks, noise)
@@ -155,6 +174,10 @@ class TestRois:
 def test_mask_target_is_what_the_roi_sees() -> None:
     # The left half of the object; a ROI that is its upper left quarter sees 1 everywhere, the upper
     # right quarter 0, the whole box both.
+    import tensorflow as tf
+
+    from blu_export.train.targets import mask_targets
+
     gt_mask = np.zeros((1, 1, 56, 56), bool)
     gt_mask[..., :28] = True
     box = np.array([0.2, 0.2, 0.6, 0.6], np.float32)

@@ -70,6 +70,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], len(rank)))
 
 
+_loaded: set[str] = set()
+
+
+def pytest_collection_finish() -> None:
+    """Note what the test files import."""
+    _loaded.update(sys.modules)
+
+
+@pytest.fixture
+def loaded_at_collection() -> set[str]:
+    """Names of the modules that were loaded when this process had collected its tests."""
+    return _loaded
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One process per core and one more, where memory allows it: tests of servers and of Ray mostly wait."""
     from blu_export.runtime.cpu import usable_cores

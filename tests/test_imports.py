@@ -146,3 +146,9 @@ def test_weights_are_exported_and_run_without_tensorflow(tmp_path: Path) -> None
     result = without_training(BLU, "export", "onnx", "--converter", "tf2onnx", "--output", output, extras=("train",))
     assert result.returncode == 4
     assert install_command("train") in result.stderr
+
+
+def test_collecting_tests_needs_no_tensorflow(loaded_at_collection: set[str]) -> None:
+    """It takes seconds in every process; a test file imports it in the functions that use it."""
+    assert "pytest" in loaded_at_collection
+    assert not loaded_at_collection & {"tensorflow", "keras", "tf2onnx"}

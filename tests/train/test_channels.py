@@ -15,9 +15,7 @@ from blu_export.data.augment import AugmentConfig, Photo, jitter_color, place
 from blu_export.data.formats.coco import load_coco
 from blu_export.data.photos import load_photo
 from blu_export.errors import DatasetError, ModelFileError
-from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.model.weights import read_weights, save_weights
-from blu_export.train.start import load_start
 
 
 def write_channels(folder: Path, channels: int) -> Path:
@@ -30,7 +28,6 @@ def write_channels(folder: Path, channels: int) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_two_steps_and_a_validation(tmp_path: Path, channels: int) -> None:
     data = write_channels(tmp_path / "data", channels)
@@ -90,6 +87,9 @@ def test_each_channel_is_moved_and_colored_by_itself(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_the_first_layer_of_rgb_weights_is_fitted(tmp_path: Path, channels: int) -> None:
+    from blu_export.model.mask_rcnn import MaskRCNN
+    from blu_export.train.start import load_start
+
     rgb = MaskRCNN(tiny_spec())
     save_weights(rgb, tmp_path / "rgb.h5")
     changes = {"image_channel_count": channels, "mean_pixel": (127.0,) * channels}

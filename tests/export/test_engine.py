@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from blu_export.cli.build_engine import parse_batch, parse_size
 from blu_export.errors import CheckFailedError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.export import engine as build_module
 from blu_export.export.engine import Request, build_engine, plan
-from blu_export.export.engine_graph import prepare
+from blu_export.export.engine_graph import Prepared, prepare
 from blu_export.graph.split import split
 from blu_export.image import canvas_of, decode, mold
 from blu_export.quantize.precision import apply_precision, canvases, compose_typed
@@ -48,10 +49,24 @@ class Bench:
         return sorted(p.name for p in self.folder.iterdir())
 
 
+_prepared: dict[tuple[Any, ...], Prepared] = {}
+
+
+def prepare_once(small: Path, path: Path, precision: str, photos: list[Path], *options: Any) -> Prepared:
+    """``prepare``, whose result for the small model is kept: many tests begin with the same one."""
+    key = (precision, *photos, *options)
+    if path != small:
+        return prepare(path, precision, photos, *options)
+    if key not in _prepared:
+        _prepared[key] = prepare(path, precision, photos, *options)
+    return _prepared[key]
+
+
 @pytest.fixture
 def bench(small_onnx: Path, demo_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     cuda = FakeCuda()
     trt = FakeBuilderTensorRt(cuda)
+    monkeypatch.setattr(build_module, "prepare", partial(prepare_once, small_onnx))
     monkeypatch.setattr(build_module, "load_builder", lambda name: trt)
     monkeypatch.setattr(build_module, "is_installed", lambda name: name == "tensorrt")
     monkeypatch.setattr("blu_export.runtime.tensorrt.load_builder", lambda name: trt)

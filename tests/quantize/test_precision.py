@@ -212,10 +212,10 @@ def test_predictors_are_the_heads_last_layers(part: str, layers: set[str], subne
 
 
 def test_results_have_more_than_eight_bits(
-    subnetworks: Parts, small_model: Any, canvases: NDArray[np.uint8], samples: Any
+    subnetworks: Parts, small_spec: Any, canvases: NDArray[np.uint8], samples: Any
 ) -> None:
     photos = [(canvas[None], WINDOW) for canvas in canvases[SEEN]]
-    typed = apply_precision(subnetworks, small_model.spec, "int8", "portable", photos)
+    typed = apply_precision(subnetworks, small_spec, "int8", "portable", photos)
     assert set(predictors(subnetworks["box_head"])) <= set(typed.kept)
     for arrays in zip(*outputs_of(typed.parts["box_head"], samples["box_head"]), strict=True):
         assert len(np.unique(np.concatenate(arrays))) > 256

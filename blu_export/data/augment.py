@@ -33,6 +33,8 @@ class AugmentConfig:
     """Brightness is multiplied by 1 ± this; contrast and saturation likewise."""
     tint: float = 0.05
     """Each color channel is multiplied by 1 ± this, as a wrong white balance does."""
+    gray: float = 0.0
+    """Share of the samples without color, as black-and-white photos are; of three channels alone."""
     copy_paste: float = 0.3
     """Probability that objects of another photo are pasted in (Ghiasi et al. 2021)."""
     smallest: int = 0
@@ -202,7 +204,9 @@ def cover_with(
 
 
 def jitter_color(image: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Vary brightness, contrast, saturation and tint of uint8 [H, W, 3]; without saturation of other channels."""
+    """Vary brightness, contrast, saturation and tint of uint8 [H, W, 3], some of them without color; of another number
+    of channels brightness, contrast and tint alone.
+    """
     strength, tint, channels = config.brightness, config.tint, image.shape[-1]
     brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
     gains = brightness * (1 + rng.uniform(-tint, tint, channels))
@@ -212,6 +216,8 @@ def jitter_color(image: NDArray[np.uint8], config: AugmentConfig, rng: np.random
     if channels != RGB:
         return image
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if config.gray and rng.random() < config.gray:
+        return np.asarray(gray, np.uint8)
     return np.asarray(cv2.addWeighted(image, saturation, gray, 1 - saturation, 0), np.uint8)
 
 

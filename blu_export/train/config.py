@@ -314,7 +314,7 @@ def _parse(text: str) -> Any:
 
 def _check_augment(config: AugmentConfig) -> None:
     where = "train.augment"
-    for name in ("flip", "copy_paste", "brightness", "tint", "scenes", "empty"):
+    for name in ("flip", "copy_paste", "brightness", "tint", "gray", "scenes", "empty"):
         _check(0 <= getattr(config, name) <= 1, f"{where}.{name}", "must be 0 to 1")
     _check(config.scenes + config.empty <= 1, f"{where}.scenes", "and train.augment.empty must be at most 1 together")
     for name in ("scale", "person"):

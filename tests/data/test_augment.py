@@ -123,6 +123,15 @@ def test_paste_drops_an_object_that_is_covered() -> None:
     assert paste(below, above, np.array([False])) is below
 
 
+def test_gray_samples_have_no_color_and_others_keep_theirs() -> None:
+    image = np.random.default_rng(3).integers(0, 256, (16, 16, 3), np.uint8)
+    calm = {"brightness": 0.0, "tint": 0.0}
+    gray = jitter_color(image, AugmentConfig(gray=1.0, **calm), _rng())
+    assert (gray == gray[..., :1]).all()
+    assert gray.std() > 10
+    np.testing.assert_array_equal(jitter_color(image, AugmentConfig(gray=0.0, **calm), _rng()), image)
+
+
 def test_color_jitter_keeps_order_and_changes_brightness() -> None:
     image = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     jittered = jitter_color(image, AugmentConfig(brightness=0.4, tint=0.0), _rng())

@@ -59,9 +59,10 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1``, …; None: what the runtime chooses.
         threads: of the network on the processor; None: the cores that this process may use.
         throughput: photos a second count for more than the time of one: several go through the network at a time.
-        class_names, settings, config, ignore_layers: for Keras weights that do not say all about themselves: names by
-            class id, ``NAME=VALUE`` settings, a file with a Matterport ``Config`` (read, never run), and layers of
-            the file that inference does not need.
+        class_names: by class id. This and the next three are for Keras weights that do not say all about themselves.
+        settings: ``NAME=VALUE``, as in a Matterport ``Config``.
+        config: a file with a Matterport ``Config``; read, never run.
+        ignore_layers: of the file, that inference does not need.
         max_pixels: of a photo, height times width; larger ones are refused.
         bits: in use of 16-bit gray photos that do not say how many; see ``image.decode``.
 
@@ -127,7 +128,8 @@ class Detector:
         runner: a loaded model; see ``load`` for the usual way to get one.
         min_score: detections below it are dropped, 0..1. The model itself already drops those below
             ``spec.detection_min_confidence``.
-        max_pixels, bits: of photos; see ``image.decode``.
+        max_pixels: of a photo; see ``image.decode``.
+        bits: of 16-bit gray photos; see ``image.decode``.
 
     Attributes:
         timings: seconds per stage (decode, mold, run, unmold) of the last call or stream, summed over

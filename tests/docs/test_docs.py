@@ -83,7 +83,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--clean"],
+        [sys.executable, "-m", "zensical", "build", "--clean", "--strict"],
         cwd=tmp_path,
         env={**os.environ, "NO_COLOR": "1"},
         capture_output=True,
@@ -91,6 +91,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "griffe" not in done.stdout + done.stderr, done.stdout + done.stderr  # strict does not count its warnings
     pages = list((tmp_path / "site").glob("*.html"))
     assert {page.stem for page in PAGES if page.parent == ROOT / "docs"} <= {page.stem for page in pages}
     for page in pages:

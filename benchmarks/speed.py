@@ -24,8 +24,9 @@ from benchmarks.models import CACHE, DEFAULT, RESULTS, ROOT, SPECS, exports_fold
 from benchmarks.peers import keras_on_square, peers_of
 from blu_export.benchmark.candidates import Candidate, file_candidates
 from blu_export.benchmark.report import headline, markdown, read_results, summary
-from blu_export.benchmark.run import QUICK, Settings, run_benchmark
+from blu_export.benchmark.run import run_benchmark
 from blu_export.benchmark.save import insert_table, save_results
+from blu_export.benchmark.settings import QUICK, Settings
 from blu_export.cli.common import wrote
 from blu_export.errors import BluError
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +18,13 @@ from numpy.typing import NDArray
 from blu_export.detections import Detections
 from blu_export.embedded import embedded
 from blu_export.errors import BluError, UsageError
-from blu_export.image import MAX_PIXELS, Molded, decode, mold, unmold
+from blu_export.image import MAX_PIXELS, decode, mold, unmold
 from blu_export.runtime import Runner, RunnerOptions, load_runner
 from blu_export.spec import ModelSpec
+from blu_export.stream import Photo, Source, group_by_canvas, map_ahead
 from blu_export.tiles import Tiling, Window, merge_tiles
 
-Source = Any
-"""What image.decode takes: a path, encoded bytes, a PIL image, or uint8 [H, W, 3] RGB."""
-OVERTAKEN = 4
-"""Batches of later photos that may be run before one that waits for others of its canvas."""
 STAGES = ("decode", "mold", "run", "unmold")
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def load(
@@ -83,32 +76,6 @@ def load(
         ignore_layers,
     )
     return Detector(load_runner(path or embedded(), options), max_pixels=max_pixels, bits=bits)
-
-
-@dataclass(repr=False)
-class Photo:
-    """One item of a stream: what was asked for, and what came of it."""
-
-    source: Source
-    image: NDArray[np.uint8] | None = None
-    """uint8 [H, W, 3] RGB, as decoded; None where decoding failed."""
-    detections: Detections | None = None
-    error: BluError | None = None
-    """Why there are no detections."""
-    molded: Molded | None = None
-    raw: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-
-    def __repr__(self) -> str:
-        """``Photo(street.jpg: Detections(…))``; pixels and encoded bytes are named by their type."""
-        name = self.source if isinstance(self.source, str | os.PathLike) else type(self.source).__name__
-        return f"Photo({name}: {self.error or self.detections})"
-
-    def result(self) -> Detections:
-        """The detections; raises the error where there is one."""
-        if self.error is not None:
-            raise self.error
-        assert self.detections is not None
-        return self.detections
 
 
 class CallOptions(TypedDict, total=False):
@@ -362,32 +329,3 @@ def _with_photo(photo: Photo, decode: Callable[[Source], NDArray[np.uint8]]) -> 
     named = isinstance(photo.source, str | os.PathLike)
     name = os.fspath(photo.source) if named else ""
     return replace(photo.result(), photo=_Pixels(photo.source, decode), photo_name=name)
-
-
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``map`` in a pool: in order, lazy, and never more than ``ahead`` items under way."""
-    items = iter(items)
-    waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(items, ahead))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(function, item) for item in islice(items, ahead - len(waiting)))
-
-
-def group_by_canvas(photos: Iterable[Photo], size: int) -> Iterator[dict[int, Photo]]:
-    """Photos whose canvases stack, by their place in ``photos``; at most ``size`` of them.
-
-    A group goes when it is full, or when its first photo has seen OVERTAKEN × size others come. A photo that failed
-    has no canvas and goes by itself.
-    """
-    waiting: dict[tuple[int, ...], dict[int, Photo]] = {}  # the group that was begun first comes first
-    for number, photo in enumerate(photos):
-        if photo.molded is None:
-            yield {number: photo}
-        else:
-            shape = photo.molded.canvas.shape
-            waiting.setdefault(shape, {})[number] = photo
-            if len(waiting[shape]) == size:
-                yield waiting.pop(shape)
-        while waiting and number - next(iter(next(iter(waiting.values())))) >= OVERTAKEN * size:
-            yield waiting.pop(next(iter(waiting)))
-    yield from waiting.values()

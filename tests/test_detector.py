@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import blu_export
-from blu_export.detector import OVERTAKEN, Detector, Photo, group_by_canvas
+from blu_export.detector import Detector
 from blu_export.errors import BluError, ImageError, ModelFileError, UsageError
 from blu_export.image import Molded
 from blu_export.runtime import Runner
+from blu_export.stream import OVERTAKEN, Photo, group_by_canvas
 
 FakeOnnx = Callable[..., Path]
 

@@ -13,7 +13,8 @@ ORDER = [
     *("__main__", "cli", "serve", "batch", "client", "cluster"),
     *("export", "train", "benchmark", "evaluate", "quantize", "parity", "detector"),
     *("runtime", "data", "model", "graph", "tensorrt", "workers"),
-    *("tiles", "tracks", "image", "detections", "results", "video", "draw", "instances", "sources", "embedded"),
+    *("stream", "tiles", "tracks", "image", "detections"),
+    *("results", "video", "draw", "instances", "sources", "embedded"),
     *("contract", "anchors", "spec", "fields", "boxes", "rle", "files", "extras", "cache", "errors", "telemetry"),
 ]
 """From top to bottom; CONTRIBUTING says what each is. The package itself (``__version__``) is open to all."""

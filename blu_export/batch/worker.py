@@ -30,11 +30,12 @@ from blu_export.batch.plan import Shard
 from blu_export.batch.shard import Summary, encode, row
 from blu_export.batch.sink import Sink
 from blu_export.detections import Detections
-from blu_export.detector import Detector, Photo, Source
+from blu_export.detector import Detector
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
 from blu_export.image import MAX_PIXELS
 from blu_export.runtime.options import RunnerOptions
+from blu_export.stream import Photo, Source
 from blu_export.tiles import Tiling
 from blu_export.workers.channel import Channel, error_as_json
 from blu_export.workers.entry import load_function

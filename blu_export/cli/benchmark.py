@@ -24,7 +24,7 @@ from blu_export.cli.common import (
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from blu_export.benchmark.run import Settings
+    from blu_export.benchmark.settings import Settings
 
 app = command_app()
 
@@ -148,7 +148,7 @@ def _print_markdown(text: str) -> None:
 def _settings(quick: bool, repeats: int | None, threads: int | None) -> Settings:
     from dataclasses import replace
 
-    from blu_export.benchmark.run import QUICK, Settings
+    from blu_export.benchmark.settings import QUICK, Settings
 
     changes: dict[str, Any] = {"repeats": repeats, "threads": threads}
     return replace(QUICK if quick else Settings(), **{name: value for name, value in changes.items() if value})

@@ -24,14 +24,13 @@ from blu_export.cli.common import (
     SettingsOption,
     ThreadsOption,
     command_app,
-    printable,
     progress,
     say,
     show_log,
-    stdout,
     wrote,
 )
 from blu_export.cli.data_check import CachedOption, ExifOption, StrictOption, read_options
+from blu_export.cli.evaluate_report import decimals, print_evaluation, write_report
 from blu_export.errors import EXIT_BAD_INPUT, BluError, CheckFailedError, DatasetError, ModelFileError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions
 
@@ -50,8 +49,6 @@ USUAL_MIN_CONFIDENCE = 0.05
 """Detections that a model drops above this score would have counted."""
 FAILURES_NAMED = 5
 """Photos that cannot be read which are named; evaluation.json and --json name all."""
-WIDTH = 110
-"""Columns of the tables off a terminal."""
 
 
 @app.command()
@@ -179,12 +176,12 @@ def evaluate(
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        _print(evaluation, judged, dataset.name)
+        print_evaluation(evaluation, judged, dataset.name)
     if save is not None:
         write_results(save, rows, dataset)
         wrote(save, _again(save, asked.dataset, split, limit))
     if out is not None:
-        _write_report(out, report, evaluation, rows, dataset, worst)
+        write_report(out, report, evaluation, rows, dataset, worst)
     if failures:
         say(f"{len(failures)} of {len(failures) + len(dataset)} photos are left out: they cannot be read")
         raise typer.Exit(EXIT_BAD_INPUT)
@@ -307,72 +304,6 @@ def _null(values: dict[str, float], name: str) -> float | None:
 def _require(wanted: list[Expectation], evaluation: Evaluation) -> None:
     values = evaluation.values
     for each in wanted:
-        say(f"{'✓' if each.holds(values) else '✗'} {each}: {_number(values.get(each.name, math.nan))}")
+        say(f"{'✓' if each.holds(values) else '✗'} {each}: {decimals(values.get(each.name, math.nan))}")
     if failed := [str(each) for each in wanted if not each.holds(values)]:
         raise CheckFailedError(f"The model does not reach {', '.join(failed)}.")
-
-
-def _print(evaluation: Evaluation, judged: str, dataset: str) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = stdout()
-    if not console.is_terminal:
-        console.width = WIDTH
-    objects = sum(evaluation.objects.values())
-    console.print(Text(printable(f"{judged} on {dataset}")))
-    console.print(f"{evaluation.photos} photos, {objects} objects, {evaluation.detections} detections\n")
-    summary = Table(box=None, padding=(0, 1))
-    titles = ("AP", "AP50", "AP75", "AP S", "AP M", "AP L", "AR 1", "AR 10", "AR 100", "AR S", "AR M", "AR L")
-    summary.add_column("")
-    for title in titles:
-        summary.add_column(title, justify="right")
-    for kind, scores in evaluation.scores.items():
-        summary.add_row(kind, *map(_number, scores.summary.values()))
-    console.print(summary)
-    stats = ("ap", "ap50", "ap75", "ar100")
-    classes = Table(box=None, padding=(0, 1))
-    classes.add_column("\nclass")
-    classes.add_column("\nobjects", justify="right")
-    for kind in evaluation.scores:
-        for number, title in enumerate(("AP", "AP50", "AP75", "AR 100")):
-            classes.add_column(f"{'' if number else kind}\n{title}", justify="right")
-    classes.add_column("best F1\nfrom score", justify="right")
-    classes.add_column("\nF1", justify="right")
-    judged_by = evaluation.scores["mask" if "mask" in evaluation.scores else "box"]
-    for name in evaluation.class_names[1:]:
-        cells = [_number(scores.classes[name][stat]) for scores in evaluation.scores.values() for stat in stats]
-        best = judged_by.best_scores[name]
-        cells += ["–", "–"] if best is None else [_number(best.score), _number(best.f1)]
-        classes.add_row(Text(printable(name)), str(evaluation.objects[name]), *cells)
-    console.print()
-    console.print(classes)
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def _write_report(
-    folder: Path, report: dict[str, Any], evaluation: Evaluation, rows: Rows, dataset: Dataset, worst: int
-) -> None:
-    from blu_export.evaluate.confusion import write_confusion
-    from blu_export.evaluate.files import draw_worst, plot_precision_recall
-    from blu_export.files import atomic_write
-
-    path = folder / "evaluation.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    wrote(path)
-    plot_precision_recall(folder / "precision_recall.png", evaluation)
-    wrote(folder / "precision_recall.png")
-    write_confusion(folder / "confusion.csv", folder / "confusion.png", evaluation.confusion, evaluation.class_names)
-    wrote(folder / "confusion.csv")
-    wrote(folder / "confusion.png")
-    try:
-        pictures = draw_worst(folder / "worst", evaluation, rows, dataset, worst)
-    except DatasetError as error:  # results and annotations are enough for all else
-        say(f"no pictures of the worst photos: {error}")
-        return
-    if pictures:
-        say(f"wrote {len(pictures)} pictures of the worst photos to {folder / 'worst'}")

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from blu_export.data.classes import differing_names, match_names
 from blu_export.data.dataset import Dataset
-from blu_export.detector import Detector, map_ahead
+from blu_export.detector import Detector
 from blu_export.errors import BluError, UsageError
 from blu_export.evaluate.results import Rows
+from blu_export.stream import map_ahead
 
 READERS = 4
 """Photos read at a time: enough for a bucket's latency."""

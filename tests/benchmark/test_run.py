@@ -13,8 +13,9 @@ import pytest
 from blu_export.benchmark import machine
 from blu_export.benchmark.candidates import Candidate, candidates_of, file_candidates, model_names
 from blu_export.benchmark.report import compare, markdown, read_results, summary
-from blu_export.benchmark.run import QUICK, Settings, run_benchmark
+from blu_export.benchmark.run import run_benchmark
 from blu_export.benchmark.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
+from blu_export.benchmark.settings import QUICK, Settings
 from blu_export.cli.main import main
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.runtime import RunnerOptions
@@ -28,7 +29,7 @@ BRIEF = Settings(repeats=2, warmup=0, batches=(1, 2), rounds=1, cold=False, curv
 @pytest.fixture(autouse=True)
 def small_peak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_PRODUCTS", ((64, 2),))
-    monkeypatch.setattr("blu_export.benchmark.run.LARGE_PHOTO", (60, 80))
+    monkeypatch.setattr("blu_export.benchmark.model_run.LARGE_PHOTO", (60, 80))
     monkeypatch.setenv("BLU_CACHE", str(tmp_path / "cache"))
 
 
@@ -155,11 +156,11 @@ def test_what_was_fastest_is_remembered_but_not_of_a_noisy_machine_or_a_quick_ru
     model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("blu_export.benchmark.run.NOISY_SPREAD", 0.0)
+    monkeypatch.setattr("blu_export.benchmark.model_run.NOISY_SPREAD", 0.0)
     run_benchmark(file_candidates(model), photo, BRIEF, said.append)
     assert "the machine was too noisy: --runtime auto does not learn from this run" in said
     assert not recall(model).seconds
-    monkeypatch.setattr("blu_export.benchmark.run.NOISY_SPREAD", float("inf"))
+    monkeypatch.setattr("blu_export.benchmark.model_run.NOISY_SPREAD", float("inf"))
     run_benchmark(file_candidates(model), photo, replace(BRIEF, remember=QUICK.remember))
     assert not recall(model).seconds
     run_benchmark(file_candidates(model), photo, BRIEF)
@@ -212,7 +213,7 @@ def test_the_commands_exit_code_tells_of_regressions(
 def test_the_command_prints_json_alone_on_stdout(
     model: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blu_export.benchmark.run.QUICK", BRIEF)
+    monkeypatch.setattr("blu_export.benchmark.settings.QUICK", BRIEF)
     code = _exit_code(
         "benchmark",
         str(model),

@@ -129,14 +129,29 @@ class Client(_Base):
         super().__init__(url, api_key, timeout, retries)
         self._http = self._httpx.Client(**self._options)
 
-    def predict(self, photo: Photo, min_score: float = 0.0, classes: Iterable[str | int] = ()) -> Detections:
+    def predict(
+        self,
+        photo: Photo,
+        min_score: float = 0.0,
+        classes: Iterable[str | int] = (),
+        tile: int | None = None,
+        overlap: float | None = None,
+    ) -> Detections:
         """The instances on a photo of at least ``min_score`` (0..1) and, where given, of some classes.
+
+        Args:
+            photo: encoded, a path, or pixels.
+            min_score: 0..1.
+            classes: names or ids; none: all.
+            tile: look at the photo in tiles of so many pixels too, for things that are small on it.
+            overlap: share of a tile that its neighbor sees too, 0 up to 0.9; None: the server's own, 0.2.
 
         Raises:
             ServerError: the server refused it, or cannot be reached.
             ImageError: the file cannot be read.
         """
-        return self._detections(self._send("POST", "/v1/predict", **_request(photo, min_score, classes)))
+        request = _request(photo, min_score, classes, tile, overlap)
+        return self._detections(self._send("POST", "/v1/predict", **request))
 
     def model(self) -> dict[str, Any]:
         """What is served: ``name``, ``sha256``, ``classes``, ``limits``, …"""
@@ -187,9 +202,16 @@ class AsyncClient(_Base):
         super().__init__(url, api_key, timeout, retries)
         self._http = self._httpx.AsyncClient(**self._options)
 
-    async def predict(self, photo: Photo, min_score: float = 0.0, classes: Iterable[str | int] = ()) -> Detections:
+    async def predict(
+        self,
+        photo: Photo,
+        min_score: float = 0.0,
+        classes: Iterable[str | int] = (),
+        tile: int | None = None,
+        overlap: float | None = None,
+    ) -> Detections:
         """See Client.predict."""
-        request = await asyncio.to_thread(_request, photo, min_score, classes)
+        request = await asyncio.to_thread(_request, photo, min_score, classes, tile, overlap)
         return self._detections(await self._send("POST", "/v1/predict", **request))
 
     async def model(self) -> dict[str, Any]:
@@ -230,9 +252,12 @@ class AsyncClient(_Base):
         await self.close()
 
 
-def _request(photo: Photo, min_score: float, classes: Iterable[str | int]) -> dict[str, Any]:
+def _request(
+    photo: Photo, min_score: float, classes: Iterable[str | int], tile: int | None, overlap: float | None
+) -> dict[str, Any]:
     """The options of httpx for a photo; pixels are sent as PNG, which loses nothing."""
     parameters: dict[str, Any] = {"min_score": min_score, "classes": ",".join(map(str, classes))}
+    parameters |= {name: value for name, value in (("tile", tile), ("overlap", overlap)) if value is not None}
     if isinstance(photo, str | os.PathLike):
         try:
             photo = Path(photo).read_bytes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,23 @@ SAME = 0.5
 """IoU of two masks, where both windows see, from which they are of one thing."""
 INSIDE = 0.7
 """Share of a cut-off piece that lies in a whole instance of its class, from which it is a part of that."""
+
+
+class Boxes(Protocol):
+    """What was found in a window, whatever its masks are."""
+
+    @property
+    def rois(self) -> NDArray[np.int32]:
+        """int32 [N, 4], (y1, x1, y2, x2)."""
+
+    @property
+    def class_ids(self) -> NDArray[np.int32]:
+        """int32 [N]"""
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """float32 [N]"""
+
 
 PIECE = -1
 """In place of a window: an instance that the edges of tiles cut wherever it was seen."""
@@ -57,6 +75,12 @@ class Tiling:
         ]
         return [whole] if tiles == [whole] else [whole, *tiles]
 
+    def count(self, image_size: tuple[int, int]) -> int:
+        """How many windows there are, without making them."""
+        height, width = image_size
+        tiles = len(self._starts(height)) * len(self._starts(width))
+        return 1 if max(height, width) <= self.side else 1 + tiles
+
     def _starts(self, length: int) -> list[int]:
         """Where tiles begin along a side: as few as have the overlap, evenly spread."""
         if length <= self.side:
@@ -64,6 +88,55 @@ class Tiling:
         count = int(np.ceil((length - self.side) / (self.side * (1 - self.overlap)))) + 1
         starts: list[int] = np.rint(np.linspace(0, length - self.side, count)).astype(int).tolist()
         return starts
+
+
+def affordable(windows: Sequence[Window], parts: Sequence[Boxes], most: int, work: int) -> list[NDArray[np.int_]]:
+    """What of each window is merged where time is short: the best by score, in their order.
+
+    Args:
+        windows: as Tiling.windows has them.
+        parts: boxes in each, in pixels of the window.
+        most: instances of all windows together.
+        work: pixels that ``merge_tiles`` may compare. It compares instances of a class whose boxes overlap, where both
+            lie and where both of their windows see; one that would need more than is left is passed over.
+    """
+    seen_in = np.concatenate([np.full(len(part.scores), number) for number, part in enumerate(parts)]).astype(int)
+    within = np.concatenate([np.arange(len(part.scores)) for part in parts]).astype(int)
+    sides = np.array(windows, np.int64).reshape(-1, 4)
+    offsets = sides[seen_in][:, [0, 1, 0, 1]]
+    rois = np.concatenate([part.rois for part in parts]).astype(np.int64) + offsets
+    class_ids = np.concatenate([part.class_ids for part in parts])
+    chosen: list[int] = []
+    for index in np.argsort(-np.concatenate([part.scores for part in parts]), kind="stable").tolist():
+        others = np.array(chosen, int)
+        others = others[class_ids[others] == class_ids[index]]
+        overlap = _area(_inner(rois[others], rois[index]))
+        others, overlap = others[overlap > 0], overlap[overlap > 0]
+        around = _outer(rois[others], rois[index])
+        both = _area(_inner(_inner(around, sides[seen_in[others]]), sides[seen_in[index]]))
+        cost = _area(rois[index]) + overlap.sum() + both[seen_in[others] != seen_in[index]].sum()
+        if cost <= work:
+            work -= int(cost)
+            chosen.append(index)
+        if len(chosen) == most:
+            break
+    kept = np.sort(np.array(chosen, int))
+    return [within[kept[seen_in[kept] == number]] for number in range(len(parts))]
+
+
+def _inner(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Intersections of boxes int64 [N, 4]; sides in the wrong order where there is none."""
+    return np.concatenate([np.maximum(a, b)[..., :2], np.minimum(a, b)[..., 2:]], axis=-1)
+
+
+def _outer(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest boxes around two, int64 [N, 4]."""
+    return np.concatenate([np.minimum(a, b)[..., :2], np.maximum(a, b)[..., 2:]], axis=-1)
+
+
+def _area(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    areas: NDArray[np.int64] = np.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(axis=-1)
+    return areas
 
 
 def merge_tiles(windows: Sequence[Window], parts: Sequence[Detections], image_size: tuple[int, int]) -> Detections:
@@ -194,7 +267,9 @@ def _without_doubles(found: Detections, origin: NDArray[np.int_]) -> Detections:
         for other in np.flatnonzero(near[index] & keep).tolist():
             if other == index:
                 continue
-            shared = int(np.count_nonzero(found.crops[index] & _in_window(found, other, window)))
+            both = _intersection(window, tuple(found.rois[other].tolist()))
+            assert both is not None  # of boxes that are near
+            shared = int(np.count_nonzero(_in_window(found, index, both) & _in_window(found, other, both)))
             inside = origin[index] == PIECE != origin[other] and shared >= INSIDE * areas[index]
             covered = shared >= SAME * (areas[index] + areas[other] - shared)
             if inside or (covered and other < index and origin[index] != origin[other]):

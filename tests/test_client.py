@@ -20,11 +20,13 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra client")
 
-from loopback import Running, gray, launching
+from fake_runner import FakeRunner
+from loopback import Running, gray, launching, png
 
 from blu_export import client as module
 from blu_export.client import AsyncClient, Client, ServerError
 from blu_export.detections import Detections
+from blu_export.detector import Detector
 from blu_export.errors import ImageError, UsageError
 
 KEY = "0123456789abcdef0123"
@@ -119,6 +121,17 @@ def test_photos_of_any_form_give_the_same_detections(server: Running, kind: str,
     name = found.class_names[2]
     assert len(predict(kind, server.url, gray(102), KEY, min_score=0.3)) == 1
     assert predict(kind, server.url, gray(102), KEY, classes=[name, 2]).class_ids.tolist() == [2]
+
+
+@BOTH
+def test_tiles_are_asked_for(server: Running, kind: str, pauses: list[float]) -> None:
+    found = predict(kind, server.url, png((102, 102, 102), 96, 64), KEY, tile=64, overlap=0.5)
+    expected = Detector(FakeRunner(str(server.model)))(png((102, 102, 102), 96, 64), tile=64, overlap=0.5)
+    assert found.rois.tolist() == expected.rois.tolist()
+    assert len(found) > len(predict(kind, server.url, png((102, 102, 102), 96, 64), KEY))
+    with pytest.raises(ServerError, match="overlap, but no tile") as caught:
+        predict(kind, server.url, gray(102), KEY, overlap=0.5)
+    assert caught.value.status == 400
 
 
 @BOTH

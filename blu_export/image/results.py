@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,29 @@ from blu_export.spec import ModelSpec
 
 MASK_THRESHOLD = 0.5
 """A pixel belongs to the instance from this mask value on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unmolded:
+    """Instances in pixels of the photo, whose masks are still as small as the network's."""
+
+    rois: NDArray[np.int32]
+    """int32 [N, 4], (y1, x1, y2, x2); each has an area."""
+    class_ids: NDArray[np.int32]
+    """int32 [N]"""
+    scores: NDArray[np.float32]
+    """float32 [N]"""
+    masks: NDArray[np.float32]
+    """float32 [N, h, w], 0..1, each over its box."""
+
+    def __getitem__(self, index: NDArray[np.int_]) -> Unmolded:
+        """Some of them."""
+        return Unmolded(self.rois[index], self.class_ids[index], self.scores[index], self.masks[index])
+
+    def full_size(self, image_size: tuple[int, int], spec: ModelSpec) -> Detections:
+        """Detections: masks as large as their boxes."""
+        crops = _unmold_masks(self.masks, self.rois)
+        return Detections(self.rois, self.class_ids, self.scores, crops, image_size, spec.class_names)
 
 
 def unmold(detections: NDArray[np.float32], masks: NDArray[np.float32], molded: Molded, spec: ModelSpec) -> Detections:
@@ -31,6 +56,13 @@ def unmold(detections: NDArray[np.float32], masks: NDArray[np.float32], molded: 
     Raises:
         ModelFileError: the values cannot come from such a model.
     """
+    return unmold_boxes(detections, masks, molded, spec).full_size(molded.image_size, spec)
+
+
+def unmold_boxes(
+    detections: NDArray[np.float32], masks: NDArray[np.float32], molded: Molded, spec: ModelSpec
+) -> Unmolded:
+    """The part of ``unmold`` that costs no memory worth a word: masks stay as they are."""
     detections, masks = np.asarray(detections, np.float32), np.asarray(masks, np.float32)
     if detections.ndim != 2 or detections.shape[1] != 6 or not _fits(masks, len(detections)):
         raise ModelFileError(
@@ -42,14 +74,7 @@ def unmold(detections: NDArray[np.float32], masks: NDArray[np.float32], molded: 
     class_ids = _check_rows(detections, spec.num_classes)
     boxes = _unmold_boxes(detections[:, :4], molded)
     kept = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    return Detections(
-        rois=boxes[kept],
-        class_ids=class_ids[kept],
-        scores=detections[kept, 5],
-        crops=_unmold_masks(masks[kept], boxes[kept]),
-        image_size=molded.image_size,
-        class_names=spec.class_names,
-    )
+    return Unmolded(boxes[kept], class_ids[kept], detections[kept, 5], masks[kept])
 
 
 def _fits(masks: NDArray[np.float32], count: int) -> bool:

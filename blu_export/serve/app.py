@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from blu_export import __version__
@@ -23,6 +24,7 @@ from blu_export.serve.middleware import CLIENT_GONE, Envelope
 from blu_export.serve.oip_request import HEADER, json_length
 from blu_export.serve.render import JSON, MEDIA_TYPES, PNG, Options, negotiate, render
 from blu_export.serve.service import Found, Service
+from blu_export.serve.tiled import MAX_TILE, tiling_of
 
 ASGI = Callable[..., Awaitable[None]]
 
@@ -130,6 +132,14 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         masks: Annotated[
             Literal["rle", "polygon", "none"], Query(description="How masks are written in JSON.")
         ] = "rle",
+        tile: Annotated[
+            int | SkipJsonSchema[None],
+            Query(ge=32, le=MAX_TILE, description="Look at it in tiles of so many pixels too; see also overlap."),
+        ] = None,
+        overlap: Annotated[
+            float | SkipJsonSchema[None],
+            Query(ge=0, le=0.9, description="Share of a tile that its neighbor sees too; 0.2 unless said."),
+        ] = None,
     ) -> Response:
         """Send image bytes, or a multipart form with a file. The header Accept chooses JSON, a PNG overlay or .npz."""
         _refuse_compression(request)
@@ -141,12 +151,13 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             request_id.get() or "",
         )
         options.check(service.model.info.spec.class_names)
+        tiling = tiling_of(tile, overlap)
         content_type = request.headers.get("content-type", "")
 
         async def work(body: bytes, deadline: float) -> bytes:
             upload = Upload(body, "image", {"content_type": content_type})
             with_photo = options.media_type == PNG
-            return await service.predict(upload, lambda found: render(found, options), deadline, with_photo)
+            return await service.predict(upload, lambda found: render(found, options), deadline, with_photo, tiling)
 
         return Answer(service, await with_body(request, service, work), media_type=options.media_type)
 

@@ -68,7 +68,9 @@ class Load:
     """How busy a batcher is."""
 
     inside: int = 0
-    """Photos admitted and not yet answered."""
+    """Photos and tiles admitted and not yet answered."""
+    in_line: int = 0
+    """Of those, that may be before the device at once: a photo's tiles come to it a group at a time."""
     per_photo: float = 0.0
     """Seconds of the device per photo, a running average."""
 
@@ -123,28 +125,34 @@ class Batcher:
         return len(self._waiting)
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Take one of the server's places for a photo; given back at the end of the block.
+    def admit(self, places: int = 1, at_once: int = 1) -> Iterator[None]:
+        """Take places of the server; given back at the end of the block.
+
+        Args:
+            places: one for a photo, or one for each of its tiles.
+            at_once: how many of them are before the device at a time.
 
         Raises:
             BusyError: all are taken, or the wait would be longer than ``max_wait``.
             UnavailableError: there is no device, and none could be started.
         """
-        ahead = self.load.inside * self.load.per_photo
+        ahead = self.load.in_line * self.load.per_photo
         if self._failed_starts:
             raise UnavailableError("The model's worker cannot be started.", "Look at the server's log.", MAX_BACKOFF)
-        too_long = ahead > self.settings.max_wait and self.load.inside >= ALWAYS_IN
-        if self.load.inside >= self.settings.queue or too_long:
+        too_long = ahead > self.settings.max_wait and self.load.in_line >= ALWAYS_IN
+        if self.load.inside + places > self.settings.queue or too_long:
             raise BusyError(
                 f"There are {self.load.inside} photos ahead, about {ahead:.1f} s of work.",
                 "Try again after the time in Retry-After.",
                 retry_after=max(1, math.ceil(ahead / 2)),
             )
-        self.load.inside += 1
+        self.load.inside += places
+        self.load.in_line += at_once
         try:
             yield
         finally:
-            self.load.inside -= 1
+            self.load.inside -= places
+            self.load.in_line -= at_once
 
     async def run(self, canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> RawResult:
         """Have one canvas (uint8 [H, W, 3], window float32 [4]) run in the next batch.

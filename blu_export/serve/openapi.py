@@ -80,6 +80,7 @@ DETECTION = _object(
     polygons=_array(_array(INTEGER)) | {"description": "Each x, y, x, y, … in pixels."},
 )
 DETECTIONS = _object(
+    ("request_id", "model", "image", "classes", "detections", "seconds", "batch"),
     request_id=ID,
     model=_object(name=STRING, sha256=STRING),
     image=_object(height=INTEGER, width=INTEGER),
@@ -87,6 +88,8 @@ DETECTIONS = _object(
     detections=_array(DETECTION),
     seconds=_object(decode=NUMBER, queue=NUMBER, run=NUMBER),
     batch=INTEGER,
+    tiles=_object(side=INTEGER, overlap=NUMBER, windows=INTEGER, dropped=INTEGER)
+    | {"description": "Where asked for: windows that went through the network, instances too many to be merged."},
 )
 PREDICT_BODY = {
     "requestBody": {

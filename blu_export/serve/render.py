@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,7 @@ def as_json(found: Found, kept: Detections, options: Options) -> dict[str, Any]:
         "detections": objects,
         "seconds": {stage: round(seconds, 5) for stage, seconds in found.seconds.items()},
         "batch": found.batch,
+        **({} if found.tiles is None else {"tiles": asdict(found.tiles)}),
     }
 
 

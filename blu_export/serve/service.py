@@ -30,8 +30,10 @@ from blu_export.serve.metrics import Metrics
 from blu_export.serve.oip_request import Wanted
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.snapshot import ModelSnapshot
+from blu_export.serve.tiled import Tiles, merge, run_windows, windows_of
 from blu_export.serve.tracing import Traces
 from blu_export.serve.worker_process import ModelInfo, WorkerProcess
+from blu_export.tiles import Tiling
 from blu_export.workers.owner import WorkerLostError
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ class Found:
     """Per stage: decode, queue, run."""
     batch: int
     """Photos that went through the network together."""
+    tiles: Tiles | None = None
+    """Where it was looked at in tiles."""
 
 
 class Service:
@@ -172,7 +176,12 @@ class Service:
         await self.close()
 
     async def predict(
-        self, upload: Upload, answer: Callable[[Found], T], deadline: float, with_photo: bool = False
+        self,
+        upload: Upload,
+        answer: Callable[[Found], T],
+        deadline: float,
+        with_photo: bool = False,
+        tiling: Tiling | None = None,
     ) -> T:
         """Take one photo through all stages.
 
@@ -181,6 +190,7 @@ class Service:
             answer: makes the answer of what was found; called in a finishing thread.
             deadline: loop time.
             with_photo: whether the answer needs the photo itself.
+            tiling: look at the photo in tiles too.
 
         Raises:
             RequestError: any of its kinds.
@@ -191,6 +201,8 @@ class Service:
         with self._counted(), model.admit():
             try:
                 async with asyncio.timeout_at(deadline):
+                    if tiling is not None:
+                        return await self._predict_tiles(upload, answer, model, tiling)
                     start = time_ns()
                     decoded = await self.decoders.decode(upload, model.info)
                     self.traces.stage("decode", start, time_ns())
@@ -221,6 +233,38 @@ class Service:
                     f"No result within {self.settings.timeout:g} s, the queue included.",
                     "Try again when the server is less busy.",
                 ) from None
+
+    async def _predict_tiles(self, upload: Upload, answer: Callable[[Found], T], model: Batcher, tiling: Tiling) -> T:
+        """See predict. The photo's pixels stay, and are counted, to the end: its tiles are cut from them."""
+        start = time_ns()
+        async with self.decoders.pixels(upload, model.info) as photo:
+            decoded = time_ns()
+            windows = windows_of(photo, tiling, model)
+            group = min(len(windows), self.settings.max_batch)
+            with model.admit(len(windows) - 1, group - 1):  # one is in already
+                runs = await run_windows(model, photo, windows, group, self._in_finisher)
+            ran = time_ns()
+            seconds = {
+                "decode": (decoded - start) / 1e9,
+                "queue": sum(run.raw.queued for run in runs) / len(runs),
+                "run": sum(run.raw.seconds / run.raw.batch for run in runs),
+            }
+            for stage, value in seconds.items():
+                self.metrics.stages.labels(stage).observe(value)
+            self.traces.stage("decode", start, decoded)
+            self.traces.stage("run", decoded, ran, **{"blu.windows": len(windows)})
+
+            def finish() -> T:
+                with self.metrics.stage("unmold"):
+                    found, dropped = merge(runs, windows, photo.shape[:2], model.info.spec)
+                    tiles = Tiles(tiling.side, tiling.overlap, len(windows), dropped)
+                    batch = max(run.raw.batch for run in runs)
+                    return answer(Found(found, photo, None, model.info, seconds, batch, tiles))
+
+            try:
+                return await self._in_finisher(finish)
+            finally:
+                self.traces.stage("unmold", ran, time_ns())
 
     async def reload(self) -> bool:
         """Load the model file again beside the running one and swap; returns False where the new one is no good.
@@ -284,6 +328,9 @@ class Service:
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+    async def _in_finisher(self, function: Callable[[], T]) -> T:
+        return await self._in(self._finishers, function)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

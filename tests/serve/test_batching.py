@@ -258,6 +258,23 @@ def test_admission_refuses_what_would_wait_too_long() -> None:
     run(test, max_wait=8.0)
 
 
+def test_tiles_take_places_but_only_those_before_the_device_make_others_wait() -> None:
+    async def test(bench: Bench) -> None:
+        admit, load = bench.batcher.admit, bench.batcher.load
+        load.per_photo = 1.0
+        with admit(), admit(6, 2):
+            assert (load.inside, load.in_line) == (7, 3)
+            with pytest.raises(BusyError, match="7 photos ahead"), admit(2):
+                pass
+            with admit(), pytest.raises(BusyError, match=r"4\.0 s"), admit():  # no place is left
+                pass
+            with admit(1, 0):
+                assert load.inside == 8
+        assert (load.inside, load.in_line) == (0, 0)
+
+    run(test, queue=8, max_wait=10.0)
+
+
 def test_a_slow_device_still_takes_one_photo_and_the_next() -> None:
     async def test(bench: Bench) -> None:
         bench.batcher.load.per_photo = 100.0

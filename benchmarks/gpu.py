@@ -237,7 +237,7 @@ def _cuda_row(session: Session, device: Cuda, path: Path, row: dict[str, Any]) -
     if precision != "float32":
         import onnx
 
-        from blu_export.export.onnx import checked_graph
+        from blu_export.export.checked import checked_graph
         from blu_export.graph.split import split
         from blu_export.quantize.precision import apply_precision, canvases
 

@@ -156,9 +156,10 @@ def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
         output = precision_path(path, precision)
         if not output.exists():
             from blu_export.export.onnx import export_onnx
+            from blu_export.export.options import ExportOptions
 
             say(f"exporting {output.name}")
-            export_onnx(weights, output, precision=precision, calibration=[photo], verify=False)
+            export_onnx(weights, output, ExportOptions(precision=precision, verify=False), calibration=[photo])
     return path
 
 
@@ -193,6 +194,7 @@ def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Pat
     import shutil
 
     from blu_export.export.onnx import export_onnx
+    from blu_export.export.options import ExportOptions
     from blu_export.runtime.tuning import precision_path
 
     path = exports_folder(folder) / onnx.name
@@ -202,7 +204,11 @@ def write_default_int8(onnx: Path, dataset: Path, folder: Path, say: Say) -> Pat
         say(f"exporting {output.name}")
         weights = onnx.with_suffix(".h5")
         export_onnx(
-            weights, output, precision="int8", calibration=photos_of(dataset, "train"), images=photos_of(dataset, "val")
+            weights,
+            output,
+            ExportOptions(precision="int8"),
+            calibration=photos_of(dataset, "train"),
+            images=photos_of(dataset, "val"),
         )
     return path
 

@@ -113,6 +113,7 @@ def export_onnx(
     """
     from blu_export.embedded import embedded
     from blu_export.export.onnx import export_onnx as export
+    from blu_export.export.options import ExportOptions
     from blu_export.spec import canvas_settings
 
     if fp16 and int8:
@@ -124,9 +125,7 @@ def export_onnx(
     chosen = "fit" if fit else canvas
     settings = [*(settings or []), *(canvas_settings(chosen) if chosen else ())]
     photos, annotated = compared_on(images)
-    done = export(
-        source,
-        output or Path(default_name(source, target, precision, "fit" if fit else canvas or "")),
+    options = ExportOptions(
         class_names=None if classes is None else read_class_names(classes),
         settings=settings,
         ignore_layers=ignore_layers or [],
@@ -135,10 +134,15 @@ def export_onnx(
         target=target,
         opset=opset,
         precision=precision,
-        calibration=_photos(calibration) or [],
         method=calibration_method,
         compress_to_fp16=compress_to_fp16,
         verify=verify,
+    )
+    done = export(
+        source,
+        output or Path(default_name(source, target, precision, "fit" if fit else canvas or "")),
+        options,
+        calibration=_photos(calibration) or [],
         images=photos,
         annotated=annotated,
         tell=say,

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.precision import MAX_AP_LOSS, Study
 from blu_export.embedded import embedded
 from blu_export.export.onnx import export_onnx
+from blu_export.export.options import ExportOptions
 
 PHOTOS = 150
 """All of them: on 40, files that differ by a rounding of their biases lie a point of average precision apart."""
@@ -38,7 +39,7 @@ def square_study(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Stud
     """The same weights on the square canvas."""
     path = tmp_path_factory.mktemp("square") / "garments.onnx"
     settings = ["image_resize_mode=square"]
-    export_onnx(embedded("garments.h5"), path, settings=settings, verify=False, compress_to_fp16=True)
+    export_onnx(embedded("garments.h5"), path, ExportOptions(settings=settings, verify=False, compress_to_fp16=True))
     return Study(path, dataset, PHOTOS, say=print)
 
 

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from blu_export.cli.export_onnx import app, default_name, read_class_names
 from blu_export.contract import Metadata
 from blu_export.errors import CheckFailedError, ModelFileError, UsageError
-from blu_export.export.onnx import Exported, export_onnx, parity_photos
+from blu_export.export.checked import parity_photos
+from blu_export.export.onnx import Exported, export_onnx
+from blu_export.export.options import ExportOptions
 from blu_export.files import sha256_of
 from blu_export.parity.verify import TOLERANCES, Tolerance
 from blu_export.runtime import RunnerOptions, load_runner
@@ -115,7 +117,7 @@ def test_without_photos_the_demo_photo_is_all_there_is_and_the_error_says_what_h
     monkeypatch.setitem(TOLERANCES, "fp16", Tolerance(matched=1.1, mask_iou=0.99))
     lines: list[str] = []
     with pytest.raises(CheckFailedError) as caught:
-        export_onnx(weights, tmp_path / "a.onnx", precision="fp16", tell=lines.append)
+        export_onnx(weights, tmp_path / "a.onnx", ExportOptions(precision="fp16"), tell=lines.append)
     assert "on the demo photo alone: give 32 or more photos of your own with --calibration" in lines
     assert "verifying on the demo photo" in lines
     for remedy in ("32 or more photos", "--calibration", "--images", "blu verify"):
@@ -126,7 +128,9 @@ def test_nothing_to_compare_is_no_proof(weights: Path, parts_once: Any, tmp_path
     black = tmp_path / "black.png"
     Image.new("RGB", (128, 128)).save(black)
     with pytest.raises(CheckFailedError, match="Nothing was found") as caught:
-        export_onnx(weights, tmp_path / "a.onnx", settings=["detection_min_confidence=1"], images=[black])
+        export_onnx(
+            weights, tmp_path / "a.onnx", ExportOptions(settings=["detection_min_confidence=1"]), images=[black]
+        )
     assert "--images" in caught.value.fix
 
 
@@ -134,10 +138,12 @@ def test_names_settings_and_form(weights: Path, parts_once: Any, tmp_path: Path)
     done = export_onnx(
         weights,
         tmp_path / "a.onnx",
-        class_names=["coat", "hat", "shoe"],
-        settings=["detection_max_instances=7"],
-        target="tensorrt",
-        verify=False,
+        ExportOptions(
+            class_names=["coat", "hat", "shoe"],
+            settings=["detection_max_instances=7"],
+            target="tensorrt",
+            verify=False,
+        ),
     )
     model = read_onnx(done.path)
     spec = spec_of(model, "a.onnx")
@@ -149,7 +155,7 @@ def test_names_settings_and_form(weights: Path, parts_once: Any, tmp_path: Path)
 
 
 def test_the_same_input_gives_the_same_file(weights: Path, parts_once: Any, tmp_path: Path) -> None:
-    files = [export_onnx(weights, tmp_path / name, verify=False).path for name in ("a.onnx", "b.onnx")]
+    files = [export_onnx(weights, tmp_path / name, ExportOptions(verify=False)).path for name in ("a.onnx", "b.onnx")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -169,7 +175,7 @@ def test_impossible_requests_fail_at_once(
 ) -> None:
     monkeypatch.setattr("blu_export.export.learned.subnetworks", lambda *_: pytest.fail("converted in vain"))
     with pytest.raises(UsageError, match=message):
-        export_onnx(weights, tmp_path / "a.onnx", **arguments)
+        export_onnx(weights, tmp_path / "a.onnx", ExportOptions(**arguments))
     assert not list(tmp_path.iterdir())
 
 

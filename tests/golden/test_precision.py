@@ -15,6 +15,7 @@ from made import made
 
 from blu_export.export.engine_graph import Prepared, prepare
 from blu_export.export.onnx import export_onnx
+from blu_export.export.options import ExportOptions
 from blu_export.parity.verify import ParityReport, Tolerance, verify
 from blu_export.runtime.onnx_file import parse_onnx
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
@@ -38,7 +39,7 @@ def float32(golden_weights: Callable[[str], Path]) -> Callable[[str], Path]:
         weights = golden_weights(cfg)
 
         def export(path: Path) -> None:
-            export_onnx(weights, path, settings=CONFIGURATIONS[cfg], verify=False)
+            export_onnx(weights, path, ExportOptions(settings=CONFIGURATIONS[cfg], verify=False))
 
         return made(f"{cfg}-float32.onnx", export, weights)
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from blu_export.detector import load
-from blu_export.export.onnx import checked_graph
+from blu_export.export.checked import checked_graph
 from blu_export.graph.split import split
 from blu_export.parity.verify import verify
 from blu_export.quantize.precision import apply_precision, canvases

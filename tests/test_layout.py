@@ -1,4 +1,4 @@
-"""Imports run one way: a folder or module of the package imports only what stands below it in ORDER."""
+"""How the package is laid out: imports run one way (ORDER), files and lists of parameters stay short."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ ORDER = [
     *("contract", "anchors", "spec", "fields", "boxes", "rle", "files", "extras", "cache", "errors", "telemetry"),
 ]
 """From top to bottom; CONTRIBUTING says what each is. The package itself (``__version__``) is open to all."""
+MOST_LINES = 350
+"""Of a file."""
+MOST_PARAMETERS = 8
+"""Of a function, self left aside. Commands are free: their parameters are the options."""
+FREE = {("detector.py", "load")}
+"""The way into the library: its keywords are what users type."""
 STANDS_ALONE = PACKAGE / "export" / "triton_backend"
 """Runs inside Triton, beside a copy of the modules that it imports."""
 
@@ -81,3 +87,22 @@ def test_no_module_is_in_a_circle() -> None:
 
     for name in sorted(edges):
         visit(name)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_parameter_lists_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES, "split it where it has two subjects"
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if (str(path.relative_to(PACKAGE)), node.name) in FREE or _is_command(node):
+            continue
+        given = node.args
+        every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        count = len([each for each in every if each is not None and each.arg not in ("self", "cls")])
+        assert count <= MOST_PARAMETERS, f"{node.name} takes {count}: group them in a dataclass"
+
+
+def _is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(each).startswith("app.command(") for each in node.decorator_list)

@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from blu_export.data.dataset import Dataset
-from blu_export.data.pipeline import batches
-from blu_export.errors import CheckFailedError, DatasetError, UsageError
+from blu_export.errors import CheckFailedError, UsageError
 from blu_export.model.mask_rcnn import MaskRCNN
 from blu_export.spec import ModelSpec
 from blu_export.train.checkpoint import (
@@ -41,6 +39,7 @@ from blu_export.train.checkpoint import (
 )
 from blu_export.train.config import LOSSES, TrainConfig
 from blu_export.train.distribute import check_same_epoch
+from blu_export.train.feed import Feed, check_batch
 from blu_export.train.run_folder import RunFolder
 from blu_export.train.samples import sample_maker, training_canvas
 from blu_export.train.schedule import LossScale, stage_rate
@@ -89,9 +88,10 @@ class Trainer:
         self.folder, self.validate = folder, validate
         self.strategy = strategy or tf.distribute.get_strategy()
         self.canvas = training_canvas(spec, config)
-        self._check_batch()
+        check_batch(config, self.strategy)
         self.steps = config.steps_per_epoch or max(1, len(dataset) // config.batch)
         self.make = sample_maker(dataset, spec, config, backgrounds)
+        self.feed = Feed(self.make, config, self.steps, self.strategy)
         self.unreadable = {"train": self.make.photos.unreadable}
         if self.make.backgrounds is not None:
             self.unreadable["backgrounds"] = self.make.backgrounds.unreadable
@@ -99,7 +99,6 @@ class Trainer:
             self.unreadable["val"] = validate.unreadable
         self.progress = Progress()
         self.history: list[Row] = []
-        self._without_objects = 0  # samples since the start or the last one with objects
         self._validated: MaskRCNN | None = None
         self.step = self._stage_step(0)
 
@@ -161,7 +160,7 @@ class Trainer:
         if progress.unvalidated:
             self._end_epoch(on_epoch)
         scaler = LossScale(config.precision, progress.scale, progress.scale_age)
-        data = iter(self._data(progress.epoch))
+        data = self.feed.begin(progress.epoch)
         while progress.epoch < config.total_epochs and not self.exhausted:
             if self._new_stage():
                 self.step = self._stage_step(progress.epoch, self.step)
@@ -177,7 +176,7 @@ class Trainer:
 
     def dry_run(self) -> Row:
         """Make the first step; returns its losses."""
-        return self.step(self._next(iter(self._data(0))), stage_rate(0, self.steps, self.config))
+        return self.step(self.feed.next(self.feed.begin(0)), stage_rate(0, self.steps, self.config))
 
     def averaged_model(self) -> MaskRCNN:
         """A float32 model of ``spec`` with the current weights, averaged where averages are kept.
@@ -212,27 +211,13 @@ class Trainer:
         epoch, stage_of = self.progress.epoch, self.config.stage_of
         return epoch > 0 and stage_of(epoch) != stage_of(epoch - 1)
 
-    def _data(self, epoch: int) -> Any:
-        first, count = epoch * self.steps, (self.config.total_epochs - epoch) * self.steps
-        config, parallel = self.config, self.config.workers
-        if self.strategy.num_replicas_in_sync == 1:
-            return batches(self.make, config.batch, first, count, parallel=parallel)
-
-        def part(context: tf.distribute.InputContext) -> Any:
-            workers, worker = context.num_input_pipelines, context.input_pipeline_id
-            rows = batches(self.make, config.batch, first, count, workers=workers, worker=worker, parallel=parallel)
-            local = context.get_per_replica_batch_size(config.batch)
-            return rows.unbatch().batch(local, drop_remainder=True)
-
-        return self.strategy.distribute_datasets_from_function(part)
-
     def _epoch(self, data: Any, scaler: LossScale, on_step: Callable[[int, float], None]) -> Row:
         sums, norms = dict.fromkeys((*LOSSES, "loss"), 0.0), []
         first = self.progress.epoch * self.steps
         rate = 0.0
         for number in range(first, first + self.steps):
             rate = stage_rate(number, self.steps, self.config)
-            values = self._learn(self._next(data), rate, scaler.scale)
+            values = self._learn(self.feed.next(data), rate, scaler.scale)
             self._check_finite(values, number, scaler)
             scaler.update(math.isfinite(values["norm"]))
             for name in sums:
@@ -245,31 +230,6 @@ class Trainer:
         means = {name: value / self.steps for name, value in sums.items()}
         return means | {"norm": sum(norms) / max(1, len(norms)), "learning_rate": rate}
 
-    def _next(self, data: Any) -> Any:
-        """The next batch."""
-        batch = next(data)
-        failure = self.make.failure
-        if failure is not None:
-            raise failure
-        replaced, class_ids = (self._local(batch, name) for name in ("replaced", "gt_class_ids"))
-        if self.config.batch > 1 and replaced.all():
-            reasons = list(self.make.photos.unreadable.reasons.values())
-            raise DatasetError(
-                f"None of the {len(replaced)} photos of a batch can be read. {reasons[-1]}",
-                "Look after the disk or the connection, then go on with --resume.",
-            )
-        self._without_objects = 0 if (class_ids > 0).any() else self._without_objects + len(class_ids)
-        if self._without_objects >= 2 * len(self.make.dataset):
-            raise DatasetError(
-                f"There is nothing to learn from {self.make.dataset.name}: no object was seen in two passes.",
-                "Objects of a few pixels are left out: set a larger --canvas or model.image_max_dim.",
-            )
-        del batch["replaced"]
-        return batch
-
-    def _local(self, batch: Any, name: str) -> Any:
-        return np.concatenate([part.numpy() for part in self.strategy.experimental_local_results(batch[name])])
-
     def _learn(self, batch: Any, rate: float, scale: float) -> Row:
         try:
             return self.step(batch, rate, scale)
@@ -279,14 +239,6 @@ class Trainer:
                 "in memory.",
                 f"Set a smaller --batch or --canvas, or train.accumulate={2 * self.config.accumulate}.",
             ) from error
-
-    def _check_batch(self) -> None:
-        parts = self.strategy.num_replicas_in_sync * self.config.accumulate
-        if not self.config.batch or self.config.batch % parts:
-            raise UsageError(
-                f"A batch of {self.config.batch} photos cannot be cut into {parts} parts (devices times accumulate).",
-                f"Set --batch to a multiple of {parts}.",
-            )
 
     def _check_finite(self, values: Row, number: int, scaler: LossScale) -> None:
         bad = [name for name in LOSSES if not math.isfinite(values[name])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,21 @@ class Detection:
     def __repr__(self) -> str:
         """``Detection(coat 0.981 at (120, 80, 700, 420))``."""
         return f"Detection({self.class_name} {self.score:.3f} at {tuple(self.roi.tolist())})"
+
+
+class Row(NamedTuple):
+    """One instance as JSON can hold it."""
+
+    box: list[int]
+    """y1, x1, y2, x2."""
+    class_id: int
+    score: float
+    area: int
+    """Pixels of the mask."""
+    mask: Rle
+    """Of the whole photo."""
+    track: int | None
+    """None where the instances are not tracked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +222,13 @@ class Instances:
             return cls(rois, values["class_ids"], values["scores"], tuple(crops), (height, width), tuple(class_names))
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"This is not a dict of detections: {error}.") from error
+
+    def rows(self) -> Iterator[Row]:
+        """Each instance as plain values, masks as COCO RLE, for files."""
+        tracks = [None] * len(self) if self.track_ids is None else self.track_ids.tolist()
+        columns = (self.rois, self.class_ids, self.scores, self.areas)
+        for values in zip(*(column.tolist() for column in columns), self.rles(), tracks, strict=True):
+            yield Row(*values)
 
     def rles(self) -> list[Rle]:
         """Masks as COCO RLE of the whole photo, made of the crops."""

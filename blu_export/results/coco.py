@@ -12,27 +12,12 @@ from blu_export.results.base import Result, SetFormat
 
 def coco_annotations(found: Instances, image_id: int | str) -> list[dict[str, Any]]:
     """See Detections.to_coco."""
-    results: list[dict[str, Any]] = [
-        {
-            "image_id": image_id,
-            "category_id": class_id,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": area,
-            "score": score,
-            "segmentation": rle,
-        }
-        for (y1, x1, y2, x2), class_id, score, area, rle in zip(
-            found.rois.tolist(),
-            found.class_ids.tolist(),
-            found.scores.tolist(),
-            found.areas.tolist(),
-            found.rles(),
-            strict=True,
-        )
-    ]
-    if found.track_ids is not None:
-        for each, track in zip(results, found.track_ids.tolist(), strict=True):
-            each["track_id"] = track
+    results = []
+    for (y1, x1, y2, x2), class_id, score, area, mask, track in found.rows():
+        tracked = {} if track is None else {"track_id": track}
+        box = [x1, y1, x2 - x1, y2 - y1]
+        values = {"category_id": class_id, "bbox": box, "area": area, "score": score, "segmentation": mask}
+        results.append({"image_id": image_id, **values, **tracked})
     return results
 
 

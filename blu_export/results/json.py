@@ -12,27 +12,18 @@ from blu_export.results.base import PhotoFormat, Result
 
 def to_json(found: Instances) -> dict[str, Any]:
     """See Detections.to_json."""
-    objects: list[dict[str, Any]] = [
+    objects = [
         {
-            "class": found.class_names[class_id],
-            "class_id": class_id,
-            "score": score,
-            "box": box,
-            "area": area,
-            "mask": rle,
+            "class": found.class_names[row.class_id],
+            "class_id": row.class_id,
+            "score": row.score,
+            "box": row.box,
+            "area": row.area,
+            "mask": row.mask,
+            **({} if row.track is None else {"track": row.track}),
         }
-        for box, class_id, score, area, rle in zip(
-            found.rois.tolist(),
-            found.class_ids.tolist(),
-            found.scores.tolist(),
-            found.areas.tolist(),
-            found.rles(),
-            strict=True,
-        )
+        for row in found.rows()
     ]
-    if found.track_ids is not None:
-        for each, track in zip(objects, found.track_ids.tolist(), strict=True):
-            each["track"] = track
     return {"image_size": list(found.image_size), "class_names": list(found.class_names), "detections": objects}
 
 

@@ -127,7 +127,7 @@ def _tiling(values: Any) -> Tiling | None:
     if values is None:
         return None
     side, overlap = (values.get("side"), values.get("overlap")) if isinstance(values, dict) else (None, None)
-    if type(side) is not int or type(overlap) not in (int, float):
+    if type(side) is not int or isinstance(overlap, bool) or not isinstance(overlap, int | float):
         raise ValueError("its tiles have no side or no overlap")
     try:
         return Tiling(side, overlap)

@@ -31,8 +31,9 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
         raise UsageError("There is no data set to train on.", "Give --dataset, or data.train in the configuration.")
 
     def part(source: str, split: str) -> Dataset:
-        # Further sets may have objects of a class that this one lacks.
-        keep = data.keep_empty_classes or bool(data.more)
+        # Only the training set as a whole says what the classes are: further sets may have objects of a class that
+        # this one lacks, and the validation set need not have all of them.
+        keep = data.keep_empty_classes or bool(data.more) or split == "val"
         options = read_data_options(data, keep)
         found = load_dataset(source, split, cached=cached, progress=progress, options=options)
         if not found.records:
@@ -42,7 +43,8 @@ def open_data(data: DataConfig, cached: bool | None = None) -> tuple[Dataset, Da
     photos = part(data.train, "train")
     source = data.val or (data.train if has_split(data.train, "val") else None)
     validation = part(source, "val") if source else None
-    require_trainable(photos, data.keep_empty_classes or bool(data.more))
+    if not data.more:
+        require_trainable(photos, data.keep_empty_classes)
     return photos, validation and match_classes(validation, photos.class_names)
 
 
@@ -61,13 +63,15 @@ def read_data_options(data: DataConfig, keep_empty_classes: bool) -> ReadOptions
 
 def open_additions(data: DataConfig, photos: Dataset) -> tuple[Dataset, Dataset | None]:
     """The training photos with what [data] adds to them, and the background photos."""
-    from blu_export.data.classes import match_classes
+    from blu_export.data.classes import match_classes, require_trainable
     from blu_export.data.load import load_cutouts, load_dataset
 
     options = dataclasses.replace(read_data_options(data, keep_empty_classes=True), images=None)
     for source in data.more:
         more = load_dataset(source, "train", options=options)
         photos = photos.joined(match_classes(more, photos.class_names))
+    if data.more:
+        require_trainable(photos, data.keep_empty_classes)
     if data.cutouts:
         photos = photos.with_cutouts(load_cutouts(data.cutouts))
     if not data.backgrounds:

@@ -12,7 +12,7 @@ from shapes import SIDE, shapes, tiny_model, tiny_spec, write_coco
 
 from blu_export.cli.main import main
 from blu_export.cli.train import parse_canvas
-from blu_export.cli.train_inputs import make_spec, open_additions
+from blu_export.cli.train_inputs import make_spec, open_additions, open_data
 from blu_export.cli.train_progress import TrainProgress, duration
 from blu_export.data.load import load_dataset
 from blu_export.errors import DatasetError, UsageError
@@ -77,6 +77,31 @@ def test_more_photos_cutouts_and_backgrounds(tmp_path: Path) -> None:
         open_additions(additions, replace(other, class_names=("BG", "x", "y", "z")))
     photos, backgrounds = open_additions(DataConfig(), other)
     assert (photos, backgrounds) == (other, None)
+
+
+def test_only_the_training_set_as_a_whole_says_which_classes_have_no_objects(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(name: str, *categories: int) -> str:
+        path = write_coco(shapes(12, seed=len(name)), tmp_path / name)
+        content = json.loads(path.read_text())
+        content["annotations"] = [each for each in content["annotations"] if each["category_id"] in categories]
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    first, rest, part = write("first", 1, 2), write("rest", 3), write("part", 1)
+    caplog.set_level("INFO", "blu_export")
+
+    def said(data: DataConfig) -> str:
+        caplog.clear()
+        photos, _ = open_data(data)
+        open_additions(data, photos)
+        return caplog.text
+
+    assert "classes without objects are left out: triangle" in said(DataConfig(train=first))
+    assert said(DataConfig(train=first, val=part)).count("classes without") == 1
+    assert "nothing to learn" not in said(DataConfig(train=first, val=part, more=(rest,), backgrounds=part))
+    assert "nothing to learn of the class triangle" in said(DataConfig(train=first, more=(part,)))
 
 
 @pytest.mark.parametrize(

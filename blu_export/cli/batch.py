@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blu_export.cli.common import (
+from blu_export.cli.common import command_app, progress, say, show_log
+from blu_export.cli.options import (
+    BatchOption,
     BitsOption,
     ConfigOption,
     DeviceOption,
@@ -16,14 +18,12 @@ from blu_export.cli.common import (
     JsonOption,
     MaxPixelsOption,
     ModelOption,
+    OverlapOption,
     PrecisionOption,
     RuntimeOption,
     SettingsOption,
     ThreadsOption,
-    command_app,
-    progress,
-    say,
-    show_log,
+    TileOption,
 )
 from blu_export.errors import EXIT_BAD_INPUT
 
@@ -56,12 +56,9 @@ def batch(
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: its address, auto, or local to start one here.")
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Photos per file: what a crash costs, per worker.")] = 100,
-    tile: Annotated[
-        int | None,
-        typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
-    ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbor sees as well.")] = 0.2,
-    batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0.2,
+    batch: BatchOption = 1,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Drop detections below this score; the model has a limit of its own.")
     ] = 0.0,

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import (
-    ConfigOption,
-    IgnoreLayersOption,
-    JsonOption,
-    SettingsOption,
-    ThreadsOption,
-    command_app,
-    printable,
-    say,
-    stdout,
-    wrote,
-)
+from blu_export.cli.common import command_app, printable, say, stdout, wrote
+from blu_export.cli.options import ConfigOption, IgnoreLayersOption, JsonOption, SettingsOption, ThreadsOption
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 
 if TYPE_CHECKING:

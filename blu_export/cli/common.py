@@ -1,4 +1,4 @@
-"""What the commands share: consoles, progress, options, and the lines at the end of a command that writes."""
+"""What the commands share: consoles, progress, the log, and the lines at the end of a command that writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -19,61 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
-
-HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
-
-ModelOption = Annotated[
-    Path | None,
-    typer.Option("--model", "-m", help="Model file (.onnx, .engine, .h5, .keras). Default: the embedded model."),
-]
-RuntimeOption = Annotated[
-    str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or keras; auto takes the fastest that works here.")
-]
-PrecisionOption = Annotated[
-    str,
-    typer.Option(
-        help="file (as it is), float32, fp16, bf16 or int8 (the file beside it of that precision), or auto: "
-        "the fastest of them that passed its parity check."
-    ),
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: what the runtime chooses.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the network. Default: the cores this process may use.")
-]
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        help="Settings of Keras weights: FILE.py with a Matterport Config (FILE.py:Class names one), read and never "
-        "run, or a FILE.toml of blu train.",
-        metavar="FILE",
-    ),
-]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="A setting of Keras weights, as a Config has it; may be given several times.",
-        metavar="NAME=VALUE",
-    ),
-]
-IgnoreLayersOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ignore-layers",
-        help="A layer of Keras weights that inference does not need, or a pattern with *; may be given several times.",
-        metavar="NAME",
-    ),
-]
-MaxPixelsOption = Annotated[
-    int | None,
-    typer.Option("--max-pixels", min=1, help="Largest photo that is read, height times width. Default: 100 million."),
-]
-BitsOption = Annotated[
-    int | None,
-    typer.Option("--bits", min=8, max=16, help="Bits in use of 16-bit gray photos that do not say: often 12."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 
 def command_app(**settings: Any) -> typer.Typer:

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import (
+from blu_export.cli.common import command_app, printable, progress, say, show_log, stdout, wrote
+from blu_export.cli.options import (
     BitsOption,
+    CachedOption,
+    ExifOption,
     JsonOption,
+    KeepEmptyOption,
     MaxPixelsOption,
-    command_app,
-    printable,
-    progress,
-    say,
-    show_log,
-    stdout,
-    wrote,
+    StrictOption,
 )
 from blu_export.errors import EXIT_BAD_INPUT, UsageError
 
@@ -34,21 +32,6 @@ app = command_app()
 
 EXAMPLES_SHOWN = 5
 """Problems of a kind that are listed for people; --json has them all."""
-
-CachedOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--use-cached-annotations/--rebuild-annotations",
-        help="Take DeepFashion2's index without looking whether files changed; or read all files again. "
-        "Default: use the index if they did not change.",
-    ),
-]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse annotations of which an entry would be left out.")]
-ExifOption = Annotated[
-    str,
-    typer.Option(help="Turn photos as their EXIF says: apply, ignore, or auto: unless annotated as they are stored."),
-]
-KeepEmptyOption = Annotated[bool, typer.Option("--keep-empty-classes", help="Keep classes without objects.")]
 
 
 @app.command()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from blu_export.cli.common import command_app, progress, say, show_log, wrote
-from blu_export.cli.data_check import ExifOption, KeepEmptyOption, StrictOption, parts_of, read_options
+from blu_export.cli.data_check import parts_of, read_options
+from blu_export.cli.options import ExifOption, KeepEmptyOption, StrictOption
 from blu_export.errors import UsageError
 
 if TYPE_CHECKING:

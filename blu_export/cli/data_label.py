@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import ModelOption, command_app, progress, say, show_log, wrote
+from blu_export.cli.common import command_app, progress, say, show_log, wrote
+from blu_export.cli.options import ModelOption
 from blu_export.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from blu_export.cli.common import command_app, progress, say, show_log
-from blu_export.cli.data_check import ExifOption, StrictOption, read_options
+from blu_export.cli.data_check import read_options
 from blu_export.cli.data_convert import PhotosOption, write_parts
+from blu_export.cli.options import ExifOption, StrictOption
 from blu_export.errors import UsageError
 
 app = command_app()

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from blu_export import __version__
-from blu_export.cli.common import JsonOption, command_app
+from blu_export.cli.common import command_app
+from blu_export.cli.options import JsonOption
 from blu_export.embedded import embedded
 from blu_export.errors import ModelFileError
 from blu_export.extras import EXTRAS, PURPOSES, install_command

@@ -12,25 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import (
+from blu_export.cli.common import command_app, progress, say, show_log, wrote
+from blu_export.cli.data_check import read_options
+from blu_export.cli.evaluate_report import decimals, print_evaluation, write_report
+from blu_export.cli.options import (
+    BatchOption,
     BitsOption,
+    CachedOption,
     ConfigOption,
     DeviceOption,
+    ExifOption,
     IgnoreLayersOption,
     JsonOption,
     MaxPixelsOption,
+    NmsOption,
     PrecisionOption,
     RuntimeOption,
     SettingsOption,
+    StrictOption,
     ThreadsOption,
-    command_app,
-    progress,
-    say,
-    show_log,
-    wrote,
 )
-from blu_export.cli.data_check import CachedOption, ExifOption, StrictOption, read_options
-from blu_export.cli.evaluate_report import decimals, print_evaluation, write_report
 from blu_export.errors import EXIT_BAD_INPUT, BluError, CheckFailedError, DatasetError, ModelFileError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions
 
@@ -78,16 +79,7 @@ def evaluate(
     max_dets: Annotated[
         int, typer.Option(min=1, help="Best detections of a photo that count; COCO's own numbers need 100.")
     ] = 100,
-    nms: Annotated[
-        float | None,
-        typer.Option(
-            "--nms-across-classes",
-            metavar="IOU",
-            min=0,
-            max=1,
-            help="Drop a detection whose box has an IoU above this with a better one's, of whatever class.",
-        ),
-    ] = None,
+    nms: NmsOption = None,
     images: Annotated[str | None, typer.Option(help="Folder or URL of the photos.")] = None,
     strict: StrictOption = False,
     exif: ExifOption = "auto",
@@ -99,7 +91,7 @@ def evaluate(
     config: ConfigOption = None,
     settings: SettingsOption = None,
     ignore_layers: IgnoreLayersOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Photos that go through the network at once.")] = 1,
+    batch: BatchOption = 1,
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "file",
     device: DeviceOption = None,

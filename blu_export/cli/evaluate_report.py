@@ -7,12 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blu_export.cli.common import (
-    printable,
-    say,
-    stdout,
-    wrote,
-)
+from blu_export.cli.common import printable, say, stdout, wrote
 from blu_export.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import (
-    ConfigOption,
-    IgnoreLayersOption,
-    JsonOption,
-    SettingsOption,
-    command_app,
-    printable,
-    say,
-    wrote,
-)
+from blu_export.cli.common import command_app, printable, say, wrote
+from blu_export.cli.options import ConfigOption, IgnoreLayersOption, JsonOption, SettingsOption
 from blu_export.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:

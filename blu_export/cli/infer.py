@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blu_export.cli.common import (
+from blu_export.cli.common import be_quiet, command_app, say, show_log
+from blu_export.cli.infer_run import Inference, Wanted
+from blu_export.cli.options import (
+    BatchOption,
     BitsOption,
     ConfigOption,
     DeviceOption,
     IgnoreLayersOption,
     MaxPixelsOption,
     ModelOption,
+    NmsOption,
+    OverlapOption,
     PrecisionOption,
     RuntimeOption,
     SettingsOption,
     ThreadsOption,
-    be_quiet,
-    command_app,
-    say,
-    show_log,
+    TileOption,
 )
-from blu_export.cli.infer_run import Inference, Wanted
 from blu_export.errors import EXIT_BAD_INPUT, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -70,28 +71,16 @@ def infer(
     class_names: Annotated[
         list[str] | None, typer.Option("--class", help="Keep this class only; may be given several times.")
     ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
-    ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbor sees as well.")] = 0.2,
-    nms: Annotated[
-        float | None,
-        typer.Option(
-            "--nms-across-classes",
-            metavar="IOU",
-            min=0,
-            max=1,
-            help="Drop a detection whose box has an IoU above this with a better one's, of whatever class.",
-        ),
-    ] = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0.2,
+    nms: NmsOption = None,
     track: Annotated[
         bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
     ] = False,
     stride: Annotated[int, typer.Option(min=1, help="Of a video, every so many frames one.")] = 1,
     bits: BitsOption = None,
     max_pixels: MaxPixelsOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")] = 1,
+    batch: BatchOption = 1,
     config: ConfigOption = None,
     settings: SettingsOption = None,
     ignore_layers: IgnoreLayersOption = None,

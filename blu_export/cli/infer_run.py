@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blu_export.cli.common import (
-    complain,
-    progress,
-    say,
-    stdout,
-    wrote,
-)
+from blu_export.cli.common import complain, progress, say, stdout, wrote
 from blu_export.errors import BluError
 
 if TYPE_CHECKING:

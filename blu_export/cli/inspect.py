@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from blu_export.cli.common import JsonOption, command_app, printable
+from blu_export.cli.common import command_app, printable
+from blu_export.cli.options import JsonOption
 from blu_export.contract import Metadata, Tensor
 from blu_export.embedded import embedded
 from blu_export.errors import ModelFileError, UsageError

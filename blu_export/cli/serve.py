@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from blu_export.cli.common import (
+from blu_export.cli.common import command_app, say
+from blu_export.cli.options import (
     ConfigOption,
     DeviceOption,
     IgnoreLayersOption,
@@ -16,8 +17,6 @@ from blu_export.cli.common import (
     RuntimeOption,
     SettingsOption,
     ThreadsOption,
-    command_app,
-    say,
 )
 from blu_export.errors import ModelFileError, UsageError
 from blu_export.runtime.options import WEIGHT_SUFFIXES

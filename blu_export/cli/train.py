@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import BitsOption, MaxPixelsOption, command_app, progress, say, show_log, wrote
-from blu_export.cli.data_check import CachedOption
+from blu_export.cli.common import command_app, progress, say, show_log, wrote
+from blu_export.cli.options import BitsOption, CachedOption, MaxPixelsOption
 from blu_export.cli.train_inputs import make_spec, open_additions, open_data
 from blu_export.errors import UsageError
 from blu_export.extras import import_extra

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blu_export.cli.common import (
+from blu_export.cli.common import command_app, printable, progress, say, show_log
+from blu_export.cli.options import (
     ConfigOption,
     DeviceOption,
     IgnoreLayersOption,
@@ -17,11 +18,6 @@ from blu_export.cli.common import (
     RuntimeOption,
     SettingsOption,
     ThreadsOption,
-    command_app,
-    printable,
-    progress,
-    say,
-    show_log,
 )
 from blu_export.errors import EXIT_CHECK_FAILED, UsageError
 

@@ -15,20 +15,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from doc_commands import PAGES, ROOT, commands
 
 from blu_export.cli.main import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "models" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-FENCE = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 LOADED = re.compile(r"<(?:script|img|iframe|link)[^>]*(?:src|href)=[\"']?(https?:[^\"' >]+)")
-USES_SHELL = re.compile(r"[$<>|*`…\[\]]")
 
 
 def anchors(page: Path) -> set[str]:
@@ -54,16 +46,6 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
     assert found.exists(), f"{page.name} links to {target}"
     if anchor and found.suffix == ".md":
         assert anchor in anchors(found), f"{found.name} has no heading #{anchor}"
-
-
-def commands() -> Iterator[tuple[str, str]]:
-    """(page, command line) of every ``blu`` command in a fenced block that a shell would hand over as it stands."""
-    for page in PAGES:
-        for block in FENCE.findall(page.read_text(encoding="utf-8")):
-            for line in block.replace("\\\n", " ").splitlines():
-                line = re.sub(r"\s+#.*", "", line).strip()
-                if line.startswith("blu ") and not USES_SHELL.search(line):
-                    yield page.name, line
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(commands())))

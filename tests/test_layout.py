@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,16 @@ def test_files_and_parameter_lists_are_short(path: Path) -> None:
         every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
         count = len([each for each in every if each is not None and each.arg not in ("self", "cls")])
         assert count <= MOST_PARAMETERS, f"{node.name} takes {count}: group them in a dataclass"
+
+
+@pytest.mark.parametrize("init", sorted(PACKAGE.glob("*/**/__init__.py")), ids=lambda path: path.parent.name)
+def test_the_drawing_of_a_folder_names_its_files(init: Path) -> None:
+    text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    there = {path.stem for path in init.parent.glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in init.parent.glob("*/*.py")}
+    drawn = {name for names in re.findall(r"(\w+(?:, \w+)*) ──", text) for name in names.split(", ")}
+    assert drawn <= there | folders, "is drawn but not there"
+    assert there <= set(re.findall(r"\w+", text)), "is there but not drawn"
 
 
 def _is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -133,12 +134,12 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             Literal["rle", "polygon", "none"], Query(description="How masks are written in JSON.")
         ] = "rle",
         tile: Annotated[
-            int | SkipJsonSchema[None],
-            Query(ge=32, le=MAX_TILE, description="Look at it in tiles of so many pixels too; see also overlap."),
+            Annotated[int, Field(ge=32, le=MAX_TILE)] | SkipJsonSchema[None],
+            Query(description="Look at it in tiles of so many pixels too; see also overlap."),
         ] = None,
         overlap: Annotated[
-            float | SkipJsonSchema[None],
-            Query(ge=0, le=0.9, description="Share of a tile that its neighbor sees too; 0.2 unless said."),
+            Annotated[float, Field(ge=0, le=0.9)] | SkipJsonSchema[None],
+            Query(description="Share of a tile that its neighbor sees too; 0.2 unless said."),
         ] = None,
     ) -> Response:
         """Send image bytes, or a multipart form with a file. The header Accept chooses JSON, a PNG overlay or .npz."""

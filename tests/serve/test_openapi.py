@@ -40,6 +40,11 @@ def test_the_description_holds_bodies_statuses_and_types(client: httpx.Client) -
     assert {"400", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(infer["responses"])
     assert {"headers", "content"} <= set(infer["responses"]["200"])
     assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+    ranges = {
+        each["name"]: (each["schema"].get("minimum"), each["schema"].get("maximum"))
+        for each in paths["/v1/predict"]["post"]["parameters"]
+    }
+    assert (ranges["min_score"], ranges["tile"], ranges["overlap"]) == ((0, 1), (32, 65_535), (0, 0.9))
     predict = paths["/v1/predict"]["post"]["responses"]
     assert set(predict["200"]["content"]) == {"application/json", "image/png", "application/x-npz"}
     for route in paths.values():

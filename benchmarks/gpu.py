@@ -244,7 +244,7 @@ def _cuda_row(session: Session, device: Cuda, path: Path, row: dict[str, Any]) -
         spec = spec_of(file, str(path))
         parts = split(onnx.load_from_string(file.data), spec)
         typed = apply_precision(parts, spec, precision, "portable", canvases(session.photos, spec))
-        row["kept"] = dict(typed.kept)
+        row["fallback_layers"] = dict(typed.fallback_layers)
         file = parse_onnx(checked_graph(typed, spec).SerializeToString(), str(path))
     with OnnxRuntimeRunner(file, "cuda", source=str(path)) as runner:
         _measure_runner(session, runner, path, device, row)
@@ -265,7 +265,7 @@ def _engine_row(session: Session, device: Cuda, path: Path, row: dict[str, Any])
             "build_seconds": sidecar.build_seconds,
             "with_measuring_seconds": round(time.perf_counter() - start, 1),
             "engine_bytes": output.stat().st_size,
-            "kept": sidecar.kept,
+            "fallback_layers": sidecar.fallback_layers,
             "typed_share": sidecar.typed_share,
             "reduced_share": sidecar.reduced_share,
         }

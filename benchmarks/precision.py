@@ -70,7 +70,7 @@ class Study:
     def measure(self, precision: str, target: str, method: str = "minmax") -> dict[str, Any]:
         """Type the parts, run the photos, and compare with float32: JSON values."""
         typed = apply_precision(self.parts, self.spec, precision, target, self.canvases, method)
-        self.say(f"{precision} for {target}, {method}: {len(typed.kept)} layers kept")
+        self.say(f"{precision} for {target}, {method}: {len(typed.fallback_layers)} fallback layers")
         found, ap = self._judge(self._runner(typed))
         photos = tuple(
             PhotoParity(record.uri, match(first, second), first, second)
@@ -81,7 +81,7 @@ class Study:
             "precision": precision,
             "target": target,
             "method": method if precision == "int8" else "",
-            "kept": dict(typed.kept),
+            "fallback_layers": dict(typed.fallback_layers),
             "ap": ap,
             "ap_loss": {kind: 100 * (self.ap[kind] - value) for kind, value in ap.items()},
             "parity": parity.to_json(),
@@ -118,7 +118,7 @@ class Study:
 def table(rows: list[dict[str, Any]], ap: dict[str, float]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| precision | target | ranges | matched | median mask IoU | box AP | mask AP | layers kept |",
+        "| precision | target | ranges | matched | median mask IoU | box AP | mask AP | fallback layers |",
         "|---|---|---|---|---|---|---|---|",
         f"| float32 | portable | | | | {100 * ap['box']:.1f} | {100 * ap['mask']:.1f} | |",
     ]
@@ -128,7 +128,7 @@ def table(rows: list[dict[str, Any]], ap: dict[str, float]) -> str:
         values = [row["precision"], row["target"], row["method"], f"{matched:.1%}"]
         values += [f"{parity.get('median_mask_iou', np.nan):.4f}"]
         values += [f"{100 * row['ap'][kind]:.1f} ({-row['ap_loss'][kind]:+.2f})" for kind in ("box", "mask")]
-        lines.append(f"| {' | '.join([*values, str(len(row['kept']))])} |")
+        lines.append(f"| {' | '.join([*values, str(len(row['fallback_layers']))])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -180,7 +180,7 @@ class Instances:
         return self[wanted]
 
     def without_overlaps(self, threshold: float) -> Self:
-        """The instances whose box has no IoU above ``threshold`` with a better one's, of whatever class."""
+        """The instances whose box has no IoU above ``threshold`` with a better one's, of any class."""
         return self[sorted(suppress(self.rois, self.scores, threshold))]
 
     def _class_id(self, given: str | int) -> int:

@@ -28,7 +28,7 @@ INSIDE = 0.7
 
 
 class Boxes(Protocol):
-    """What was found in a window, whatever its masks are."""
+    """What was found in a window, with masks of any kind."""
 
     @property
     def rois(self) -> NDArray[np.int32]:

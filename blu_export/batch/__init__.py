@@ -9,5 +9,5 @@
       └─ shard, coco, convert ── the files that come out
 
 A shard is finished when its file is there. Its name and its photos follow from the plan alone, so that work that is
-done twice, after whatever crash, writes the same file twice: nothing is lost and nothing is there double.
+done twice, after a crash, writes the same file twice: nothing is lost and nothing is there twice.
 """

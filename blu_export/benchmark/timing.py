@@ -1,4 +1,4 @@
-"""Honest timings: candidates take turns, so that a drift of the machine's speed falls on all alike."""
+"""Interleaved timings: candidates take turns, so that a drift of the machine's speed falls on all alike."""
 
 from __future__ import annotations
 

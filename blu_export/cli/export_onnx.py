@@ -212,7 +212,7 @@ def to_json(done: Exported) -> dict[str, Any]:
             "leftover": list(done.weights.leftover),
             "wrong_shape": [list(entry) for entry in done.weights.wrong_shape],
         },
-        "kept": done.kept,
+        "fallback_layers": done.fallback_layers,
         "parity": None if done.parity is None else done.parity.to_json(),
         "seconds": {name: round(value, 3) for name, value in done.seconds.items()},
     }

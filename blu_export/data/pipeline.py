@@ -227,7 +227,7 @@ def batches(
     def values_of(number: Any) -> list[NDArray[Any]]:
         try:
             sample = make(number)
-        except Exception as error:  # whoever takes the batch raises it
+        except Exception as error:  # raised where the batch is taken
             make.failure = make.failure or error
             sample = example
         return [sample[name] for name in names]

@@ -1,4 +1,4 @@
-"""Where data sets lie: folders, buckets and whatever else fsspec reaches, by path or URL.
+"""Where data sets lie: folders, buckets and anything else that fsspec reaches, by path or URL.
 
 Paths are text, joined by ``/``. A URL is anything with ``://``; S3 is set up as every program that
 uses boto is: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, …
@@ -273,7 +273,7 @@ def _raise(error: OSError, folder: str) -> None:
 
 
 def _file(entry: dict[str, Any]) -> File:
-    """From fsspec's description; the version is whatever changes with the content, as far as the server says."""
+    """From fsspec's description; the version is what changes with the content, as far as the server says."""
     version = next((entry[name] for name in ("ETag", "etag", "mtime", "LastModified") if entry.get(name)), "")
     return File(str(entry["name"]).rpartition("/")[2], int(entry["size"] or 0), str(version))
 

@@ -73,7 +73,7 @@ def read_results(path: Path, dataset: Dataset) -> tuple[Rows, list[str]]:
 
 def nms_across_classes(rows: Rows, threshold: float) -> Rows:
     """Rows of any photos without those whose box has an IoU above the threshold with a better one of the same photo,
-    of whatever class.
+    of any class.
     """
     from pycocotools import mask as coco_mask
 

@@ -77,7 +77,7 @@ def checked_graph(
             Metadata.SPEC: spec.to_json(),
             Metadata.TARGET: typed.target,
             Metadata.PRECISION: typed.precision,
-            Metadata.FALLBACK_LAYERS: json.dumps(dict(typed.kept)),
+            Metadata.FALLBACK_LAYERS: json.dumps(dict(typed.fallback_layers)),
             Metadata.VERSIONS: json.dumps(_versions()),
         },
     )

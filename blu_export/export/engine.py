@@ -192,7 +192,7 @@ def build_engine(
         rebuild=rebuild_command(request, decided, output),
         built_on=device.name if device and decided.here else "",
         build_seconds=round(built.seconds, 1),
-        kept=prepared.kept,
+        fallback_layers=prepared.fallback_layers,
         typed_share=prepared.layers.share,
         log=built.log,
         emulation=emulation,

@@ -46,7 +46,7 @@ class Prepared:
     precision: str
     model: onnx.ModelProto
     """Target ``tensorrt``, its subnetworks in ``precision``."""
-    kept: dict[str, str] = field(default_factory=dict)
+    fallback_layers: dict[str, str] = field(default_factory=dict)
     """Layers that are not in ``precision`` -> why."""
     notes: tuple[str, ...] = ()
     """What people should know about the typing."""
@@ -153,11 +153,11 @@ def prepare(
         typed = apply_precision(parts, spec, precision, "tensorrt", canvases(photos, spec), method)
     composed = compose_typed(typed, spec)
     check_graph(composed, "tensorrt")
-    _describe(composed, spec, precision, typed.kept)
+    _describe(composed, spec, precision, typed.fallback_layers)
     emulation = compose_typed(typed, spec, emulation=True)
-    _describe(emulation, spec, precision, typed.kept)
+    _describe(emulation, spec, precision, typed.fallback_layers)
     notes = tuple(typed.notes() if found != precision else ()) + _few(typed, precision)
-    return Prepared(source, path, sha256, spec, precision, composed, dict(typed.kept), notes, emulation)
+    return Prepared(source, path, sha256, spec, precision, composed, dict(typed.fallback_layers), notes, emulation)
 
 
 def _on_canvas(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, source: OnnxFile) -> OnnxFile:
@@ -175,7 +175,9 @@ def _few(typed: TypedSubnetworks, precision: str) -> tuple[str, ...]:
     return ()
 
 
-def _describe(model: onnx.ModelProto, spec: ModelSpec, precision: str, kept: Any, target: str = "tensorrt") -> None:
+def _describe(
+    model: onnx.ModelProto, spec: ModelSpec, precision: str, fallback_layers: Any, target: str = "tensorrt"
+) -> None:
     from onnx import helper
 
     helper.set_model_props(
@@ -184,6 +186,6 @@ def _describe(model: onnx.ModelProto, spec: ModelSpec, precision: str, kept: Any
             Metadata.SPEC: spec.to_json(),
             Metadata.TARGET: target,
             Metadata.PRECISION: precision,
-            Metadata.FALLBACK_LAYERS: json.dumps(dict(kept)),
+            Metadata.FALLBACK_LAYERS: json.dumps(dict(fallback_layers)),
         },
     )

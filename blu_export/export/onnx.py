@@ -54,7 +54,7 @@ class Exported:
     weights: WeightReport
     parity: ParityReport | None
     """None where it was not asked for."""
-    kept: dict[str, str] = field(default_factory=dict)
+    fallback_layers: dict[str, str] = field(default_factory=dict)
     """Layers that are not in ``precision`` -> why."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each step took, in order."""
@@ -162,7 +162,7 @@ def export_onnx(
         temporary.write_bytes(graph.SerializeToString())
     if parity is not None and not passed:
         raise _failure(parity, path, weights, precision)
-    return Exported(path, spec, target, precision, latest, nodes, report, parity, dict(typed.kept), seconds)
+    return Exported(path, spec, target, precision, latest, nodes, report, parity, dict(typed.fallback_layers), seconds)
 
 
 def has_keras() -> bool:

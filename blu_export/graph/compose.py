@@ -23,7 +23,7 @@ def compose(parts: Mapping[str, onnx.ModelProto], spec: ModelSpec, target: str =
     """Join ``subnetworks`` into the model that runners load.
 
     Parts may be float32, float16 or quantized inside; where a part's input or output is float16, the
-    cast to and from the float32 of the box arithmetic is put at that seam.
+    cast to and from the float32 of the box arithmetic is put at that boundary.
 
     Args:
         parts: ``trunk``, ``box_head`` and ``mask_head``, as ``subnetworks`` makes them, all of one opset.

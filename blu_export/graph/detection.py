@@ -25,7 +25,7 @@ def detect(
     spec: ModelSpec,
     target: str,
 ) -> tuple[Value, Value]:
-    """Refine, filter and thin the ROIs of each image (the original's ``DetectionLayer``).
+    """Refine and filter the ROIs of each image, then suppress overlaps (the original's ``DetectionLayer``).
 
     Args:
         rois: float32 [B, R, 4], normalized.

@@ -35,14 +35,14 @@ def split(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, onnx.ModelProto]
         nodes = [n for n in model.graph.node if n.name.startswith(f"{part}/")]
         made = {name for node in nodes for name in node.output}
         used = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
-        seams = [name for name in used if name not in initializers]
-        if len(seams) != 1 or not made.issuperset(output_names):
+        inputs = [name for name in used if name not in initializers]
+        if len(inputs) != 1 or not made.issuperset(output_names):
             raise ModelFileError(
-                f"The graph has no {part} that can be taken out (it is fed by {', '.join(seams) or 'nothing'}).",
+                f"The graph has no {part} that can be taken out (it is fed by {', '.join(inputs) or 'nothing'}).",
                 "Export the model again with blu export onnx.",
             )
-        copies = [_fed_by(node, seams[0], input_name) for node in nodes]
-        kind = TensorProto.FLOAT16 if seams[0] in halves else TensorProto.FLOAT
+        copies = [_fed_by(node, inputs[0], input_name) for node in nodes]
+        kind = TensorProto.FLOAT16 if inputs[0] in halves else TensorProto.FLOAT
         graph = helper.make_graph(
             copies,
             part,
@@ -66,10 +66,10 @@ def _input_shape(part: str, spec: ModelSpec) -> list[int | str]:
     return ["batch", channels, spec.mask_pool_size, spec.mask_pool_size]
 
 
-def _fed_by(node: onnx.NodeProto, seam: str, name: str) -> onnx.NodeProto:
+def _fed_by(node: onnx.NodeProto, old: str, name: str) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    copy.input[:] = [name if n == seam else n for n in node.input]
+    copy.input[:] = [name if n == old else n for n in node.input]
     return copy
 
 

@@ -14,7 +14,7 @@ _DROPPED = -1.0
 
 
 def select_detections(rois: Any, probabilities: Any, deltas: Any, window: Any, spec: ModelSpec) -> Any:
-    """Refine, filter and thin the ROIs of each image.
+    """Refine and filter the ROIs of each image, then suppress overlaps.
 
     Args:
         rois: float32 [B, R, 4], normalized.

@@ -20,7 +20,7 @@ Tensors = Sequence[tuple[str, Tensor]]
 def split_nested(layers: Layers) -> Layers:
     """Every layer of nested models under its own name, its tensors in Keras' order.
 
-    Inner names say which layer a tensor belongs to, in whatever order they come: ``mask_rcnn`` of a
+    Inner names say which layer a tensor belongs to, in any order: ``mask_rcnn`` of a
     multi-GPU wrapper has ``conv1/kernel:0``, and Keras puts frozen layers of a nested model last. An RPN
     whose inner names say nothing is taken in the original's order.
     """

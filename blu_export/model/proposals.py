@@ -1,4 +1,4 @@
-"""Proposals: the best anchors, moved by the RPN's deltas and thinned by NMS."""
+"""Proposals: the best anchors, decoded with the RPN deltas and filtered by NMS."""
 
 from __future__ import annotations
 

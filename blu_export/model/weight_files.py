@@ -27,7 +27,7 @@ from blu_export.model.h5 import MAX_FILE_BYTES, Layers, StoredWeights, Tensor, r
 MAX_CONFIG_BYTES = 2**24
 BASE_SECONDS = 5
 BYTES_PER_SECOND = 2e7
-"""Processor time that a file may take: ten times what an honest one needs."""
+"""Processor time that a file may take: ten times what a regular one needs."""
 LONGEST_FACTOR = 100
 """Wall time over processor time: the backstop where processor time has no limit. A busy machine gives little."""
 BASE_MEMORY = 2 * 2**30

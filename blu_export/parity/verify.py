@@ -230,7 +230,7 @@ class ParityReport:
         if failed := [f"{check.name} {_show(check)}" for check in self.checks if not check.passed]:
             raise CheckFailedError(
                 f"{self.candidate} is not {self.reference}: {'; '.join(failed)}.",
-                "See where they part with: blu verify --stages",
+                "To find the first diverging stage, run: blu verify --stages",
             )
 
     def _all(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:

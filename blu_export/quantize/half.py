@@ -34,7 +34,7 @@ def to_half(part: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProt
 
     Returns:
         The same graph with a half-precision input. Its outputs are half too; if one of them is made by a
-        kept node all are float32, since ``compose`` treats the feature maps alike.
+        fallback node all are float32, since ``compose`` treats the feature maps alike.
     """
     graph = part.graph
     initializers = {t.name: t for t in graph.initializer}

@@ -50,7 +50,7 @@ NEAR = 1.1
 REARRANGING = ("Concat", "Reshape", "Sigmoid", "Transpose")
 """Operators between a layer that predicts and the part's output."""
 LEADING = 0.35
-"""At most this share of a part's layers is kept as leading ones. They see the most pixels and do the least work."""
+"""At most this share of a part's layers stays float32 as leading ones: they see the most pixels and do little work."""
 HALF_PHOTOS = 4
 """Photos that half precision is measured on: ranges of activations differ little between photos."""
 MOST_PHOTOS = 32
@@ -68,7 +68,7 @@ class TypedSubnetworks:
     parts: dict[str, onnx.ModelProto]
     precision: str
     target: str
-    kept: Mapping[str, str] = field(default_factory=dict)
+    fallback_layers: Mapping[str, str] = field(default_factory=dict)
     """Layer that is not in the asked precision -> why."""
     photos: int = 0
     """Photos that ranges and costs were measured on."""
@@ -81,12 +81,12 @@ class TypedSubnetworks:
         return {name: emulate(part) if _has_half(part) else part for name, part in self.parts.items()}
 
     def notes(self) -> list[str]:
-        """What people should know: layers that were kept, and from how many photos that follows."""
+        """What people should know: fallback layers, and from how many photos that follows."""
         if self.precision == "float32":
             return []
-        kept = [f"not in {self.precision}: {name} ({why})" for name, why in self.kept.items()]
+        fallback = [f"not in {self.precision}: {name} ({why})" for name, why in self.fallback_layers.items()]
         photos = "1 photo" if self.photos == 1 else f"{self.photos} photos"
-        return [*(kept or [f"every layer is in {self.precision}"]), f"measured on {photos}"]
+        return [*(fallback or [f"every layer is in {self.precision}"]), f"measured on {photos}"]
 
 
 def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
@@ -138,18 +138,18 @@ def apply_precision(
     chosen = canvases if precision == "int8" else canvases[:HALF_PHOTOS]
     samples = sample_inputs(parts, spec, chosen)
     few = {part: arrays[:HALF_PHOTOS] for part, arrays in samples.items()}
-    kept: dict[str, str] = {}
+    fallback: dict[str, str] = {}
     if precision == "fp16" or target == "tensorrt":
         for name, part in parts.items():
-            kept |= unfit_for_half(part, few[name])
+            fallback |= unfit_for_half(part, few[name])
     if precision == "fp16":
-        half = {name: to_half(round_kernels(part, few[name], kept), kept) for name, part in parts.items()}
-        return TypedSubnetworks(half, precision, target, kept, len(chosen))
-    found = dict(kept)
+        half = {name: to_half(round_kernels(part, few[name], fallback), fallback) for name, part in parts.items()}
+        return TypedSubnetworks(half, precision, target, fallback, len(chosen))
+    found = dict(fallback)
     typed: dict[str, onnx.ModelProto] = {}
     for name, part in parts.items():
-        quantized, worse = _int8(part, samples[name], target, method, kept)
-        typed[name] = to_half(quantized, kept) if target == "tensorrt" else quantized
+        quantized, worse = _int8(part, samples[name], target, method, fallback)
+        typed[name] = to_half(quantized, fallback) if target == "tensorrt" else quantized
         found |= worse
     return TypedSubnetworks(typed, precision, target, found, len(chosen))
 
@@ -184,7 +184,7 @@ def _int8(
     samples: Sequence[NDArray[np.float32]],
     target: str,
     method: str,
-    kept: Mapping[str, str],
+    fallback: Mapping[str, str],
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """One part in int8, and the layers of it that are not -> why."""
     few = samples[:HALF_PHOTOS]
@@ -192,10 +192,10 @@ def _int8(
         ranges = Path(folder) / "ranges.json"
 
         def typed_but(layers: Iterable[str], part: onnx.ModelProto = part) -> onnx.ModelProto:
-            return quantize(part, samples, target, method, [*kept, *layers], ranges)
+            return quantize(part, samples, target, method, [*fallback, *layers], ranges)
 
-        last = [name for name in predictors(part) if name not in kept]
-        costs = [cost for cost in int8_costs(part, typed_but(last), samples) if cost.name not in kept]
+        last = [name for name in predictors(part) if name not in fallback]
+        costs = [cost for cost in int8_costs(part, typed_but(last), samples) if cost.name not in fallback]
         worse = dict.fromkeys(last, "what it makes are results") | {
             cost.name: _loses(cost) for cost in costs if not cost.error <= INT8_ERROR
         }
@@ -238,8 +238,8 @@ def leading_layers(
     """The layers at a part's front that have to stay better for its outputs to lose little: as few as will do.
 
     An error at the front goes through every layer behind it. Where even LEADING of the layers do not bring the
-    loss down to INT8_OUTPUT_ERROR, as few are kept as come near to what those would bring; where those do not
-    halve it, the front is not the cause, and none is kept.
+    loss down to INT8_OUTPUT_ERROR, as few fall back as come near to what those would bring; where those do not
+    halve it, the front is not the cause, and none falls back.
 
     Args:
         typed_but: makes the typed part in which the named layers are as before.

@@ -53,18 +53,18 @@ def sample_inputs(
         canvases: (canvas uint8 [1, H, W, 3], window float32 [1, 4]) of each photo.
     """
     model = compose(parts, spec)
-    seams = {}
+    boundaries = {}
     for part in SUBNETWORKS:
         nodes = [n for n in model.graph.node if n.name.startswith(f"{part}/")]
         made = {name for node in nodes for name in node.output} | {t.name for t in model.graph.initializer}
-        seams[part] = next(name for node in nodes for name in node.input if name and name not in made)
+        boundaries[part] = next(name for node in nodes for name in node.input if name and name not in made)
     del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in seams.values())
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in boundaries.values())
     session = open_session(model)
     samples: dict[str, list[NDArray[np.float32]]] = {part: [] for part in SUBNETWORKS}
     for canvas, window in canvases:
-        found = session.run(list(seams.values()), {"canvas": canvas, "window": window})
-        for part, array in zip(seams, found, strict=True):
+        found = session.run(list(boundaries.values()), {"canvas": canvas, "window": window})
+        for part, array in zip(boundaries, found, strict=True):
             some = np.linspace(0, len(array) - 1, min(len(array), SAMPLE_ROIS)).astype(int)
             samples[part].append(np.ascontiguousarray(array[some]))
     return samples

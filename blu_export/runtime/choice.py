@@ -1,14 +1,14 @@
 """Which of a model's files runs fastest here, and in which runtime.
 
 Precisions of one model lie beside each other, as ``blu export onnx`` names them: ``coco.onnx``,
-``coco.int8.onnx``, ``coco.fp16.onnx``. A reduced one may stand in for the exact one when it was made from
+``coco.int8.onnx``, ``coco.fp16.onnx``. A reduced one may replace the exact one when it was made from
 the same weights with the same settings and the parity that was measured at its export passed.
 
 What is fastest was either measured on this machine by ``blu benchmark`` (``runtime.tuning``), or follows from
 a rule. Nothing is measured while a model is being loaded.
 
-``coco.fit.onnx`` beside ``coco.onnx`` is the same network on canvases that fit the photos. It may stand in where
-the average precision that was measured at its export is that of the square canvas, within CANVAS_AP.
+``coco.fit.onnx`` beside ``coco.onnx`` is the same network on canvases that fit the photos. It may replace the
+other where the average precision that was measured at its export is that of the square canvas, within CANVAS_AP.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def choose(path: Path, runtime: str, precision: str, device: str | None, measure
         measure = measure or named
         why = f"usually the fastest for {files[chosen[0]].precision}; {measure} measures it here"
     if chosen[0] != path:
-        why += f"; {chosen[0].name} stands in for {path.name}, {_parity(files[chosen[0]])}"
+        why += f"; {chosen[0].name} replaces {path.name}, {_parity(files[chosen[0]])}"
         if fit_path(path) in files and chosen[0].name.startswith(fit_path(path).stem):
             changes = _canvas_changes(files[fit_path(path)])
             why += f", AP {' and '.join(f'{100 * v:+.1f} ({kind})' for kind, v in changes.items())} for its canvas"
@@ -106,7 +106,7 @@ def choose(path: Path, runtime: str, precision: str, device: str | None, measure
 
 
 def stand_ins(path: Path, on_gpu: bool = False) -> Iterator[tuple[Path, OnnxFile]]:
-    """What lies beside a float32 file and may stand in for it, the fastest last.
+    """What lies beside a float32 file and may replace it, the fastest last.
 
     The reduced precision is half on a GPU, else int8: a processor computes half in float32, slower than the exact
     file, and less exact, and ONNX Runtime has no int8 convolution for GPUs. Then come the same on canvases that fit.

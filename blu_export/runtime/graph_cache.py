@@ -71,7 +71,7 @@ def _stored(ort: Any, entry: Path, make_options: Callable[[], Any], providers: l
 
 
 def _store(ort: Any, data: bytes, entry: Path, make_options: Callable[[], Any], providers: list[Any]) -> Any:
-    """Optimize the model and store the outcome: whole or not at all, whoever else is doing the same."""
+    """Optimize the model and store the outcome: whole or not at all, also when other processes do the same."""
     try:
         with tempfile.TemporaryDirectory(prefix=".new-", dir=entry.parent, ignore_cleanup_errors=True) as work:
             options = make_options()

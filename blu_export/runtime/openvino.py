@@ -127,10 +127,10 @@ def cut_behind_trunk(graph: Any) -> tuple[Any, Any]:
     from openvino import opset13
 
     before, after = graph, graph.clone()
-    seams = [output for output, _ in _seams(before)]
-    trunk = openvino.Model(seams, before.get_parameters(), "trunk")
+    boundaries = [output for output, _ in _boundaries(before)]
+    trunk = openvino.Model(boundaries, before.get_parameters(), "trunk")
     parameters = []
-    for output, readers in _seams(after):
+    for output, readers in _boundaries(after):
         parameter = opset13.parameter(output.get_partial_shape(), output.get_element_type())
         parameter.output(0).set_names({min(output.get_names())})
         for reader in readers:
@@ -142,21 +142,21 @@ def cut_behind_trunk(graph: Any) -> tuple[Any, Any]:
     return trunk, openvino.Model(results, [*given, *parameters], "rest")
 
 
-def _seams(graph: Any) -> list[tuple[Any, list[Any]]]:
+def _boundaries(graph: Any) -> list[tuple[Any, list[Any]]]:
     """(output, inputs that read it from outside) of everything that the trunk's tensors are made from."""
     ends = [
         o for op in graph.get_ordered_ops() for o in op.outputs() if any(n.startswith(TRUNK) for n in o.get_names())
     ]
     inside = _ancestors(ends)
-    seams = []
+    boundaries = []
     for op in graph.get_ordered_ops():
         if op.get_friendly_name() not in inside or op.get_type_name() in ("Constant", "Parameter"):
             continue
         for output in op.outputs():
             readers = [r for r in output.get_target_inputs() if r.get_node().get_friendly_name() not in inside]
             if readers:
-                seams.append((output, readers))
-    return seams
+                boundaries.append((output, readers))
+    return boundaries
 
 
 def _ancestors(outputs: list[Any]) -> set[str]:

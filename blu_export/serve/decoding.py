@@ -105,7 +105,7 @@ class Decoders:
             held.give()
 
     async def close(self) -> None:
-        """End all decoders now, whatever they do."""
+        """End all decoders now, idle or not."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

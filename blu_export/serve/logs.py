@@ -1,6 +1,6 @@
 """Structured logs: a line of JSON per event on stderr; on a terminal a line for people.
 
-No one waits for whoever reads stderr: a thread writes the lines, and what it cannot get rid of is dropped and counted.
+Serving never waits for the reader of stderr: a thread writes the lines, and what does not fit is dropped and counted.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines go to stderr, and wait for whoever reads that
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines go to stderr, and wait for its reader
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]

@@ -80,7 +80,7 @@ class Ending:
         self.service.state = State.CLOSING
         while self.service.inside and loop.time() < end:
             await asyncio.sleep(POLL)
-        # Whoever still sends its body gets no answer to wait for.
+        # A client that still sends its body gets no answer to wait for.
         self.server.config.timeout_graceful_shutdown = max(1, round(min(end - loop.time(), 5)))
         self.server.should_exit = True
 

@@ -1,4 +1,4 @@
-"""ModelSnapshot: what a worker loaded, for the workers after it, whatever becomes of the model file meanwhile."""
+"""ModelSnapshot: what a worker loaded, for the workers after it, even if the model file changes meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blu_export.tensorrt.sidecar import sidecar_path
 
 
 class ModelSnapshot:
-    """A private copy of a loaded model file, of an engine's sidecar and of the precision that stood in for the file.
+    """A private copy of a loaded model file, of an engine's sidecar and of the precision chosen instead of the file.
 
     It lies in the folder for temporary files, in files without names: they go with the process, however that ends.
     Use ``await load(settings)``.

@@ -125,7 +125,7 @@ class Lane:
         return detections, masks
 
     def abandon(self) -> None:
-        """Wait until nothing uses the buffers any more, whatever became of it."""
+        """Wait until nothing uses the buffers any more, also after an error."""
         try:
             self._cuda.select()
             self._cuda.call("cudaStreamSynchronize", self._stream)

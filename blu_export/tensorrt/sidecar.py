@@ -20,7 +20,7 @@ from blu_export.files import atomic_write
 from blu_export.image import canvas_of
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
-SIDECAR_VERSION = 1
+SIDECAR_VERSION = 2
 UNKNOWN = "unknown"
 
 
@@ -92,7 +92,7 @@ class Sidecar:
     built_on: str = ""
     """GPU of the target that was there during the build; empty where there was none."""
     build_seconds: float = 0.0
-    kept: dict[str, str] = field(default_factory=dict)
+    fallback_layers: dict[str, str] = field(default_factory=dict)
     """Layers that are not in ``precision`` -> why."""
     typed_share: float | str = UNKNOWN
     """Share of learned layers whose weights are half or int8 in the graph that the builder was given."""
@@ -129,6 +129,8 @@ class Sidecar:
                 raise TypeError("not a JSON object")
             if values.get("version", SIDECAR_VERSION) > SIDECAR_VERSION:
                 raise ModelFileError(f"{source} was written by a newer blu.", "Upgrade blu-export.")
+            if "kept" in values:  # before version 2
+                values["fallback_layers"] = values.pop("kept")
             values["spec"] = ModelSpec.from_json(json.dumps(values["spec"]), source)
             values["batch"] = Batch(**values["batch"])
             values["canvases"] = _read_canvases(values.get("canvases"), values["spec"])

@@ -54,7 +54,7 @@ MAX_LOSS = 1e6
 
 Row = dict[str, float]
 Validate = Callable[[MaskRCNN, Path | None], Row]
-"""Measures a model: returns ``mask_ap`` and whatever else should be in the history, and draws
+"""Measures a model: returns ``mask_ap`` and anything else that should be in the history, and draws
 predictions to the path, if there is one. With several workers each of them calls it."""
 
 

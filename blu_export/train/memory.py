@@ -129,15 +129,15 @@ def host_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys
 
 
 def step_memory(model: MaskRCNN, canvas: tuple[int, int], config: TrainConfig, replicas: int = 1) -> float:
-    """Bytes that one device needs to train ``config``'s dearest stage on a canvas (height, width); an estimate."""
+    """Bytes one device needs to train ``config``'s most expensive stage on a canvas (height, width); an estimate."""
     local = config.batch // (replicas * config.accumulate)
     width = 1.0 if config.precision == "float32" else 0.5
-    dearest = max(
+    largest = max(
         _weights(model, config, layers) + local * width * _activations(model, canvas, config, layers)
         for layers in {stage.layers for stage in config.stages}
     )
     samples = config.workers * len(model.anchors(canvas)) * config.targets.max_gt_instances * _TARGETS * _BYTES
-    return _BASE + dearest + samples
+    return _BASE + largest + samples
 
 
 def _weights(model: MaskRCNN, config: TrainConfig, layers: str) -> float:

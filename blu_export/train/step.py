@@ -79,7 +79,7 @@ class Losses:
         logits = tf.reshape(logits, [*rows, spec.num_classes])
         deltas = tf.reshape(deltas, [*rows, spec.num_classes, 4])
 
-        # The mask head is the dearest part per ROI: it sees the positive ones alone.
+        # The mask head costs the most per ROI: it sees only the positive ones.
         positives = config.positive_rois
         pooled = pyramid_roi_align(targets.rois[:, :positives], pyramid, spec.mask_pool_size, shape)
         pooled = tf.boolean_mask(pooled, tf.reshape(targets.valid[:, :positives], [-1]))

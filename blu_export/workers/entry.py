@@ -43,7 +43,7 @@ def load_function(name: str) -> Any:
 
 
 def die_with(owner: int) -> None:
-    """End this process when its owner does, however that ends and whatever this process is doing."""
+    """End this process when its owner does, even by SIGKILL and in the middle of a call."""
     told = sys.platform == "linux" and not ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != owner:  # it ended before we asked
         os._exit(1)

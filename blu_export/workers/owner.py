@@ -75,7 +75,7 @@ class Child:
             return None
 
     def kill(self) -> None:
-        """End the process now; whoever waits for its messages gets ClosedError."""
+        """End the process now; readers of its messages get ClosedError."""
         self._process.kill()
 
     def close(self) -> None:

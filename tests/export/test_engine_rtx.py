@@ -181,7 +181,7 @@ def test_a_file_that_half_does_not_fit_is_no_fp16_engine(small_onnx: Path, tmp_p
 )
 def test_full_sized_engines(make_onnx: Callable[[str], Path], demo_photo: Path, name: str, trt: ModuleType) -> None:
     prepared = prepare(make_onnx(name), "fp16", [demo_photo])
-    assert prepared.layers.share == 1.0, prepared.kept
+    assert prepared.layers.share == 1.0, prepared.fallback_layers
     weights = sum(len(t.raw_data) for t in prepared.model.graph.initializer if t.name.startswith("trunk/"))
     model = prepared.model.SerializeToString()
     for capability in (T4, RTX3090):

@@ -119,7 +119,7 @@ def test_kernels_that_are_kept_stay(subnetworks: Parts, samples: Any) -> None:
 
 def test_half_types_every_layer(subnetworks: Parts, small_spec: Any, canvases: NDArray[np.uint8]) -> None:
     typed = apply_precision(subnetworks, small_spec, "fp16", "tensorrt", [(canvases[:1], WINDOW)])
-    assert not typed.kept
+    assert not typed.fallback_layers
     assert typed.notes() == ["every layer is in fp16", "measured on 1 photo"]
     for part in typed.parts.values():
         assert {kernel.dtype for kernel in kernels(part).values()} == {np.dtype(np.float16)}
@@ -216,7 +216,7 @@ def test_results_have_more_than_eight_bits(
 ) -> None:
     photos = [(canvas[None], WINDOW) for canvas in canvases[SEEN]]
     typed = apply_precision(subnetworks, small_spec, "int8", "portable", photos)
-    assert set(predictors(subnetworks["box_head"])) <= set(typed.kept)
+    assert set(predictors(subnetworks["box_head"])) <= set(typed.fallback_layers)
     for arrays in zip(*outputs_of(typed.parts["box_head"], samples["box_head"]), strict=True):
         assert len(np.unique(np.concatenate(arrays))) > 256
 

@@ -1,4 +1,4 @@
-"""Logs: no one waits for whoever reads stderr, and what repeats is told once."""
+"""Logs: serving never waits for the reader of stderr, and what repeats is told once."""
 
 from __future__ import annotations
 

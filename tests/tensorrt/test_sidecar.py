@@ -34,10 +34,18 @@ def make(**changes: Any) -> Sidecar:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    sidecar = make(kept={"trunk/conv": "overflows"}, parity={"passed": True}, log={"warnings": 2}, reduced_share=0.98)
+    sidecar = make(
+        fallback_layers={"trunk/conv": "overflows"}, parity={"passed": True}, log={"warnings": 2}, reduced_share=0.98
+    )
     assert sidecar.write(tmp_path / "coat.engine") == tmp_path / "coat.engine.json"
     assert read_sidecar(tmp_path / "coat.engine") == sidecar
     assert json.loads(sidecar.to_json())["spec"]["class_names"] == ["BG", "coat"]
+
+
+def test_a_sidecar_of_version_1_is_read() -> None:
+    values = json.loads(make(fallback_layers={"trunk/conv": "overflows"}).to_json()) | {"version": 1}
+    values["kept"] = values.pop("fallback_layers")
+    assert Sidecar.from_json(json.dumps(values)).fallback_layers == {"trunk/conv": "overflows"}
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def test_need_grows_with_batch_canvas_and_layers(model: MaskRCNN) -> None:
     assert need > step_memory(model, (512, 512), replace(config, batch=2)) > 1 * GB
     assert need > step_memory(model, (512, 256), config)
     assert need > step_memory(model, (512, 512), replace(config, layers="heads"))
-    assert need == step_memory(model, (512, 512), replace(config, layers="heads:1,all:2"))  # the dearest stage counts
+    assert need == step_memory(
+        model, (512, 512), replace(config, layers="heads:1,all:2")
+    )  # the most expensive stage counts
     assert step_memory(model, (512, 512), replace(config, accumulate=4)) == step_memory(
         model, (512, 512), replace(config, batch=1)
     )

@@ -1,6 +1,6 @@
 """How many training samples the input pipeline makes a second, without a model.
 
-    python -m benchmarks pipeline --dataset FOLDER [--config models/garments.toml] [--photos N] [--workers N]
+    python -m benchmarks pipeline --dataset FOLDER [--config models/garments-first.toml] [--photos N] [--workers N]
 
 The first pass decodes the photos, later ones find them in memory. Results also go to
 benchmarks/results/pipeline.json.
@@ -41,7 +41,7 @@ def measure(data: Any, batch: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--config", type=Path, default=ROOT.parent / "models" / "garments.toml")
+    parser.add_argument("--config", type=Path, default=ROOT.parent / "models" / "garments-first.toml")
     parser.add_argument("--photos", type=int, default=400, help="photos of a pass")
     parser.add_argument("--passes", type=int, default=4, help="passes that count, after the one that decodes")
     parser.add_argument("--workers", type=int, default=0, help="samples made at a time; default: the configuration's")

@@ -19,7 +19,7 @@ SMALL = small_models.SMALL | {"pre_nms_limit": 300, "post_nms_rois_inference": 6
 
 def garments_settings() -> dict[str, Any]:
     """Those of the embedded default model."""
-    settings = tomllib.loads((ROOT / "models" / "garments.toml").read_text())["model"]
+    settings = tomllib.loads((ROOT / "models" / "garments-first.toml").read_text())["model"]
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()} | {
         "class_names": ("BG", *(f"garment {i}" for i in range(1, 10)))
     }

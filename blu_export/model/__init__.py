@@ -8,5 +8,6 @@ weights ── a file becomes a checked model, and a model a file
 ├─ weight_files, h5, nested, checkpoints ── files of unknown origin, read with limits
 ├─ layers, report ── which tensors there must be, and which there are
 └─ given, config_file, config_classes, expressions, coco_classes ── what the file does not say
+scores ── calibration: a constant on the logit of a class
 direct ── the subnetworks as ONNX, from the tensors alone
 """

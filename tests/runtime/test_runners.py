@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.parity.verify import TOLERANCES, ParityReport, verify
 from blu_export.runtime import Runner, RunnerOptions, load_runner
 from blu_export.runtime.openvino import OpenVinoRunner, has_bf16
 
@@ -108,19 +109,30 @@ def test_bf16_cuts_the_graph_behind_the_trunk(fake_onnx: FakeOnnx, monkeypatch: 
             np.testing.assert_array_equal(masks[:, :, 14, 14], [[1, 1, 0]] * len(levels))
 
 
-def test_bf16_of_a_real_model_finds_what_float32_finds() -> None:
-    """On processors without bf16 units only the cut is proved, on the last bit."""
-    from blu_export.embedded import DEMO_PHOTO, embedded
-    from blu_export.parity.verify import TOLERANCES, verify
+def _bf16_beside_float32(photos: Sequence[Path]) -> ParityReport:
+    from blu_export.embedded import embedded
 
     with OpenVinoRunner(embedded()) as reference, pytest.MonkeyPatch.context() as patch:
-        exact = not has_bf16()
         patch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)
         with OpenVinoRunner(embedded(), bf16=True) as candidate:
-            report = verify(reference, candidate, [embedded(DEMO_PHOTO)], TOLERANCES["bf16"])
+            return verify(reference, candidate, photos, TOLERANCES["bf16"])
+
+
+def test_bf16_of_a_real_model_finds_what_float32_finds_on_the_demo_photo() -> None:
+    """On processors without bf16 units only the cut is proved, on the last bit."""
+    from blu_export.embedded import DEMO_PHOTO, embedded
+
+    found = _bf16_beside_float32([embedded(DEMO_PHOTO)]).to_json()
+    assert found["matched"] == found["instances"] > 0
+    if not has_bf16():
+        assert found["max_score_error"] == 0
+
+
+def test_bf16_of_a_real_model_is_within_its_bounds(shared: Path) -> None:
+    """Which hold over many instances: the few of one photo are small, and a rim of a pixel weighs much on them."""
+    report = _bf16_beside_float32(sorted((shared / "data" / "garments" / "images").iterdir())[:40])
     report.require()
-    if exact:
-        assert report.to_json()["max_score_error"] == 0
+    assert report.to_json()["instances"] >= 200
 
 
 def test_auto_says_what_it_took_and_why(fake_onnx: FakeOnnx, caplog: pytest.LogCaptureFixture) -> None:

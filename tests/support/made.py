@@ -74,6 +74,7 @@ def once(path: Path, make: Callable[[Path], object]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             unfinished = path.with_name(f".unfinished-{path.name}")
+            unfinished.unlink(missing_ok=True)  # of a process that was killed
             try:
                 make(unfinished)
                 unfinished.replace(path)

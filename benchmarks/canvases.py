@@ -5,7 +5,7 @@
     python -m benchmarks canvases --tables                     # the newest table into docs/performance.md
 
 The same subnetworks on both canvases, end to end on a JPEG photo, taking turns; the Keras model on the square canvas
-takes part where its weights are, and OpenVINO's bf16 where the processor has the units for it. Results go to
+takes part beside the first runtime, and OpenVINO's bf16 where the processor has the units for it. Results go to
 benchmarks/results/canvases.json and canvases.md.
 """
 
@@ -47,14 +47,14 @@ from blu_export.runtime.tuning import precision_path
 SHAPES = {"4:3": (480, 640), "16:9": (720, 1280), "2:3": (960, 640)}
 """Photos, (height, width)."""
 RUNTIMES: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner}
-KERAS = "keras tf.function float32 square"
+MODELS = (DEFAULT, *SPECS)
 PERFORMANCE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- canvases table: made by python -m benchmarks canvases --tables -->", "<!-- end of canvases table -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join((DEFAULT, *SPECS)), help="separated by commas")
+    parser.add_argument("--models", default=",".join(MODELS), help="separated by commas")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each candidate")
     parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -84,32 +84,41 @@ def write(models: Sequence[str], repeats: int, dataset: Path | None, folder: Pat
 
 
 def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str, Any]]:
-    """A row for each shape of photo: median seconds by "runtime precision canvas"."""
+    """A row for each shape of photo and each kind of runtime: seconds of every round, objects found, by canvas.
+
+    The two canvases of one kind take turns, and nothing else is loaded meanwhile: of a dozen models that wait, each
+    would find the processor's caches, and on some machines the memory of its weights, given to others. Keras takes part
+    beside the first kind.
+    """
     weights, onnx = model_files(model, photo_640(), dataset)
     threads = usable_cores()
-    with ExitStack() as opened:
-        detectors = {}
-        if weights.is_file():
-            say(f"loading {model} in Keras")
-            detectors[KERAS] = keras_on_square(model, weights).open(threads)
-        for name, (path, open_it) in _ours(onnx).items():
+    photo = decode(embedded(DEMO_PHOTO))
+    for index, (name, (path, open_it)) in enumerate(_ours(onnx).items()):
+        say(f"loading {model} {name}")
+        with ExitStack() as opened:
+            detectors = {}
             for canvas in ("square", "fit"):
-                say(f"loading {model} {name} {canvas}")
                 runner = open_it(recompose(path, image_resize_mode=canvas), "cpu", threads)
-                detectors[f"{name} {canvas}"] = Detector(opened.enter_context(runner))
-        photo = decode(embedded(DEMO_PHOTO))
-        for shape, (height, width) in SHAPES.items():
-            encoded = encode(np.asarray(cv2.resize(photo, (width, height)), np.uint8))
+                detectors[canvas] = Detector(opened.enter_context(runner))
+            if index == 0 and weights.is_file():
+                detectors["keras"] = keras_on_square(model, weights).open(threads)
+            for shape, (height, width) in SHAPES.items():
+                encoded = encode(np.asarray(cv2.resize(photo, (width, height)), np.uint8))
 
-            def once(detector: Detector, encoded: bytes = encoded) -> Callable[[], object]:
-                return lambda: detector(encoded)
+                def once(detector: Detector, encoded: bytes = encoded) -> Callable[[], object]:
+                    return lambda: detector(encoded)
 
-            say(f"{model}, {shape}")
-            rounds = take_turns({name: once(detector) for name, detector in detectors.items()}, repeats, 1)
-            seconds = {name: float(np.median(times)) for name, times in rounds.seconds.items()}
-            yield {"model": model, "shape": shape, "photo": f"{width}x{height}", "spread": rounds.spread} | {
-                "seconds": seconds
-            }
+                say(f"{model} {name}, {shape}")
+                rounds = take_turns({canvas: once(each) for canvas, each in detectors.items()}, repeats, 2)
+                yield {
+                    "model": model,
+                    "shape": shape,
+                    "photo": f"{width}x{height}",
+                    "runtime": name,
+                    "spread": rounds.spread,
+                    "seconds": rounds.seconds,
+                    "found": {canvas: len(each(encoded)) for canvas, each in detectors.items()},
+                }
 
 
 def _ours(onnx: Path) -> dict[str, tuple[Path, Callable[..., Runner]]]:
@@ -124,21 +133,28 @@ def _ours(onnx: Path) -> dict[str, tuple[Path, Callable[..., Runner]]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: square and fit in milliseconds, how much faster, and over Keras on the square canvas."""
+    """Markdown: medians; fit over square is the median over the rounds, fit over Keras the ratio of medians."""
+    keras = {
+        (row["model"], row["shape"]): float(np.median(row["seconds"]["keras"]))
+        for row in result["rows"]
+        if "keras" in row["seconds"]
+    }
     lines = [
-        "| model | photo | runtime | square | fit | fit over square | fit over Keras |",
-        "|---|---|---|---|---|---|---|",
+        "| model | photo | runtime | square | fit | fit over square | fit over Keras | objects, square and fit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
-        seconds = row["seconds"]
-        for name in (name for name in seconds if name.endswith(" fit")):
-            square, fit = seconds[name.removesuffix("fit") + "square"], seconds[name]
-            keras = f"{seconds[KERAS] / fit:.2f}×" if KERAS in seconds else "–"
-            lines.append(
-                f"| {row['model']} | {row['photo']} | {name.removesuffix(' fit')} | {1000 * square:.0f} ms | "
-                f"{1000 * fit:.0f} ms | {square / fit:.2f}× | {keras} |"
-            )
-    worst = max((row["spread"] for row in result["rows"]), default=1.0)
+    # Stable: shapes of one model together, runtimes in the order they were measured.
+    rows = sorted(result["rows"], key=lambda row: (MODELS.index(row["model"]), list(SHAPES).index(row["shape"])))
+    for row in rows:
+        square, fit = (np.asarray(row["seconds"][canvas]) for canvas in ("square", "fit"))
+        beside = keras.get((row["model"], row["shape"]))
+        over_keras = f"{beside / np.median(fit):.2f}×" if beside else "–"
+        lines.append(
+            f"| {row['model']} | {row['photo']} | {row['runtime']} | {1000 * np.median(square):.0f} ms | "
+            f"{1000 * np.median(fit):.0f} ms | {np.median(square / fit):.2f}× | {over_keras} | "
+            f"{row['found']['square']}, {row['found']['fit']} |"
+        )
+    worst = max((row["spread"] for row in rows), default=1.0)
     machine = result["machine"]
     lines += ["", f"{machine.get('processor', machine)}; spread of a fixed piece of work {worst:.2f}."]
     return "\n".join(lines)

@@ -148,7 +148,7 @@ def table(result: dict[str, Any]) -> str:
         if "keras" in row["seconds"]
     }
     lines = [
-        "| model | photo | runtime | square | fit | fit over square | fit over Keras | objects, square and fit | spread |",
+        "| model | photo | runtime | square | fit | fit over square | fit over Keras | objects | spread |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     # Stable: shapes of one model together, runtimes in the order they were measured.

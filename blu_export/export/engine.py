@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from blu_export import __version__
-from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
+from blu_export.errors import ImageError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.export.engine_graph import Prepared, prepare
 from blu_export.extras import install_command
 from blu_export.files import atomic_write, sha256_of
@@ -150,7 +150,12 @@ def build_engine(
     if decided.builder == "tensorrt-rtx" and decided.target.capability == TURING and request.precision == "int8":
         say("  NVIDIA's support matrix of TensorRT-RTX names fp16 for Turing cards, and not int8: prefer --fp16")
     photos = list(photos)
-    prepared = prepare(request.onnx, request.precision, photos, request.method, request.canvas)
+    try:
+        prepared = prepare(request.onnx, request.precision, photos, request.method, request.canvas)
+    except ImageError as error:
+        if request.calibration:
+            raise
+        raise UsageError(error.what, "Name photos of the model's kind with --calibration.") from error
     canvases = Canvases.of(prepared.spec, usual_canvas(photos, prepared.spec) if request.calibration else None)
     if not canvases.fixed:
         low, best, high = (f"{h}x{w}" for h, w in (canvases.smallest, canvases.best, canvases.largest))
@@ -173,8 +178,9 @@ def build_engine(
         f"{request.onnx.stem}.{request.precision}.{decided.target.sm}.engine"
     )  # fmt: skip
     options = BuildOptions(
-        request.batch, canvases, decided.target.capability, request.workspace, request.timing_cache, request.level
-    )
+        request.batch, canvases, decided.target.capability, request.workspace, request.timing_cache, request.level,
+        prepared.spec.image_channel_count,
+    )  # fmt: skip
     built = build(trt, prepared.model.SerializeToString(), options, prepared.names, progress)
     say(f"  built in {built.seconds:.0f} s, {built.log['warnings']} warnings")
     sidecar = Sidecar(

@@ -121,11 +121,6 @@ def prepare(
         )
     source = read_onnx(path)
     named = spec_of(source, str(path))
-    if named.image_channel_count != 3:
-        raise UsageError(
-            f"{path} takes {named.image_channel_count} channels; engines are built for RGB alone.",
-            "Run the ONNX file, on a GPU with --device cuda.",
-        )
     spec = named if canvas is None else named.with_settings(canvas_settings(canvas))
     found, target = source.precision, source.metadata.get(Metadata.TARGET, "portable")
     sha256 = hashlib.sha256(source.data).hexdigest()

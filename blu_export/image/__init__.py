@@ -1,6 +1,7 @@
 """Photos in and masks out: safe decoding, and the way onto a model's canvas and back.
 
     decode ── untrusted bytes to RGB pixels   (structure ── limits counted on the bytes before)
+      bands ── TIFFs of other bands, for models of other channels
     canvas ── mold: a photo scaled and padded, as a model takes it
     results ── unmold: what a model found, in pixels of the photo
 

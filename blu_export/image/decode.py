@@ -18,13 +18,13 @@ from PIL import (
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
-    TiffImagePlugin,
     WebPImagePlugin,
 )
 from PIL import Image as PilImage
 
 from blu_export.errors import ImageError, ImageFormatError, ImageSizeError
 from blu_export.image import structure
+from blu_export.image.bands import BandsTiff, TiffFile
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage.Image | NDArray[np.uint8]"
 
@@ -43,9 +43,9 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile], Check | None], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile, structure.check_jpeg),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile, structure.check_png),
     (b"BM", BmpImagePlugin.BmpImageFile, None),
-    (b"II*\0", TiffImagePlugin.TiffImageFile, structure.check_tiff),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile, structure.check_tiff),
-    (b"II+\0", TiffImagePlugin.TiffImageFile, structure.check_tiff),
+    (b"II*\0", TiffFile, structure.check_tiff),
+    (b"MM\0*", TiffFile, structure.check_tiff),
+    (b"II+\0", TiffFile, structure.check_tiff),
     (b"WEBP", WebPImagePlugin.WebPImageFile, structure.check_webp),
     (b"GIF8", GifImagePlugin.GifImageFile, None),
     (b"avif", AvifImagePlugin.AvifImageFile, None),
@@ -172,6 +172,10 @@ def _decode_file(file: Any, name: str, options: _Options) -> NDArray[np.uint8]:
         if check is not None:
             check(file, name)
             file.seek(0)
+        if plugin is TiffFile:
+            if BandsTiff(file).wanted_for(options.channels):
+                return _decode_bands(file, name, options)
+            file.seek(0)
         if plugin is PngImagePlugin.PngImageFile:
             file = structure.without_text(file, _TEXT_EXIF)
         # The plugin itself, not Image.open: that would try other formats, and warn of sizes allowed here.
@@ -179,8 +183,8 @@ def _decode_file(file: Any, name: str, options: _Options) -> NDArray[np.uint8]:
     except ImageError:
         raise
     except Exception as error:  # damaged headers raise almost anything in Pillow's plugins
-        if plugin is TiffImagePlugin.TiffImageFile and str(error) in _UNKNOWN_PIXELS:
-            raise structure.unsupported_tiff(file, name) from error
+        if plugin is TiffFile and str(error) in _UNKNOWN_PIXELS:
+            return _decode_bands(file, name, options)
         raise _broken(name, error) from error
     with image:
         return _decode_pil(image, name, options)
@@ -219,6 +223,25 @@ def _decode_pil(image: PilImage.Image, name: str, options: _Options) -> NDArray[
     except Exception as error:  # as above: there is no closed list
         raise _broken(name, error) from error
     return pixels
+
+
+def _decode_bands(file: Any, name: str, options: _Options) -> NDArray[np.uint8]:
+    """A TIFF with bands that no photo has."""
+    try:
+        tiff = BandsTiff(file)
+        if not tiff.readable:
+            raise structure.unsupported_tiff(file, name)
+        if tiff.bands != options.channels and not (options.channels == RGB and tiff.is_color):
+            raise _other_channels(name, tiff.bands, options.channels)
+        options.check_size(tiff.height, tiff.width, name)
+        pixels = tiff.read(options.max_pixels, name)[..., : options.channels]
+        if pixels.dtype != np.uint8:
+            pixels = _upper_bits(pixels, 16, tiff.largest, options.bits)
+        return np.ascontiguousarray(tiff.upright(pixels) if options.turn else pixels)
+    except ImageError:
+        raise
+    except Exception as error:  # as above
+        raise _broken(name, error) from error
 
 
 def _decode_array(array: NDArray[Any], options: _Options) -> NDArray[np.uint8]:
@@ -311,5 +334,7 @@ def _upper_bits(values: NDArray[Any], depth: int, largest: Any, bits: int | None
 def _broken(name: str, error: Exception) -> ImageError:
     if isinstance(error, MemoryError):
         return ImageSizeError(f"{name} needs more memory than there is.", "Make it smaller.")
+    if isinstance(error, PilImage.DecompressionBombError):  # of WebP alone: a limit of Pillow's own
+        return ImageSizeError(f"{name} has more pixels than Pillow reads in this format.", "Save it as PNG or JPEG.")
     reason = str(error).rstrip(".") or type(error).__name__
     return ImageError(f"{name} is damaged: {reason}.", "Save it again, or get a whole copy.")

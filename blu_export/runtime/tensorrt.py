@@ -208,15 +208,15 @@ class TensorRtRunner(Runner):
 
 
 def _check_input(sidecar: Sidecar, canvas: NDArray[np.uint8], window: NDArray[np.float32]) -> None:
-    canvases = sidecar.canvases
-    good = canvas.dtype == np.uint8 and canvas.ndim == 4 and canvas.shape[3] == 3 and len(canvas) > 0
+    canvases, channels = sidecar.canvases, sidecar.spec.image_channel_count
+    good = canvas.dtype == np.uint8 and canvas.ndim == 4 and canvas.shape[3] == channels and len(canvas) > 0
     if not good or window.shape != (len(canvas), 4) or not canvases.hold(canvas.shape[1], canvas.shape[2]):
         sides = [
             str(low) if low == high else f"{low} to {high}"
             for low, high in zip(canvases.smallest, canvases.largest, strict=True)
         ]
         raise UsageError(
-            f"The engine takes canvases uint8 [B, {sides[0]}, {sides[1]}, 3] and windows [B, 4], "
+            f"The engine takes canvases uint8 [B, {sides[0]}, {sides[1]}, {channels}] and windows [B, 4], "
             f"not {canvas.dtype} {list(canvas.shape)} and {list(window.shape)}."
         )
 
@@ -238,7 +238,8 @@ def _check_shapes(trt: ModuleType, engine: tensorrt.ICudaEngine, sidecar: Sideca
     canvases = sidecar.canvases
     sizes = zip((batch.smallest, batch.best, batch.largest),
                 (canvases.smallest, canvases.best, canvases.largest), strict=True)  # fmt: skip
-    if found != wanted or [tuple(shape) for shape in profile] != [(size, *canvas, 3) for size, canvas in sizes]:
+    shapes_wanted = [(size, *canvas, spec.image_channel_count) for size, canvas in sizes]
+    if found != wanted or [tuple(shape) for shape in profile] != shapes_wanted:
         differing = (
             ", ".join(sorted({n for n in {*wanted, *found} if wanted.get(n) != found.get(n)}))
             or "batch sizes or canvases"

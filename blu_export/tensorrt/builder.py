@@ -46,6 +46,8 @@ class BuildOptions:
     """Read before and written after the build; TensorRT only, since the other times nothing."""
     level: int | None = None
     """Builder optimization level, 0..5; None is the builder's default."""
+    channels: int = 3
+    """Of a canvas."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def build(
     sizes = (batch.smallest, batch.best, batch.largest)
     shapes: dict[str, list[Any]] = {  # tuples become TensorRT's Dims by themselves
         "canvas": [
-            (size, *canvas, 3)
+            (size, *canvas, options.channels)
             for size, canvas in zip(sizes, (canvases.smallest, canvases.best, canvases.largest), strict=True)
         ],
         "window": [(size, 4) for size in sizes],

@@ -67,7 +67,7 @@ def inspect(
     inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
     context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:  # formats of dynamic shapes are shown for a context's shapes only
-        context.set_input_shape("canvas", (batch.best, *canvases.best, 3))
+        context.set_input_shape("canvas", (batch.best, *canvases.best, engine.get_tensor_shape("canvas")[3]))
         context.set_input_shape("window", (batch.best, 4))
         inspector.execution_context = context
     return read_report(inspector.get_engine_information(trt.LayerInformationFormat.JSON), layers)

@@ -53,6 +53,7 @@ class Lane:
         self, trt: ModuleType, cuda: Cuda, engine: tensorrt.ICudaEngine, spec: ModelSpec, sidecar: Sidecar
     ) -> None:
         self._trt, self._cuda, self._engine, self._batch = trt, cuda, engine, sidecar.batch
+        self._channels = spec.image_channel_count
         self._contexts: dict[Shape, tensorrt.IExecutionContext] = {}  # the one used longest ago first
         self._captured: dict[Shape, Any] = {}
         self._pinned: list[int] = []
@@ -64,7 +65,7 @@ class Lane:
             self.graphs = "left to TensorRT-RTX"
         most, rows = self._batch.largest, spec.detection_max_instances
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "canvas": ((most * prod(sidecar.canvases.largest) * spec.image_channel_count,), np.uint8),
+            "canvas": ((most * prod(sidecar.canvases.largest) * self._channels,), np.uint8),
             "window": ((most, 4), np.float32),
             "detections": ((most, rows, 6), np.float32),
             "masks": ((most, rows, *spec.mask_shape), np.float32),
@@ -158,8 +159,9 @@ class Lane:
         return flat.reshape(shape)
 
     def _canvases(self, shape: Shape) -> NDArray[np.uint8]:
-        """The pinned memory for canvases of this shape: uint8 [B, H, W, 3]."""
-        pixels: NDArray[np.uint8] = self._host["canvas"][: prod(shape) * 3].reshape(*shape, 3)
+        """The pinned memory for canvases of this shape: uint8 [B, H, W, C]."""
+        whole = (*shape, self._channels)
+        pixels: NDArray[np.uint8] = self._host["canvas"][: prod(whole)].reshape(whole)
         return pixels
 
     def _forget(self, shape: Shape) -> None:
@@ -185,7 +187,8 @@ class Lane:
             )
         if self._scratch:  # the lane's contexts never run at the same time
             context.set_device_memory(self._scratch, engine.device_memory_size_v2)
-        good = [context.set_input_shape("canvas", (*shape, 3)), context.set_input_shape("window", (shape[0], 4))]
+        good = [context.set_input_shape("canvas", (*shape, self._channels))]
+        good += [context.set_input_shape("window", (shape[0], 4))]
         good += [context.set_tensor_address(name, pointer) for name, pointer in self._device.items()]
         if not all(good):
             raise BluError(

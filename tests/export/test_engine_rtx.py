@@ -15,6 +15,7 @@ from types import ModuleType
 
 import onnx
 import pytest
+from PIL import Image
 
 from blu_export.cli.main import main
 from blu_export.embedded import embedded
@@ -105,6 +106,23 @@ def test_a_pad64_file_is_an_engine_too(small_onnx: Path, tmp_path: Path, demo_ph
     request = Request(tmp_path / "pad64.onnx", "fp16", "t4", output=tmp_path / "pad64.engine", verify=False)
     _, sidecar = build_engine(request, [demo_photo], None, lambda line: None)
     assert sidecar.canvases == Canvases.of(sidecar.spec) and not sidecar.canvases.fixed
+
+
+def test_an_engine_of_four_channels(
+    make_onnx: Callable[[str], Path], demo_photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photo, engine = tmp_path / "photo.png", tmp_path / "four.engine"
+    with Image.open(demo_photo) as image:
+        gray = image.convert("L")
+        Image.merge("RGBA", (*image.convert("RGB").split(), gray)).save(photo)
+    arguments = (make_onnx("small-four"), "--fp16", "--target", "t4", "-o", engine)
+    code, out, err = run(capfd, *arguments)
+    assert (code, out) == (2, ""), err
+    assert "has 3 channels, and the model takes 4" in err and "--calibration" in err
+    code, _, err = run(capfd, *arguments, "--calibration", photo)
+    assert code == 0, err
+    assert "matched instances" in err
+    assert read_sidecar(engine).spec.image_channel_count == 4
 
 
 def test_one_engine_serves_one_card(small_onnx: Path, tmp_path: Path, demo_photo: Path, trt: ModuleType) -> None:

@@ -114,6 +114,21 @@ def test_canvases_of_many_shapes(
     assert made.cuda.graphs == 0
 
 
+@pytest.mark.parametrize("channels", [1, 4, 8])
+def test_canvases_of_other_channels(
+    fake_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    path = fake_onnx(image_channel_count=channels, mean_pixel=(7.0,) * channels)
+    made = Machine(path, tmp_path, monkeypatch)
+    canvas = np.random.default_rng(4).integers(0, 256, (3, 64, 64, channels), np.uint8)
+    window = np.tile(np.array([0, 0, 64, 64], np.float32), (3, 1))
+    with made.reference, made.runner() as runner:
+        for _ in range(3):  # first run, capture, replay
+            same(runner.run(canvas, window), made.reference.run(canvas, window))
+        with pytest.raises(UsageError, match=rf"64, 64, {channels}\] .* not uint8 \[3, 64, 64, 3\]"):
+            runner.run(canvas[..., :1].repeat(3, axis=3), window)
+
+
 def test_a_small_batch_is_filled_up_to_the_engines_smallest(machine: Machine) -> None:
     machine.trt.sizes = (2, 2, 4)
     machine.describe()

@@ -252,7 +252,8 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         canvases = self.trt.canvases or [tuple(self.get_tensor_shape(name)[1:3])] * 3
-        return [[size, *canvas, 3] for size, canvas in zip(self.trt.sizes, canvases, strict=True)]
+        channels = self.get_tensor_shape(name)[3]
+        return [[size, *canvas, channels] for size, canvas in zip(self.trt.sizes, canvases, strict=True)]
 
     def create_runtime_config(self) -> Any:
         return SimpleNamespace(cuda_graph_strategy=None)

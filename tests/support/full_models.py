@@ -35,7 +35,9 @@ FULL_SIZED = {
 def specs() -> dict[str, ModelSpec]:
     """Every model by name."""
     found = {name: ModelSpec(backbone=name, **settings) for name, settings in FULL_SIZED.items()}
-    return found | {"garments": ModelSpec(**garments_settings()), "small": ModelSpec(**SMALL)}
+    four = {"image_channel_count": 4, "mean_pixel": (90.0, 100.0, 110.0, 120.0)}
+    small = {"small": ModelSpec(**SMALL), "small-four": ModelSpec(**SMALL | four)}
+    return found | {"garments": ModelSpec(**garments_settings())} | small
 
 
 def export(spec: ModelSpec, path: Path) -> Path:

@@ -196,7 +196,7 @@ def fake_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             nodes,
             "fake",
             [
-                info("canvas", TensorProto.UINT8, ["batch", height, width, 3]),
+                info("canvas", TensorProto.UINT8, ["batch", height, width, spec.image_channel_count]),
                 info("window", TensorProto.FLOAT, ["batch", 4]),
             ],
             [

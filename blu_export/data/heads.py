@@ -31,15 +31,21 @@ class PhotoHead:
 
 def read_head(content: bytes) -> PhotoHead | None:
     """Size and orientation from the first bytes of a photo; None where they do not tell."""
+    from blu_export.image.bands import SIGNATURES, BandsTiff
+
     try:
-        with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP", "BMP", "TIFF"]) as image:
-            orientation = (
-                image.getexif().get(_ORIENTATION, 1) if image.info.get("exif") or image.format == "TIFF" else 1
-            )
-            known = isinstance(orientation, int) and 1 <= orientation <= 8
-            return PhotoHead(image.height, image.width, orientation if known else 1)
+        if content[:4] in SIGNATURES:  # of which Pillow gives the size as it is shown, and not all have its modes
+            tiff = BandsTiff(io.BytesIO(content))
+            return _head(tiff.height, tiff.width, tiff.orientation)
+        with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP", "BMP"]) as image:
+            return _head(image.height, image.width, image.getexif().get(_ORIENTATION) if "exif" in image.info else 1)
     except Exception:  # damaged headers raise almost anything in Pillow's plugins
         return None
+
+
+def _head(height: int, width: int, orientation: object) -> PhotoHead:
+    known = isinstance(orientation, int) and 1 <= orientation <= 8
+    return PhotoHead(height, width, orientation if known else 1)  # type: ignore[arg-type]
 
 
 def is_turn_unknown(head: PhotoHead) -> bool:

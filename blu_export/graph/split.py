@@ -60,7 +60,7 @@ def split(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, onnx.ModelProto]
 def _input_shape(part: str, spec: ModelSpec) -> list[int | str]:
     channels = spec.top_down_pyramid_size
     if part == "trunk":
-        return ["batch", 3, *(spec.canvas or ("height", "width"))]
+        return ["batch", spec.image_channel_count, *(spec.canvas or ("height", "width"))]
     if part == "box_head":
         return ["batch", spec.pool_size**2 * channels]
     return ["batch", channels, spec.mask_pool_size, spec.mask_pool_size]

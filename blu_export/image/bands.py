@@ -18,6 +18,7 @@ from PIL import TiffImagePlugin
 
 from blu_export.errors import ImageSizeError
 
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0")
 MAX_BANDS = 64
 RGB_BANDS = 3
 MOST_COLORS = 4
@@ -49,7 +50,14 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
-    """Pillow's reader without its own limit of pixels: sizes are checked before it decodes anything."""
+    """Pillow's reader without its own limit of pixels, since sizes are checked before it decodes; it turns nothing."""
+
+    def _open(self) -> None:
+        super()._open()
+        self._size = self._tile_size
+
+    def load_end(self) -> None:
+        """Leave the image as it is stored."""
 
     def load_prepare(self) -> None:
         """Make room for the pixels."""
@@ -79,6 +87,8 @@ class BandsTiff:
         self._tags = TiffImagePlugin.ImageFileDirectory_v2(head + file.read(8) if self._big else head)
         file.seek(self._tags.next)
         self._tags.load(file)
+        if not any(places in self._tags for places in (_STRIPS[0], _TILES[0])):
+            raise ValueError("its directory is cut off")
         self._tiled = _TILES[0] in self._tags
         self._separate = self._number(_PLANES, 1) == _SEPARATE
         self._extra = self._numbers(_EXTRA_BANDS, 0) if _EXTRA_BANDS in self._tags else ()
@@ -86,9 +96,14 @@ class BandsTiff:
         self.height, self.width = self._number(_HEIGHT), self._number(_WIDTH)
         self.largest = self._tags.get(_MAX_VALUE)
 
+    @property
+    def orientation(self) -> int:
+        """As in EXIF: 1 upright, 2 to 4 mirrored or upside down, 5 to 8 on its side."""
+        return self._number(_ORIENTATION, 1)
+
     def upright(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """The image as it is to be seen."""
-        turn = _TURNS.get(self._number(_ORIENTATION, 1))
+        turn = _TURNS.get(self.orientation)
         return pixels if turn is None else turn(pixels)
 
     @property

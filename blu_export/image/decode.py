@@ -24,7 +24,7 @@ from PIL import Image as PilImage
 
 from blu_export.errors import ImageError, ImageFormatError, ImageSizeError
 from blu_export.image import structure
-from blu_export.image.bands import BandsTiff, TiffFile
+from blu_export.image.bands import SIGNATURES, BandsTiff, TiffFile
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage.Image | NDArray[np.uint8]"
 
@@ -43,9 +43,7 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile], Check | None], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile, structure.check_jpeg),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile, structure.check_png),
     (b"BM", BmpImagePlugin.BmpImageFile, None),
-    (b"II*\0", TiffFile, structure.check_tiff),
-    (b"MM\0*", TiffFile, structure.check_tiff),
-    (b"II+\0", TiffFile, structure.check_tiff),
+    *((signature, TiffFile, structure.check_tiff) for signature in SIGNATURES),
     (b"WEBP", WebPImagePlugin.WebPImageFile, structure.check_webp),
     (b"GIF8", GifImagePlugin.GifImageFile, None),
     (b"avif", AvifImagePlugin.AvifImageFile, None),
@@ -213,7 +211,6 @@ def _decode_pil(image: PilImage.Image, name: str, options: _Options) -> NDArray[
     options.check_size(image.height, image.width, name)
     try:
         image.load()
-        # After load: that is what turns a TIFF.
         transpose = _ORIENTATIONS.get(_orientation(image, name)) if options.turn else None
         upright = image if transpose is None else image.transpose(transpose)
         as_seen = options.channels == RGB
@@ -268,7 +265,8 @@ def _orientation(image: PilImage.Image, name: str) -> int:
     try:
         if isinstance(profile := image.info.get(_TEXT_EXIF), str):  # a PNG's, in text that may have been compressed
             structure.check_exif(bytes.fromhex("".join(profile.split("\n")[3:])), name)
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        tags = image.tag_v2 if isinstance(image, TiffFile) else image.getexif()  # which a loaded TIFF cannot read
+        value = tags.get(_EXIF_ORIENTATION, 1)
     except ImageError:
         raise
     except Exception:  # EXIF that cannot be parsed: viewers show such a photo as it is stored

@@ -11,6 +11,7 @@ from PIL import Image
 from blu_export.data.finder import PhotoFinder, name_parts
 from blu_export.data.heads import is_turn_unknown, read_head
 from blu_export.data.storage import LocalStorage
+from blu_export.image import decode
 
 
 def find(root: Path, *names: str, part: str = "", usual: str = "images") -> list[str | None]:
@@ -83,11 +84,15 @@ def test_name_parts() -> None:
 @pytest.mark.parametrize(
     ("orientation", "turned", "unknown"), [(1, (2, 4), False), (3, (2, 4), True), (6, (4, 2), False)]
 )
-def test_heads(tmp_path: Path, orientation: int, turned: tuple[int, int], unknown: bool) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_heads(tmp_path: Path, name: str, orientation: int, turned: tuple[int, int], unknown: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
-    head = read_head((tmp_path / "a.jpg").read_bytes())
+    Image.new("RGB", (4, 2)).save(tmp_path / name, exif=exif)
+    content = (tmp_path / name).read_bytes()
+    assert decode(content).shape[:2] == turned
+    assert decode(content, turn=False).shape == (2, 4, 3)
+    head = read_head(content)
     assert head is not None
     assert (head.turned, is_turn_unknown(head)) == (turned, unknown)
     assert read_head(b"no photo") is None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from blu_export.data.heads import PhotoHead, read_head
 from blu_export.errors import ImageError, ImageFormatError, ImageSizeError
 from blu_export.image import decode
 
@@ -135,6 +136,8 @@ def test_bands_are_turned_as_photos_are(orientation: int) -> None:
     found = decode(tiff(pixels, tags={274: [orientation]}), channels=5)
     photo = decode(tiff(pixels[..., :3], tags={274: [orientation], 262: [2]}))
     np.testing.assert_array_equal(found[..., :3], photo)
+    head = read_head(tiff(pixels, tags={274: [orientation]}))
+    assert head == PhotoHead(*SIDES, orientation) and head.turned == photo.shape[:2]
 
 
 def test_bits_that_are_used() -> None:

@@ -6,7 +6,7 @@ Three layouts, all as layers with tensors in order:
 - the same below a ``model_weights`` group, as Keras 2 ``model.save("x.h5")`` writes it;
 - Keras 3 ``.weights.h5`` (and the one inside a ``.keras`` archive): a ``vars`` group per layer whose
   attribute ``name`` is the layer's; that of a ``TimeDistributed`` layer is empty, and the tensors lie in
-  ``layer/vars``.
+  ``layer/vars``. Before Keras 3.6 there is no such attribute: see ``keras_names``.
 
 HDF5 can refer to other files, run plug-ins and claim any size, so nothing is followed, decoded or
 allocated before it was looked at.
@@ -67,6 +67,8 @@ class StoredWeights(NamedTuple):
     not_float: dict[str, str]
     """``layer/tensor`` -> type of the tensors that were left out since they are not floats: counters, states of
     random generators."""
+    named: bool = True
+    """Whether layers have their names; else their places in the file."""
 
 
 def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> StoredWeights:
@@ -86,7 +88,7 @@ def read_layers(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Store
         size = _check_header(source, name)
         with h5py.File(source, "r", locking=False) as file:
             reader = _Reader(name, size)
-            return StoredWeights(reader.layers(file), reader.spec(file), reader.not_float)
+            return StoredWeights(reader.layers(file), reader.spec(file), reader.not_float, reader.named)
     except _LIBRARY_ERRORS as error:
         raise ModelFileError(f"{name} cannot be read as HDF5 ({_one_line(error)}).", "Copy the file again.") from error
 
@@ -143,6 +145,7 @@ class _Reader:
         self.bytes_left = min(MAX_FILE_BYTES, MAX_EXPANSION * size)
         self.groups_left = MAX_GROUPS
         self.not_float: dict[str, str] = {}
+        self.named = True
 
     def layers(self, file: Any) -> Layers:
         root = file
@@ -188,15 +191,13 @@ class _Reader:
             name = wrapper or variables.attrs.get("name")
             keys = sorted((key for key in variables if key.isdecimal()), key=int)[:MAX_TENSORS]
             if keys and not isinstance(name, str):
-                raise ModelFileError(
-                    f"{self.name} does not name its layers, as files of Keras 2.12 to 3.5 in this format do not.",
-                    "Load it in the program that wrote it, and write model.save_weights('NAME.h5') of tf_keras or "
-                    "model.save_weights('NAME.weights.h5') of a newer Keras.",
-                )
-            if keys and name in layers:
-                self._refuse(f"it has two layers named '{name}'")
+                self.named, layer = False, group.name.strip("/")
+            else:
+                layer = str(name)
+            if keys and layer in layers:
+                self._refuse(f"it has two layers named '{layer}'")
             if keys:
-                self._add(layers, str(name), variables, keys)
+                self._add(layers, layer, variables, keys)
         is_wrapper = variables is not None and not len(variables) and isinstance(name, str)
         for folder, member in folders.items():
             self._keras3(member, layers, depth - 1, name if is_wrapper and folder == "layer" else None)

@@ -23,6 +23,7 @@ import numpy as np
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.model.h5 import MAX_FILE_BYTES, Layers, StoredWeights, Tensor, read_layers
+from blu_export.model.keras_names import name_layers
 
 MAX_CONFIG_BYTES = 2**24
 BASE_SECONDS = 5
@@ -46,24 +47,38 @@ def read_weight_file(path: str | os.PathLike[str]) -> StoredWeights:
     path = Path(path)
     try:
         if path.suffix.lower() == ".keras":
-            content, spec = _open_archive(path)
-            return _read_apart(_STDIN, path.name, len(content), content)._replace(spec=spec)
-        return _read_apart(os.fspath(path), path.name, path.stat().st_size)
+            content, config = _open_archive(path)
+            stored = _read_apart(_STDIN, path.name, len(content), content)._replace(spec=_spec_in(config))
+            return stored if stored.named else stored._replace(layers=name_layers(stored.layers, config, path.name))
+        stored = _read_apart(os.fspath(path), path.name, path.stat().st_size)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
+    if not stored.named:
+        raise ModelFileError(
+            f"{path.name} does not name its layers, as files of Keras 2.12 to 3.5 in this format do not.",
+            "Give the whole model, model.save('NAME.keras'), whose configuration names them; or load it in the program "
+            "that wrote it, and write model.save_weights('NAME.h5') of tf_keras or "
+            "model.save_weights('NAME.weights.h5') of a newer Keras.",
+        )
+    return stored
 
 
-def _open_archive(path: Path) -> tuple[bytes, str | None]:
-    """The HDF5 file inside a ``.keras`` archive, and the spec in its configuration."""
+def _open_archive(path: Path) -> tuple[bytes, Any]:
+    """The HDF5 file inside a ``.keras`` archive, and its configuration."""
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(_member(archive, "config.json", MAX_CONFIG_BYTES))
             weights = _member(archive, "model.weights.h5", MAX_FILE_BYTES)
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise ModelFileError(f"{path} is not a Keras archive ({error}).", "Save it again with model.save().") from error
-    spec = config.get("config") if isinstance(config, dict) else None
-    text = spec.get("spec") if isinstance(spec, dict) else None
-    return weights, text if isinstance(text, str) else None
+    return weights, config
+
+
+def _spec_in(config: Any) -> str | None:
+    """The spec in an archive of ours."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    text = inner.get("spec") if isinstance(inner, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -108,13 +123,13 @@ def _unpack(message: bytes) -> StoredWeights:
             tensor: Tensor = np.frombuffer(message, "<f4", count, position).reshape(shape)
             layers[layer].append((name, tensor))
             position += 4 * count
-    return StoredWeights(layers, header["spec"], header["not_float"])
+    return StoredWeights(layers, header["spec"], header["not_float"], header["named"])
 
 
 def _pack(stored: StoredWeights, out: IO[bytes]) -> None:
     """A line of JSON, then all tensors, little-endian, one after another."""
     table = [[layer, [[name, tensor.shape] for name, tensor in tensors]] for layer, tensors in stored.layers.items()]
-    header = {"layers": table, "spec": stored.spec, "not_float": stored.not_float}
+    header = {"layers": table, "spec": stored.spec, "not_float": stored.not_float, "named": stored.named}
     out.write(json.dumps(header).encode() + b"\n")
     for tensors in stored.layers.values():
         for _, tensor in tensors:

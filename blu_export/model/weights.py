@@ -41,7 +41,7 @@ class Weights:
         layers: layer name -> (inner name, float32 tensor), under the names that the model here has.
         stored_spec: JSON of the spec that our own files carry.
         not_float: tensors that were left out, ``layer/tensor`` -> type.
-        note: says which file of a folder this is.
+        note: says which file of a folder this is, and where its layers' names come from.
         blocks: of stages 2 to 5 of the ResNet; empty for another backbone.
     """
 
@@ -129,6 +129,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """
     file, note = resolve_weights(path)
     stored = read_weight_file(file)
+    if not stored.named:
+        order = "does not name its layers: named by their order in its configuration"
+        note = f"{note}; it {order}" if note else f"{file.name} {order}"
     layers = split_nested(stored.layers)
     blocks: tuple[int, ...] = ()
     if any(name.startswith("res") and "_branch" in name for name in layers):

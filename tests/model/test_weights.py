@@ -167,7 +167,7 @@ def test_many_layers_and_a_long_spec_survive(tmp_path: Path) -> None:
     layers = {f"{'layer' * 20}{i}": [(f"k{i}", np.full((1,), i, np.float32))] for i in range(1500)}
     spec = json.dumps("é" * 40_000)
     write_layers(tmp_path / "many.h5", layers, spec)
-    found, text, _ = read_layers(tmp_path / "many.h5", "many.h5")
+    found, text, *_ = read_layers(tmp_path / "many.h5", "many.h5")
     assert list(found) == list(layers)
     assert text == spec
 
@@ -344,14 +344,14 @@ def test_a_model_that_is_one_nested_layer_is_split_by_names(model: Any, saved: P
 
 
 def test_the_rpn_is_read_by_names_in_any_order(model: Any, saved: Path, tmp_path: Path) -> None:
-    layers, spec, _ = read_layers(saved, "saved")
+    layers, spec, *_ = read_layers(saved, "saved")
     layers["rpn_model"] = [layers["rpn_model"][i] for i in (5, 2, 0, 4, 3, 1)]
     write_layers(tmp_path / "rpn.h5", layers, spec or "")
     assert same_weights(model, build_model(tmp_path / "rpn.h5")[0])
 
 
 def test_normalization_is_read_by_names_in_any_order(model: Any, saved: Path, tmp_path: Path) -> None:
-    layers, spec, _ = read_layers(saved, "saved")
+    layers, spec, *_ = read_layers(saved, "saved")
     layers["mrcnn_class_bn1"] = layers["mrcnn_class_bn1"][::-1]
     write_layers(tmp_path / "norm.h5", layers, spec or "")
     assert same_weights(model, build_model(tmp_path / "norm.h5")[0])
@@ -373,6 +373,77 @@ def test_heads_in_time_distributed_layers(tmp_path: Path, suffix: str) -> None:
         wanted = ported.get_layer(name).get_weights()
         assert all(np.array_equal(a, b) for (_, a), b in zip(found.pop(name), wanted, strict=True))
     assert not found
+
+
+def without_names(path: Path, edit: Callable[[dict[str, Any]], None] = lambda config: None) -> Path:
+    """An archive as Keras before 3.6 writes it: its layers have no names."""
+    with zipfile.ZipFile(path) as old:
+        weights, config = io.BytesIO(old.read("model.weights.h5")), json.loads(old.read("config.json"))
+    with h5py.File(weights, "r+") as file:
+        groups: list[Any] = []
+        file.visititems(lambda _, group: groups.append(group))
+        for group in groups:
+            group.attrs.pop("name", None)
+    edit(config)
+    with zipfile.ZipFile(path, "w") as new:
+        new.writestr("config.json", json.dumps(config))
+        new.writestr("model.weights.h5", weights.getvalue())
+    return path
+
+
+def port(path: Path) -> Any:
+    """A part of a Mask R-CNN as a port has it: layers of one shape, a model within, wrapped layers."""
+    import keras
+    from keras import layers as kl
+
+    image, rois = kl.Input((8, 8, 4)), kl.Input((2, 7, 7, 4))
+    inner = kl.Input((None, None, 4))
+    rpn = keras.Model(inner, kl.Conv2D(6, 1, name="rpn_class_raw")(kl.Conv2D(4, 3, name="rpn_conv_shared")(inner)))
+    levels = [kl.Conv2D(4, 3, padding="same", name=f"fpn_p{level}")(image) for level in (5, 3, 2, 4)]
+    x = kl.TimeDistributed(kl.Conv2D(4, 7), name="mrcnn_class_conv1")(rois)
+    x = kl.TimeDistributed(kl.BatchNormalization(), name="mrcnn_class_bn1")(x)
+    made = keras.Model([image, rois], [rpn(levels[0]), *levels, x])
+    for weight in made.weights:
+        weight.assign(np.random.default_rng(len(weight.path)).random(weight.shape))
+    for number, level in enumerate(levels):
+        made.get_layer(level._keras_history.operation.name).set_weights(
+            [np.full((3, 3, 4, 4), number), np.full(4, number)]
+        )
+    made.save(path)
+    return made
+
+
+def test_layers_without_names_are_named_by_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "old.keras"
+    made = port(path)
+    wanted = read_weights(path).layers
+    assert set(wanted) == {
+        "fpn_p2", "fpn_p3", "fpn_p4", "fpn_p5", "rpn_conv_shared", "rpn_class_raw", "mrcnn_class_conv1",
+        "mrcnn_class_bn1",
+    }  # fmt: skip
+    found = read_weights(without_names(path))
+    assert "named by their order in its configuration" in found.note
+    assert set(found.layers) == set(wanted)
+    for name, tensors in found.layers.items():
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(tensors, wanted[name], strict=True)), name
+    assert (found.layers["fpn_p3"][1][1] == made.get_layer("fpn_p3").get_weights()[1]).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["config"]["layers"].pop(),
+        lambda config: config["config"]["layers"].append(config["config"]["layers"][-1]),
+        lambda config: config.clear(),
+        lambda config: config["config"]["layers"].__setitem__(0, 3),
+    ],
+    ids=["one less", "one twice", "none", "a number"],
+)
+def test_layers_that_the_configuration_does_not_tell_apart_are_refused(tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "old.keras"
+    port(path)
+    with pytest.raises(ModelFileError, match="its configuration does not tell which is which"):
+        read_weights(without_names(path, change))
 
 
 def test_a_format_without_layer_names_says_so(tmp_path: Path) -> None:

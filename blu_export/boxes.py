@@ -10,12 +10,28 @@ before ``exp``: the original does not, and a clamp would move its boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
+
+
+class ScoredBoxes(Protocol):
+    """Boxes of what was found, with masks of any kind or none: Detections, raw instances, …"""
+
+    @property
+    def rois(self) -> NDArray[np.int32]:
+        """int32 [N, 4], (y1, x1, y2, x2), pixels."""
+
+    @property
+    def class_ids(self) -> NDArray[np.int32]:
+        """int32 [N]."""
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """float32 [N], 0..1."""
 
 
 def encode(targets: NDArray[Any], boxes: NDArray[Any], std_dev: Sequence[float] = UNIT) -> NDArray[np.float32]:

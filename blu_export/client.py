@@ -56,17 +56,17 @@ class _Base:
             so it may be sent again.
     """
 
+    _kind: str
+    """The class of httpx that sends."""
+
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0, retries: int = 4) -> None:
         self._httpx = import_extra("httpx")
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url!r} is not the URL of a server.", "Write it like http://127.0.0.1:8000")
         self.url = url.rstrip("/")
         self.retries = retries
-        self._options: dict[str, Any] = {
-            "base_url": self.url,
-            "timeout": timeout,
-            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
-        }
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = getattr(self._httpx, self._kind)(base_url=self.url, timeout=timeout, headers=headers)
 
     def _pause(self, tried: int, answer: Any) -> float | None:
         """Seconds until the next try, ``tried`` being 1 after the first; None: it is final.
@@ -125,9 +125,7 @@ class Client(_Base):
     ...     found = client.predict("photo.jpg", min_score=0.8)
     """
 
-    def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0, retries: int = 4) -> None:
-        super().__init__(url, api_key, timeout, retries)
-        self._http = self._httpx.Client(**self._options)
+    _kind = "Client"
 
     def predict(
         self,
@@ -198,9 +196,7 @@ class AsyncClient(_Base):
     ...     found = await asyncio.gather(*map(client.predict, photos))
     """
 
-    def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0, retries: int = 4) -> None:
-        super().__init__(url, api_key, timeout, retries)
-        self._http = self._httpx.AsyncClient(**self._options)
+    _kind = "AsyncClient"
 
     async def predict(
         self,

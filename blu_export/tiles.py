@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.boxes import iou
+from blu_export.boxes import ScoredBoxes, iou
 from blu_export.detections import Detections
 from blu_export.errors import UsageError
 from blu_export.rle import crop_mask
@@ -25,22 +24,6 @@ SAME = 0.5
 """IoU of two masks, where both windows see, from which they are of one thing."""
 INSIDE = 0.7
 """Share of a cut-off piece that lies in a whole instance of its class, from which it is a part of that."""
-
-
-class Boxes(Protocol):
-    """What was found in a window, with masks of any kind."""
-
-    @property
-    def rois(self) -> NDArray[np.int32]:
-        """int32 [N, 4], (y1, x1, y2, x2)."""
-
-    @property
-    def class_ids(self) -> NDArray[np.int32]:
-        """int32 [N]"""
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """float32 [N]"""
 
 
 PIECE = -1
@@ -65,7 +48,7 @@ class Tiling:
             raise UsageError(f"An overlap of {self.overlap} is not between 0 and 0.9.")
 
     def windows(self, image_size: tuple[int, int]) -> list[Window]:
-        """The whole photo, then its tiles; only the photo where it is not a larger than a tile."""
+        """The whole photo, then its tiles; only the photo where it is not larger than a tile."""
         height, width = image_size
         whole = (0, 0, height, width)
         tiles = [
@@ -90,7 +73,7 @@ class Tiling:
         return starts
 
 
-def affordable(windows: Sequence[Window], parts: Sequence[Boxes], most: int, work: int) -> list[NDArray[np.int_]]:
+def affordable(windows: Sequence[Window], parts: Sequence[ScoredBoxes], most: int, work: int) -> list[NDArray[np.int_]]:
     """What of each window is merged where time is short: the best by score, in their order.
 
     Args:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from blu_export.batch.local import Event, run_local
 from blu_export.batch.lock import SinkLock
 from blu_export.batch.photos import list_photos
 from blu_export.batch.plan import Plan, Shard, open_plan
-from blu_export.batch.process import Job, child_threads
+from blu_export.batch.process import Detecting, Job, child_threads
 from blu_export.batch.shard import Summary, read_summary
 from blu_export.batch.sink import Sink
 from blu_export.errors import DatasetError, UsageError
@@ -32,7 +32,7 @@ FOOTERS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class BatchSettings:
+class BatchSettings(Detecting):
     """What ``blu batch`` is asked for."""
 
     source: str
@@ -44,26 +44,8 @@ class BatchSettings:
     ray: str | None = None
     """Address of a cluster; None: processes of this machine."""
     shard_size: int = SHARD_SIZE
-    batch: int = 1
-    min_score: float = 0.0
-    tile: int | None = None
-    """Look at photos in tiles of so many pixels too."""
-    overlap: float = 0.2
-    """Of neighboring tiles, a share of their side."""
     retry_failed: bool = False
     """Work off shards with failed photos once more."""
-    runtime: str = "auto"
-    precision: str = "auto"
-    device: str | None = None
-    threads: int | None = None
-    spec_settings: tuple[str, ...] = ()
-    config: str | None = None
-    ignore_layers: tuple[str, ...] = ()
-    """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
-    max_pixels: int | None = None
-    bits: int | None = None
-    """The two above are about photos, see ``image.decode``."""
-    loader: str = Job.loader
 
     def __post_init__(self) -> None:
         if self.format not in (PARQUET, *FORMATS):
@@ -184,22 +166,10 @@ class BatchJob:
             model=str(settings.model.resolve()),
             model_sha256=self.plan.model_sha256,
             sink=self.sink.url,
-            batch=settings.batch,
-            min_score=settings.min_score,
-            tile=settings.tile,
-            overlap=settings.overlap,
-            runtime=settings.runtime,
-            precision=settings.precision,
-            device=settings.device,
-            threads=settings.threads if settings.ray is not None else child_threads(settings.threads, self.workers),
-            settings=settings.spec_settings,
-            config=settings.config,
-            ignore_layers=settings.ignore_layers,
-            max_pixels=settings.max_pixels,
-            bits=settings.bits,
-            loader=settings.loader,
+            **settings.detecting(),
         )
         if settings.ray is None:
+            job = replace(job, threads=child_threads(settings.threads, self.workers))
             return run_local(job, self._todo, self.workers)
         from blu_export.batch.on_ray import run_on_ray
         from blu_export.cluster import share_for

@@ -10,7 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +30,28 @@ ATTEMPTS = 2
 LOOSE_DEATHS = 3
 """Deaths in a row that no photo can be blamed for; then the job ends."""
 
-RUNNER_OPTIONS = ("runtime", "precision", "device", "threads", "settings", "config", "ignore_layers")
-"""Fields of Job that are of ``runtime.RunnerOptions``."""
+RUNNER_OPTIONS = {"spec_settings": "settings"} | {
+    name: name for name in ("runtime", "precision", "device", "threads", "config", "ignore_layers")
+}
+"""Fields of Detecting that are of ``runtime.RunnerOptions`` -> their names there."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every worker of a job must know."""
+@dataclass(frozen=True, kw_only=True)
+class Detecting:
+    """How the photos of a job are worked off: what its settings and its workers have in common."""
 
-    model: str
-    """Path of the model file."""
-    model_sha256: str
-    sink: str
     batch: int = 1
     """Canvases per call of the network."""
     min_score: float = 0.0
     tile: int | None = None
+    """Look at photos in tiles of so many pixels too."""
     overlap: float = 0.2
-    """The two above are of ``tiles.Tiling``."""
+    """Of neighboring tiles, a share of their side."""
     runtime: str = "auto"
     precision: str = "auto"
     device: str | None = None
     threads: int | None = None
-    settings: tuple[str, ...] = ()
+    spec_settings: tuple[str, ...] = ()
     config: str | None = None
     ignore_layers: tuple[str, ...] = ()
     """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
@@ -62,10 +61,24 @@ class Job:
     loader: str = "blu_export.runtime:load_runner"
     """``module:function`` that loads the model; tests bring their own."""
 
+    def detecting(self) -> dict[str, Any]:
+        """The fields of this class by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Detecting)}
+
+
+@dataclass(frozen=True)
+class Job(Detecting):
+    """What every worker of a job must know."""
+
+    model: str
+    """Path of the model file."""
+    model_sha256: str
+    sink: str
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as the worker takes them."""
         values = asdict(self)
-        values["options"] = {key: values.pop(key) for key in RUNNER_OPTIONS}
+        values["options"] = {there: values.pop(here) for here, there in RUNNER_OPTIONS.items()}
         return values
 
 

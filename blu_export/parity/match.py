@@ -9,28 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.boxes import iou
+from blu_export.boxes import ScoredBoxes, iou
 
 MIN_IOU = 0.5
 """Boxes of one class that overlap less are different instances."""
 
-Boxes = NDArray[np.generic]
 
-
-class Instances(Protocol):
+class Instances(ScoredBoxes, Protocol):
     """What is compared: Detections, or anything with its arrays."""
-
-    @property
-    def rois(self) -> NDArray[np.int32]:
-        """[N, 4], (y1, x1, y2, x2), pixels."""
-
-    @property
-    def class_ids(self) -> NDArray[np.int32]:
-        """[N]."""
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """[N]."""
 
     @property
     def crops(self) -> Sequence[NDArray[np.bool_]]:

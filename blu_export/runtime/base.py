@@ -8,6 +8,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.errors import BluError
 from blu_export.spec import ModelSpec
 
 
@@ -53,3 +54,11 @@ class Runner(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def run_error(runtime: str, canvas: NDArray[np.uint8], error: Exception) -> BluError:
+    """What a native library's failure on a batch of canvases [B, H, W, C] is reported as."""
+    return BluError(
+        f"{runtime} failed on {len(canvas)} canvases of {canvas.shape[1]}x{canvas.shape[2]}: {error}",
+        "If memory ran out, use a smaller batch.",
+    )

@@ -61,6 +61,11 @@ class OnnxFile:
             return None
 
 
+def named(model: str | os.PathLike[str] | OnnxFile, source: str = "model") -> tuple[OnnxFile, str]:
+    """A file and its name for errors: read from a path, or what was already read, which ``source`` names."""
+    return (model, source) if isinstance(model, OnnxFile) else (read_onnx(model), os.fspath(model))
+
+
 def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     """Read a file's description; see OnnxFile.
 

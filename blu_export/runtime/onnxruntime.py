@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.extras import import_extra, install_command
-from blu_export.runtime.base import Runner
+from blu_export.runtime.base import Runner, run_error
 from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.graph_cache import open_session
-from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
+from blu_export.runtime.onnx_file import OnnxFile, named, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,11 @@ class OnnxRuntimeRunner(Runner):
         source: str = "model",
         store: bool = False,
     ) -> None:
-        if not isinstance(model, OnnxFile):
-            source, model = os.fspath(model), read_onnx(model)
-        self.spec = spec_of(model, source)
-        self.precision = model.precision
+        file, source = named(model, source)
+        self.spec, self.precision = spec_of(file, source), file.precision
         ort = import_extra("onnxruntime")
         kind, index = _parse_device(device)
-        self._session = _open_session(ort, model, source, _choose_provider(ort, kind), index, threads, store)
+        self._session = _open_session(ort, file, source, _choose_provider(ort, kind), index, threads, store)
         active = self._session.get_providers()[0]
         if kind is not None and active != _PROVIDERS[kind]:
             raise MissingDependencyError(
@@ -79,10 +77,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             detections, masks = self._session.run(["detections", "masks"], {"canvas": canvas, "window": window})
         except Exception as error:  # the native library's errors share no other base class
-            raise BluError(
-                f"ONNX Runtime failed on {len(canvas)} canvases of {canvas.shape[1]}x{canvas.shape[2]}: {error}",
-                "If memory ran out, use a smaller batch.",
-            ) from error
+            raise run_error("ONNX Runtime", canvas, error) from error
         return detections, masks
 
     def close(self) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.errors import MissingDependencyError, ModelFileError, UsageError
 from blu_export.extras import import_extra
-from blu_export.runtime.base import Runner
+from blu_export.runtime.base import Runner, run_error
 from blu_export.runtime.cpu import usable_cores
-from blu_export.runtime.onnx_file import OnnxFile, read_onnx, spec_of
+from blu_export.runtime.onnx_file import OnnxFile, named, spec_of
 
 TRUNK = "trunk/"
 """Begins the names of the trunk's tensors."""
@@ -49,14 +49,12 @@ class OpenVinoRunner(Runner):
         source: str = "model",
         bf16: bool = False,
     ) -> None:
-        if not isinstance(model, OnnxFile):
-            source, model = os.fspath(model), read_onnx(model)
-        self.spec = spec_of(model, source)
-        self.precision = "bf16" if bf16 else model.precision
+        file, source = named(model, source)
+        self.spec, self.precision = spec_of(file, source), "bf16" if bf16 else file.precision
         if device not in (None, "cpu"):
             raise UsageError(f"The OpenVINO runner works on the processor, not on '{device}'.", "Use --device cpu.")
-        if bf16 and model.precision != "float32":
-            raise UsageError(f"{source} is {model.precision} and cannot run in bf16.", "Name the float32 file.")
+        if bf16 and file.precision != "float32":
+            raise UsageError(f"{source} is {file.precision} and cannot run in bf16.", "Name the float32 file.")
         if bf16 and not has_bf16():
             raise MissingDependencyError(
                 "This processor has no bf16 units (avx512_bf16, amx_bf16, or bf16 on ARM).",
@@ -67,7 +65,7 @@ class OpenVinoRunner(Runner):
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads or usable_cores()}
         try:
             core = openvino.Core()
-            graph = core.read_model(model.data)
+            graph = core.read_model(file.data)
             graphs = [(graph, "f32")]  # under which quantized convolutions stay int8
             if bf16:
                 trunk, rest = cut_behind_trunk(graph)
@@ -99,10 +97,7 @@ class OpenVinoRunner(Runner):
             # Copies: the request's own buffers are written again by the next call.
             detections, masks = found["detections"].copy(), found["masks"].copy()
         except Exception as error:  # as above
-            raise BluError(
-                f"OpenVINO failed on {len(canvas)} canvases of {canvas.shape[1]}x{canvas.shape[2]}: {error}",
-                "If memory ran out, use a smaller batch.",
-            ) from error
+            raise run_error("OpenVINO", canvas, error) from error
         self._idle.put(requests)
         return detections, masks
 

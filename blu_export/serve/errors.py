@@ -18,96 +18,78 @@ class RequestError(BluError):
     status = 500
     code = "internal"
     usual_fix = "The server's log says more, by the request's id."
+    retry_after: float | None = None
+
+    def __init_subclass__(cls, status: int, code: str, fix: str | None = None) -> None:
+        super().__init_subclass__()
+        cls.status, cls.code = status, code
+        if fix is not None:
+            cls.usual_fix = fix
 
     def __init__(self, what: str, fix: str = "", retry_after: float | None = None) -> None:
         super().__init__(what, fix or self.usual_fix)
-        self.retry_after = retry_after
+        if retry_after is not None:
+            self.retry_after = retry_after
 
 
-class BadRequestError(RequestError):
+class BadRequestError(RequestError, status=400, code="bad_request", fix="See /docs for what a request looks like."):
     """Malformed request."""
 
-    status, code = 400, "bad_request"
-    usual_fix = "See /docs for what a request looks like."
+
+class UnauthorizedError(
+    RequestError, status=401, code="unauthorized", fix="Send the key as 'Authorization: Bearer KEY'."
+):
+    """No key, or an unknown one."""
 
 
-class UnauthorizedError(RequestError):
-    """No key, or none that is known."""
-
-    status, code = 401, "unauthorized"
-    usual_fix = "Send the key as 'Authorization: Bearer KEY'."
-
-
-class NotFoundError(RequestError):
+class NotFoundError(RequestError, status=404, code="not_found", fix="See /docs for what there is."):
     """There is no such model or page."""
 
-    status, code = 404, "not_found"
-    usual_fix = "See /docs for what there is."
 
-
-class NotAcceptableError(RequestError):
+class NotAcceptableError(RequestError, status=406, code="not_acceptable", fix="See /docs for the types."):
     """None of the accepted types can be made."""
 
-    status, code = 406, "not_acceptable"
-    usual_fix = "See /docs for the types."
 
-
-class SlowUploadError(RequestError):
+class SlowUploadError(
+    RequestError, status=408, code="slow_upload", fix="Send a smaller file, or use a faster connection."
+):
     """The body did not arrive in time."""
 
-    status, code = 408, "slow_upload"
-    usual_fix = "Send a smaller file, or over a faster line."
 
-
-class TooLargeError(RequestError):
+class TooLargeError(RequestError, status=413, code="too_large", fix="Send a smaller one."):
     """Too many bytes, or too many pixels."""
 
-    status, code = 413, "too_large"
-    usual_fix = "Send a smaller one."
+
+class UnsupportedTypeError(
+    RequestError, status=415, code="unsupported_type", fix="Send a JPEG, PNG, WebP, BMP or TIFF."
+):
+    """Not an image, or not in a known format."""
 
 
-class UnsupportedTypeError(RequestError):
-    """No image, or none of a known format."""
-
-    status, code = 415, "unsupported_type"
-    usual_fix = "Send a JPEG, PNG, WebP, BMP or TIFF."
-
-
-class UnreadableImageError(RequestError):
-    """The format is known, the content broken."""
-
-    status, code = 422, "unreadable_image"
-    usual_fix = "Check that the file opens elsewhere; save it again."
+class UnreadableImageError(
+    RequestError, status=422, code="unreadable_image", fix="Check that the file opens elsewhere; save it again."
+):
+    """The format is known, but the content is damaged."""
 
 
-class BusyError(RequestError):
-    """There is no room; retry_after says when to come again."""
+class BusyError(RequestError, status=429, code="busy", fix="Try again in a second."):
+    """There is no room now; retry_after says when to try again."""
 
-    status, code = 429, "busy"
-    usual_fix = "Try again in a second."
-
-    def __init__(self, what: str, fix: str = "", retry_after: float = 1.0) -> None:
-        super().__init__(what, fix, retry_after)
+    retry_after = 1.0
 
 
-class WorkerFailedError(RequestError):
+class WorkerFailedError(RequestError, status=500, code="worker_failed"):
     """The network failed on this photo."""
 
-    status, code = 500, "worker_failed"
+
+class UnavailableError(
+    RequestError, status=503, code="unavailable", fix="Try again in a second, or use another server."
+):
+    """The server is starting or stopping, or has lost its device."""
 
 
-class UnavailableError(RequestError):
-    """The server starts, stops, or has lost its device."""
-
-    status, code = 503, "unavailable"
-    usual_fix = "Try again in a second, or another server."
-
-
-class DeadlineError(RequestError):
+class DeadlineError(RequestError, status=504, code="deadline", fix="Try again when the server is less busy."):
     """No result in time."""
-
-    status, code = 504, "deadline"
-    usual_fix = "Try again when the server is less busy."
 
 
 def megabytes(size: int) -> str:

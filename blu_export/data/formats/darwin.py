@@ -13,41 +13,24 @@ from typing import Any
 import numpy as np
 
 from blu_export.data.dataset import decode_mask
-from blu_export.data.formats.parts import Numbered, encode_picture, folder_of
+from blu_export.data.formats.parts import JsonPerPhoto, Numbered, encode_picture
 from blu_export.data.json_text import decode_text
-from blu_export.data.storage import Storage, join
+from blu_export.data.storage import Storage
 from blu_export.rle import MAX_PIXELS, Rle
 
-_HEAD, _LOOKED_AT = 65_536, 4
-_PLACES = ("annotations", "ann", "json")
 
-
-def find(source: str, split: str, storage: Storage, whole: bool) -> str | None:
-    """The folder of a part; with ``whole`` the source itself, folder or file."""
-    if source.lower().endswith(".json"):
-        return source if whole and storage.file(source) and _is_darwin(source, storage) else None
-    return folder_of(source, split, storage, whole, lambda folder, storage: bool(_files(folder, storage)))
-
-
-def _files(folder: str, storage: Storage) -> list[str]:
-    names = [file.name for file in storage.files(folder) if file.name.lower().endswith(".json")]
-    found = [join(folder, name) for name in names if not name.startswith("._")]
-    if found and any(_is_darwin(path, storage) for path in found[:_LOOKED_AT]):
-        return found
-    below = [join(folder, name) for name in _PLACES if storage.is_folder(join(folder, name))]
-    return next((files for place in below if (files := _files(place, storage))), [])
-
-
-def _is_darwin(path: str, storage: Storage) -> bool:
-    head = storage.read(path, _HEAD)
+def _is_darwin(head: bytes) -> bool:
     return b'"item"' in head and b'"slots"' in head and b'"images"' not in head
+
+
+_FORMAT = JsonPerPhoto(_is_darwin, ("annotations", "ann", "json"))
+find = _FORMAT.find
 
 
 def entries(path: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
     """COCO sections of Darwin's files; one that cannot be read becomes an entry that is none."""
-    files = [path] if path.lower().endswith(".json") else _files(path, storage)
     classes, count = Numbered(), 0
-    for number, file in enumerate(files):
+    for number, file in enumerate(_FORMAT.files(path, storage)):
         try:
             content = json.loads(decode_text(storage.read(file))[0])
             item, shapes = content["item"], list(content["annotations"])

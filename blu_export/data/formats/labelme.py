@@ -14,39 +14,23 @@ from typing import Any
 import numpy as np
 
 from blu_export.data.finder import name_parts
-from blu_export.data.formats.parts import Numbered, ellipse, encode_picture, folder_of, read_mask_picture
+from blu_export.data.formats.parts import JsonPerPhoto, Numbered, ellipse, encode_picture, read_mask_picture
 from blu_export.data.json_text import decode_text
-from blu_export.data.storage import Storage, join
-
-_HEAD, _LOOKED_AT = 65_536, 4
+from blu_export.data.storage import Storage
 
 
-def find(source: str, split: str, storage: Storage, whole: bool) -> str | None:
-    """The folder of a part; with ``whole`` the source itself, folder or file."""
-    if source.lower().endswith(".json"):
-        return source if whole and storage.file(source) and _is_labelme(source, storage) else None
-    return folder_of(source, split, storage, whole, lambda folder, storage: bool(_files(folder, storage)))
-
-
-def _files(folder: str, storage: Storage) -> list[str]:
-    names = [file.name for file in storage.files(folder) if file.name.lower().endswith(".json")]
-    found = [join(folder, name) for name in names if not name.startswith("._")]
-    if found and any(_is_labelme(path, storage) for path in found[:_LOOKED_AT]):
-        return found
-    below = [join(folder, name) for name in ("annotations", "labels", "json") if storage.is_folder(join(folder, name))]
-    return next((files for place in below if (files := _files(place, storage))), [])
-
-
-def _is_labelme(path: str, storage: Storage) -> bool:
-    head = storage.read(path, _HEAD)
+def _is_labelme(head: bytes) -> bool:
     return b'"shapes"' in head and b'"images"' not in head and (b'"imagePath"' in head or b'"flags"' in head)
+
+
+_FORMAT = JsonPerPhoto(_is_labelme, ("annotations", "labels", "json"))
+find = _FORMAT.find
 
 
 def entries(path: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
     """COCO sections of LabelMe's files; one that cannot be read becomes an entry that is none."""
-    files = [path] if path.lower().endswith(".json") else _files(path, storage)
     classes, count = Numbered(), 0
-    for number, file in enumerate(files):
+    for number, file in enumerate(_FORMAT.files(path, storage)):
         try:
             content = json.loads(decode_text(storage.read(file))[0])
             shapes, photo = list(content["shapes"]), name_parts(str(content["imagePath"]))

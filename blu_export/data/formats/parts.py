@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,39 @@ def folder_of(
     """The folder named after the part, or with ``whole`` the source itself, that ``is_it`` takes; None: none is."""
     folders = [join(source, name) for name in PART_NAMES[split]] + [source] * whole
     return next((folder for folder in folders if storage.is_folder(folder) and is_it(folder, storage)), None)
+
+
+LOOKED_AT = 4
+"""Files of a folder that are looked into before it is taken for another format's."""
+HEAD = 65_536
+"""Bytes of a JSON file that are looked into."""
+
+
+@dataclass(frozen=True)
+class JsonPerPhoto:
+    """A format with a JSON file for each photo, in a folder of the part or in one below it."""
+
+    is_it: Callable[[bytes], bool]
+    """Whether the first ``HEAD`` bytes of a file are of the format."""
+    places: tuple[str, ...]
+    """Folders below the part's that may have the files."""
+
+    def find(self, source: str, split: str, storage: Storage, whole: bool) -> str | None:
+        """The folder of a part; with ``whole`` the source itself, folder or file."""
+        if source.lower().endswith(".json"):
+            return source if whole and storage.file(source) and self.is_it(storage.read(source, HEAD)) else None
+        return folder_of(source, split, storage, whole, lambda folder, storage: bool(self.files(folder, storage)))
+
+    def files(self, path: str, storage: Storage) -> list[str]:
+        """The files of a folder that ``find`` found, or the file itself."""
+        if path.lower().endswith(".json"):
+            return [path]
+        names = [file.name for file in storage.files(path) if file.name.lower().endswith(".json")]
+        found = [join(path, name) for name in names if not name.startswith("._")]
+        if any(self.is_it(storage.read(file, HEAD)) for file in found[:LOOKED_AT]):
+            return found
+        below = [join(path, name) for name in self.places if storage.is_folder(join(path, name))]
+        return next((files for place in below if (files := self.files(place, storage))), [])
 
 
 def photos_in(folder: str, storage: Storage) -> list[str]:

@@ -1,6 +1,6 @@
 """Mutations of valid requests, gRPC messages and pictures against a running server: no 5xx, no growth of memory.
 
-Honest photos go in between, and must be answered as by a quiet server. ``python -m benchmarks fuzz --seconds 1200``.
+Valid photos go in between, and must be answered as by a quiet server. ``python -m benchmarks fuzz --seconds 1200``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from benchmarks.loadgen import ServerProcess, exchange, request
 
 WAIT = 3.0
 """Seconds for an answer: a request that lost a part is still waited for by the server."""
-HONEST = 20
-"""Mutations of a kind between two honest photos."""
+BETWEEN = 20
+"""Mutations of a kind between two valid photos."""
 WARM_UP = 0.25
 """Part of the time after which memory is compared."""
 SAMPLES = 8
@@ -59,7 +59,7 @@ class Findings:
     """Kind of request -> answer -> how often."""
     bad: list[tuple[str, str, bytes]] = field(default_factory=list)
     """(kind, answer, request)."""
-    honest: Counter[str] = field(default_factory=Counter)
+    valid: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
 
     def note(self, kind: str, status: str, data: bytes) -> None:
@@ -201,7 +201,7 @@ class Fuzz:
         before, after = (float(np.median(part)) for part in (memory[:half], memory[half:]))
         return {
             "statuses": {kind: dict(sorted(each.items())) for kind, each in self.found.statuses.items()},
-            "honest": dict(self.found.honest),
+            "valid": dict(self.found.valid),
             "wrong": self.found.wrong,
             "bad": [(kind, status) for kind, status, _ in self.found.bad],
             "memory_mb": [round(each / 2**20, 1) for each in memory],
@@ -215,12 +215,12 @@ class Fuzz:
             data = mutate(rng.choice(valid), rng)
             self.found.note(kind, await send(data), data)
             count += 1
-            if count % HONEST == 0:
-                await self._honest()
+            if count % BETWEEN == 0:
+                await self._send_valid()
 
-    async def _honest(self) -> None:
+    async def _send_valid(self) -> None:
         reply = await self._ask()
-        self.found.honest[str(reply.status)] += 1
+        self.found.valid[str(reply.status)] += 1
         if reply.status == 200 and reply.json()["detections"] != self.expected:
             self.found.wrong += 1
 
@@ -322,7 +322,7 @@ def main() -> None:
         options.keep.mkdir(parents=True, exist_ok=True)
         for index, (kind, status, data) in enumerate(run.found.bad):
             (options.keep / f"{index:03}-{kind}-{status}").write_bytes(data)
-    if run.found.bad or run.found.wrong or set(run.found.honest) - {"200", "429"} or run.report["growth"] > 0.05:
+    if run.found.bad or run.found.wrong or set(run.found.valid) - {"200", "429"} or run.report["growth"] > 0.05:
         sys.exit(1)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MEGABYTE = 2**20
 PATIENCE = 90.0
 """Seconds until a request counts as lost."""
 LOST, REFUSED = 0, -1

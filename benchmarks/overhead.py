@@ -7,14 +7,12 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from benchmarks.loadgen import Reply, ServerProcess, closed_loop, exchange, request
-
-if TYPE_CHECKING:
-    from benchmarks.serve import Target
+from benchmarks.serve_target import Target
 
 CLIENTS = 4
 """Impatient ones, so that the server always has a photo to go on with."""

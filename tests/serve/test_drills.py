@@ -1,4 +1,4 @@
-"""Short forms of the drills of benchmarks/serve.py, on real servers with the fake model."""
+"""Short forms of the drills of ``python -m benchmarks serve``, on real servers with the fake model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 from fake_runner import write_model
 from loopback import HERE, gray
 
-from benchmarks import serve as drills
-from benchmarks.loadgen import ServerProcess
+from benchmarks import serve_abuse, serve_faults, serve_load, serve_report
+from benchmarks.loadgen import REFUSED, ServerProcess, exchange
+from benchmarks.serve_target import Target
 
 LEVELS = range(20, 240, 20)
 """Photos of these gray levels, which are their scores times 255, are sent."""
@@ -27,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def target(model: Path) -> drills.Target:
+def target(model: Path) -> Target:
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
     async def start(**settings: Any) -> ServerProcess:
@@ -42,7 +43,7 @@ def target(model: Path) -> drills.Target:
         ]
         for level in LEVELS
     ]
-    return drills.Target(start, [gray(level) for level in LEVELS], "fake", expected, rate=20.0, unloaded=0.03)
+    return Target(start, [gray(level) for level in LEVELS], "fake", expected, rate=20.0, unloaded=0.03)
 
 
 def run(drill: Awaitable[dict[str, Any]]) -> dict[str, Any]:
@@ -54,11 +55,11 @@ def run(drill: Awaitable[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def test_a_wrong_answer_would_be_noticed(target: drills.Target) -> None:
+def test_a_wrong_answer_would_be_noticed(target: Target) -> None:
     async def main() -> int:
         server = await target.start()
         try:
-            replies = [await drills.exchange(server.port, target.request(index)) for index in (1, 0)]
+            replies = [await exchange(server.port, target.request(index)) for index in (1, 0)]
         finally:
             await server.stop(9)
         return target.wrong(replies)
@@ -66,70 +67,70 @@ def test_a_wrong_answer_would_be_noticed(target: drills.Target) -> None:
     assert asyncio.run(main()) == 2
 
 
-def test_steady_load(target: drills.Target) -> None:
-    assert run(drills.steady(target, 1.0))["statuses"] == {"200": 12}
+def test_steady_load(target: Target) -> None:
+    assert run(serve_load.steady(target, 1.0))["statuses"] == {"200": 12}
 
 
-def test_overload_gives_200_or_429_and_health_answers(target: drills.Target) -> None:
-    found = run(drills.overload(target, 2.0, times=10.0))
+def test_overload_gives_200_or_429_and_health_answers(target: Target) -> None:
+    found = run(serve_load.overload(target, 2.0, times=10.0))
     assert set(found["statuses"]) == {"200", "429"}
     assert found["retry_after"] and found["health"]
 
 
-def test_killed_workers_cost_no_request(target: drills.Target) -> None:
-    found = run(drills.kill(target, 3.0, kills=2))
+def test_killed_workers_cost_no_request(target: Target) -> None:
+    found = run(serve_faults.kill(target, 3.0, kills=2))
     assert set(found["statuses"]) <= {"200", "429"}
 
 
-def test_a_hung_worker_costs_its_own_photo(target: drills.Target) -> None:
-    found = run(drills.hang(target, timeout=3.0))
+def test_a_hung_worker_costs_its_own_photo(target: Target) -> None:
+    found = run(serve_faults.hang(target, timeout=3.0))
     assert found["stuck"]["status"] == 504
     assert found["after"] == {"status": 200, "right": True}
 
 
-def test_sigterm_under_load_loses_nothing(target: drills.Target) -> None:
-    found = run(drills.terminate(target, 2.0))
+def test_sigterm_under_load_loses_nothing(target: Target) -> None:
+    found = run(serve_faults.terminate(target, 2.0))
     assert found["ready_said_503_while_listening"]
     assert (found["exit_code"], found["lost"]) == (0, 0)
-    assert set(found["statuses"]) <= {"200", "503", str(drills.REFUSED)}
+    assert set(found["statuses"]) <= {"200", "503", str(REFUSED)}
 
 
-def test_reload_under_load_loses_nothing(target: drills.Target) -> None:
-    statuses = run(drills.reload(target, 3.0, times=2))["statuses"]
+def test_reload_under_load_loses_nothing(target: Target) -> None:
+    statuses = run(serve_faults.reload(target, 3.0, times=2))["statuses"]
     assert "200" in statuses
     assert set(statuses) <= {"200", "429"}  # 429 on a machine that is busy with other tests
 
 
-def test_thirty_kinds_of_malformed_requests(target: drills.Target) -> None:
-    found = run(drills.abuse(target, 120))
+def test_thirty_kinds_of_malformed_requests(target: Target) -> None:
+    found = run(serve_abuse.abuse(target, 120))
     assert found["kinds"] == 30
     assert found["not_4xx"] == []
     assert set(found["good_photos"]["statuses"]) == {"200"}
     assert found["good_photos"]["wrong"] == 0
 
 
-def test_decompression_bombs_are_refused_unopened(target: drills.Target) -> None:
-    found = run(drills.bombs(target, 4))
+def test_decompression_bombs_are_refused_unopened(target: Target) -> None:
+    found = run(serve_abuse.bombs(target, 4))
     assert found["statuses"] == [413]
     assert found["growth_mb"] < 100  # the smallest bomb is 265 MB
 
 
-def test_slow_clients_cost_a_socket(target: drills.Target) -> None:
-    found = run(drills.slow_loris(target, 90, 1.0, head_timeout=1.0, timeout=2.0))
+def test_slow_clients_cost_a_socket(target: Target) -> None:
+    found = run(serve_abuse.slow_loris(target, 90, 1.0, head_timeout=1.0, timeout=2.0))
     assert set(found["statuses"]) == {"200"}
     assert found["growth_mb"] < 20
     assert found["all_closed"]
 
 
-def test_memory_stays(target: drills.Target) -> None:
-    found = run(drills.soak(target, 5.0))
+def test_memory_stays(target: Target) -> None:
+    found = run(serve_load.soak(target, 5.0))
     assert set(found["statuses"]) <= {"200", "429"}
     assert found["growth"]["server"] < 0.1
 
 
 def test_results_go_between_the_marks_of_the_docs(tmp_path: Path) -> None:
     docs = tmp_path / "serve.md"
-    docs.write_text(f"before\n{drills.MARK}\nold\n{drills.MARK_END}\nafter\n")
+    docs.write_text(f"before\n{serve_report.MARK}\nold\n{serve_report.MARK_END}\nafter\n")
     result: dict[str, Any] = {
         "model": "m.onnx",
         "sha256": "0123456789abcdef",
@@ -139,12 +140,16 @@ def test_results_go_between_the_marks_of_the_docs(tmp_path: Path) -> None:
         "photos_per_s": 2.0,
         "scenarios": {"kill": {"statuses": {"200": 3}, "wrong": 0}},
     }
-    drills.update_docs(result, docs)
+    serve_report.update_docs(result, docs)
     text = docs.read_text()
-    assert text.startswith(f"before\n{drills.MARK}\nModel `m.onnx`")
+    assert text.startswith(f"before\n{serve_report.MARK}\nModel `m.onnx`")
     assert "| kill | statuses 200: 3; wrong 0 |" in text and "old" not in text
-    assert text.endswith(f"{drills.MARK_END}\nafter\n")
+    assert text.endswith(f"{serve_report.MARK_END}\nafter\n")
     earlier = tmp_path / "serve.json"
     earlier.write_text(json.dumps(result))
-    assert set(drills.merged(result | {"scenarios": {"hang": {}}}, earlier)["scenarios"]) == {"kill", "hang"}
-    assert set(drills.merged(result | {"sha256": "f", "scenarios": {"hang": {}}}, earlier)["scenarios"]) == {"hang"}
+    assert _kept(result | {"scenarios": {"hang": {}}}, earlier) == {"kill", "hang"}
+    assert _kept(result | {"sha256": "f", "scenarios": {"hang": {}}}, earlier) == {"hang"}
+
+
+def _kept(new: dict[str, Any], earlier: Path) -> set[str]:
+    return set(serve_report.merged(new, earlier)["scenarios"])

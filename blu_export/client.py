@@ -72,7 +72,7 @@ class _Base:
         """Seconds until the next try, ``tried`` being 1 after the first; None: it is final.
 
         Args:
-            tried: so many times.
+            tried: number of tries so far.
             answer: a response, or the exception that came instead.
         """
         if tried > self.retries or isinstance(answer, self._httpx.TimeoutException):
@@ -141,7 +141,7 @@ class Client(_Base):
             photo: encoded, a path, or pixels.
             min_score: 0..1.
             classes: names or ids; none: all.
-            tile: look at the photo in tiles of so many pixels too, for things that are small on it.
+            tile: also look at the photo in tiles of this many pixels, for small things.
             overlap: share of a tile that its neighbor sees too, 0 up to 0.9; None: the server's own, 0.2.
 
         Raises:

@@ -117,7 +117,7 @@ def config_in(folder: Path, config: str | None) -> str | None:
 
 
 def _config_path(config: str) -> tuple[Path, str]:
-    """The file, and ``:Class`` behind it or nothing."""
+    """The file, and ``:Class`` if it is given."""
     if Path(config).is_file() or ":" not in config:
         return Path(config), ""
     name, _, chosen = config.rpartition(":")

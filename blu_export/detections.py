@@ -54,7 +54,7 @@ class Detections(Instances):
         """Write a file in the format that its suffix says.
 
         .jpg, .png (the overlay), .json, .coco.json, .labelme.json, .npz, .csv, .geojson, .txt (YOLO), .xml (VOC),
-        .mask.png, .cutout.png, .crop.jpg; the last three write one file an instance beside it. ``load`` reads .json
+        .mask.png, .cutout.png, .crop.jpg; the last three write one file per instance beside it. ``load`` reads .json
         and .npz.
 
         Args:
@@ -104,7 +104,7 @@ class Detections(Instances):
         return Image.fromarray(overlay(Result(self, self.photo_name, image=image).picture(), self, **options))
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row an instance: class, score, box, area; the columns of the format csv."""
+        """A pandas DataFrame with a row per instance: class, score, box, area; the columns of the format csv."""
         from blu_export.results.convert import to_pandas
 
         return to_pandas(self)

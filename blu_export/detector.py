@@ -107,7 +107,7 @@ class Detector:
         self, runner: Runner, min_score: float = 0.0, max_pixels: int = MAX_PIXELS, bits: int | None = None
     ) -> None:
         if not 0 <= min_score <= 1:
-            raise UsageError(f"The minimal score {min_score} is not between 0 and 1.")
+            raise UsageError(f"The minimum score {min_score} is not between 0 and 1.")
         self.runner = runner
         self.min_score, self.max_pixels, self.bits = min_score, max_pixels, bits
         self.timings = dict.fromkeys(STAGES, 0.0)
@@ -146,7 +146,7 @@ class Detector:
             batch: how many canvases of a list, or tiles of a photo, go through the network at once.
             min_score: drop detections below it, 0..1.
             classes: keep these alone, by name or id.
-            tile: look at the photo in tiles of so many pixels too, for things that are small on it.
+            tile: also look at the photo in tiles of this many pixels, for small things.
             overlap: share of a tile that its neighbor sees as well.
 
         Returns:

@@ -55,7 +55,7 @@ def overlay(
         fill: opacity of the masks, 0..1.
         boxes: draw boxes.
         labels: write class names.
-        scores: write scores behind them.
+        scores: write scores after them.
 
     Returns:
         uint8 [H, W, 3] RGB.

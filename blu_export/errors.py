@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EXIT_CHECK_FAILED = 1
-"""A check did not pass: parity, average precision, engine precision."""
+"""A check failed: parity, average precision, engine precision."""
 EXIT_USAGE = 2
 """The command line or a configuration value is wrong."""
 EXIT_BAD_INPUT = 3

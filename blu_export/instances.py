@@ -257,7 +257,7 @@ class Instances:
 
 
 def _as_index(index: Any) -> Any:
-    """A list becomes an array; an empty one selects nothing (NumPy would take it for floats)."""
+    """A list becomes an array; an empty one selects nothing (NumPy would treat it as floats)."""
     if isinstance(index, int | slice | np.integer):
         return index
     array = np.asarray(index)

@@ -103,7 +103,7 @@ def run_lengths(rle: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[
     """
     height, width = image_size
     if list(rle["size"]) != [height, width] or min(image_size) < 0 or height * width > MAX_PIXELS:
-        raise ValueError(f"a mask of {rle['size']} cannot be of a photo of {[height, width]}")
+        raise ValueError(f"a mask of {rle['size']} does not fit a photo of {[height, width]}")
     counts = _counts(rle["counts"])
     if (len(counts) and (counts.min() < 0 or counts.max() > height * width)) or counts.sum() != height * width:
         raise ValueError(f"the runs do not add up to {height * width} pixels")

@@ -46,7 +46,7 @@ def find_images(
 
     A folder stands for the files in and below it that have one of ``suffixes`` and do not start with
     a dot; a glob pattern for what it matches; anything else for itself, whether it exists or not:
-    reading it is what reports that. A folder ``skip`` below another is passed over: results lie in it. Files of other
+    reading it is what reports that. A folder ``skip`` below another is skipped: results lie in it. Files of other
     suffixes in folders are counted in ``passed_over``, by suffix.
 
     Raises:
@@ -73,7 +73,7 @@ def find_images(
 
 
 def _walk(folder: Path, suffixes: frozenset[str], skip: str | None, passed_over: Counter[str] | None) -> Iterator[Path]:
-    def stop(error: OSError) -> None:  # os.walk by itself passes over folders that it cannot list
+    def stop(error: OSError) -> None:  # os.walk by itself skips folders that it cannot list
         raise error
 
     for parent, folders, files in os.walk(folder, onerror=stop):

@@ -81,7 +81,7 @@ def affordable(windows: Sequence[Window], parts: Sequence[ScoredBoxes], most: in
         parts: boxes in each, in pixels of the window.
         most: instances of all windows together.
         work: pixels that ``merge_tiles`` may compare. It compares instances of a class whose boxes overlap, where both
-            lie and where both of their windows see; one that would need more than is left is passed over.
+            lie and where both of their windows see; one that would need more than is left is skipped.
     """
     seen_in = np.concatenate([np.full(len(part.scores), number) for number, part in enumerate(parts)]).astype(int)
     within = np.concatenate([np.arange(len(part.scores)) for part in parts]).astype(int)

@@ -42,7 +42,7 @@ class Video:
 
     Args:
         source: a path, an address with one of STREAM_SCHEMES, or the number of a camera.
-        stride: every so many frames one is given; the others are decoded and left out.
+        stride: every how many frames one is returned; the others are decoded and dropped.
 
     Attributes:
         fps: frames a second, before any are left out.

@@ -259,7 +259,7 @@ def test_load_refuses_what_is_no_model(tmp_path: Path) -> None:
 
 def test_as_many_photos_are_in_the_network_as_the_runner_has_lanes(detector: Detector) -> None:
     class Meeting(Runner):
-        """Answers only when so many calls are under way at the same time."""
+        """Answers only when this many calls are under way at the same time."""
 
         spec, device, precision = detector.spec, "CPU", "float32"
         lanes = 3

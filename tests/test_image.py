@@ -385,7 +385,7 @@ def test_stack() -> None:
     assert alone.base is molded[0].canvas
     np.testing.assert_array_equal(window, molded[0].window[None])
     for wrong in ([], [molded[0], mold(picture(), SPEC.replace(image_max_dim=256))]):
-        with pytest.raises(UsageError, match="make no batch"):
+        with pytest.raises(UsageError, match="cannot form one batch"):
             stack(wrong)
 
 

@@ -17,7 +17,7 @@ Place = Callable[[float], tuple[float, float]]
 
 
 def frame(*things: tuple[float, float, int, float], side: int = 40) -> Detections:
-    """Things (y, x, class, score) of so many pixels a side."""
+    """Things (y, x, class, score) of that many pixels a side."""
     things = tuple(sorted(things, key=lambda thing: -thing[3]))
     rois = np.array([(y, x, y + side, x + side) for y, x, *_ in things]).round().astype(int).reshape(-1, 4)
     crops = tuple(np.ones((side, side), bool) for _ in things)

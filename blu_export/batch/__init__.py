@@ -1,4 +1,4 @@
-"""Large sets of photos through a model, on one machine or on a Ray cluster; stopped and started as often as it likes.
+"""Large sets of photos through a model, on one machine or on a Ray cluster; jobs can be stopped and resumed.
 
     job ── what is asked for, what is there already, what came of it
       ├─ photos, sink ── where photos come from and results go: folders and buckets

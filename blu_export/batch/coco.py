@@ -12,7 +12,7 @@ from blu_export.batch.shard import Summary, read_rows
 from blu_export.batch.sink import SCRATCH_PREFIX, Sink
 
 COCO_NAME = "_detections.coco.json"
-"""Readers of Parquet folders pass over it, as over PLAN_NAME."""
+"""Readers of Parquet folders skip it, like PLAN_NAME."""
 
 
 def write_coco(sink: Sink, plan: Plan, summary: Summary) -> str:

@@ -22,7 +22,7 @@ from blu_export.results.folder import Stems
 def write_format(sink: Sink, plan: Plan, summary: Summary, name: str) -> str:
     """Write all photos in a format: one file ``_detections.…``, or a folder ``_NAME`` of files for each photo.
 
-    Readers of Parquet folders pass over names that begin with an underscore. Photos are read once more for formats that
+    Readers of Parquet folders skip names that begin with an underscore. Photos are read once more for formats that
     draw on them. Photos that failed are left out; their rows say why.
 
     Returns:

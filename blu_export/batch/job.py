@@ -45,7 +45,7 @@ class BatchSettings(Detecting):
     """Address of a cluster; None: processes of this machine."""
     shard_size: int = SHARD_SIZE
     retry_failed: bool = False
-    """Work off shards with failed photos once more."""
+    """Process shards with failed photos again."""
 
     def __post_init__(self) -> None:
         if self.format not in (PARQUET, *FORMATS):
@@ -54,12 +54,12 @@ class BatchSettings(Detecting):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if not 0 <= self.min_score <= 1:
-            raise UsageError(f"The minimal score {self.min_score} is not between 0 and 1.")
-        _ = self.tiling  # raises where it cannot be
+            raise UsageError(f"The minimum score {self.min_score} is not between 0 and 1.")
+        _ = self.tiling  # raises if it is invalid
 
     @property
     def tiling(self) -> Tiling | None:
-        """None: whole photos alone."""
+        """None: whole photos only."""
         return None if self.tile is None else Tiling(self.tile, self.overlap)
 
 
@@ -103,7 +103,7 @@ class BatchJob:
         finished: those that were finished before this run.
 
     Raises:
-        BluError: source, sink, model and settings do not make a job, or another one uses the sink.
+        BluError: source, sink, model and settings do not make a valid job, or another job uses the sink.
     """
 
     def __init__(self, settings: BatchSettings) -> None:
@@ -128,11 +128,11 @@ class BatchJob:
         self.report: Report | None = None
 
     def close(self) -> None:
-        """Let other jobs use the sink; ``run`` does so at its end."""
+        """Release the sink for other jobs; ``run`` does so when it ends."""
         self._lock.close()
 
     def run(self) -> Iterator[str]:
-        """Work off what is left; yields once per photo that is done.
+        """Process what is left; yields once per photo that is done.
 
         Raises:
             BluError: the job cannot go on. What is finished stays; the same call goes on from there.
@@ -188,7 +188,7 @@ class BatchJob:
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             summaries = list(pool.map(summary, there))
         if damaged := [shard.name for shard, found in zip(there, summaries, strict=True) if found is None]:
-            log.warning("%d damaged files are made again, %s first", len(damaged), damaged[0])
+            log.warning("%d damaged files are written again, starting with %s", len(damaged), damaged[0])
         again = self.settings.retry_failed
         return {found.index: found for found in summaries if found is not None and not (again and found.failed)}
 

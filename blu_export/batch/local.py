@@ -24,7 +24,7 @@ class Event:
 
 
 def run_local(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[Event]:
-    """Work off shards in ``workers`` processes; they end with the iterator.
+    """Process shards in ``workers`` processes; they end with the iterator.
 
     Raises:
         BluError: the job cannot go on.

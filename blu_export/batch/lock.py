@@ -19,11 +19,11 @@ from blu_export.errors import DatasetError, UsageError
 log = logging.getLogger(__name__)
 
 LOCK_NAME = "_lock"
-"""Readers of Parquet folders pass over names that start with an underscore."""
+"""Readers of Parquet folders skip names that start with an underscore."""
 BEAT = 10.0
 """Seconds between two signs of life in a bucket, which knows no locks."""
 SILENCE = 35.0
-"""Seconds without a sign after which a driver is taken for dead."""
+"""Seconds without a sign after which a driver is considered dead."""
 
 
 class SinkLock:
@@ -47,7 +47,7 @@ class SinkLock:
             self._hold_file(os.path.join(sink.folder, LOCK_NAME))
 
     def close(self) -> None:
-        """Let others in."""
+        """Release it."""
         self._closed.set()
         if self._file is not None:
             with suppress(OSError):  # the folder may be gone
@@ -66,7 +66,9 @@ class SinkLock:
                 file = open(path, "ab")  # noqa: SIM115 - held until close
             except OSError as error:
                 reason = error.strerror or error
-                raise DatasetError(f"{path} cannot be written: {reason}.", "Check space and rights.") from error
+                raise DatasetError(
+                    f"{path} cannot be written: {reason}.", "Check free space and permissions."
+                ) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The driver before may have removed the file between our two calls.

@@ -1,6 +1,6 @@
 """Shards on a Ray cluster: Ray Data with a pool of actors, each of which owns a worker process.
 
-Ray starts actors and nodes' work again when those are lost; a worker process that dies is its actor's matter.
+Ray restarts lost actors and the work of lost nodes; a worker process that dies is its actor's matter.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from blu_export.workers.channel import error_as_json, error_from_json
 
 
 def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: str) -> Iterator[Event]:
-    """Work off shards in actors of a cluster. Photos and sink must be reachable from all of its machines.
+    """Process shards in actors of a cluster. Photos and sink must be reachable from all of its machines.
 
     Args:
         job: its model is copied to them.
-        shards: to be worked off.
+        shards: to be processed.
         workers: actors; None: one per machine.
         address: of the cluster.
 

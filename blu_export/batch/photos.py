@@ -34,7 +34,7 @@ def list_photos(source: str) -> list[str]:
 
     Args:
         source: a folder or bucket prefix, with what is below it; a glob; a list (.txt, one path or URL per line,
-            relative to the list); or one photo. Pipes, sockets and devices are passed over.
+            relative to the list); or one photo. Pipes, sockets and devices are skipped.
 
     Raises:
         DatasetError: there is no such source, or a folder in it cannot be listed.
@@ -51,7 +51,9 @@ def list_photos(source: str) -> list[str]:
         try:
             found = [os.path.abspath(path) for path in find_images([source])]
         except OSError as error:
-            raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}.", "Check your rights.") from error
+            raise DatasetError(
+                f"{error.filename} cannot be listed: {error.strerror}.", "Check its permissions."
+            ) from error
     found = _passing_over_special_files(list(dict.fromkeys(found)))
     if not found:
         raise UsageError(f"There are no photos in {source}.", f"Photos end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
@@ -84,7 +86,7 @@ def _passing_over_special_files(photos: list[str]) -> list[str]:
     """Those that are not pipes, sockets or devices, which may keep a reader waiting for ever."""
     special = [photo for photo in photos if _is_special(photo)]
     if special:
-        log.warning("%d pipes, sockets or devices are passed over, %s first", len(special), special[0])
+        log.warning("%d pipes, sockets or devices are skipped, starting with %s", len(special), special[0])
     known = set(special)
     return [photo for photo in photos if photo not in known]
 

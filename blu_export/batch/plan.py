@@ -11,7 +11,7 @@ from blu_export.errors import DatasetError, UsageError
 from blu_export.tiles import Tiling
 
 PLAN_NAME = "_plan.json"
-"""Readers of Parquet folders pass over names that start with an underscore."""
+"""Readers of Parquet folders skip names that start with an underscore."""
 PLAN_VERSION = 2
 """1: without tiles."""
 
@@ -39,7 +39,7 @@ class Plan:
     ends: tuple[int, ...] = ()
     """Shard ``i`` holds photos[ends[i - 1] : ends[i]]."""
     tiling: Tiling | None = None
-    """None: whole photos alone."""
+    """None: whole photos only."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -112,7 +112,7 @@ class Plan:
         if self.model_sha256 != other.model_sha256:
             raise UsageError(f"{sink.url} holds results of another model, {self.model_sha256[:12]}….", fix)
         if self.min_score != other.min_score:
-            what = f"{sink.url} holds results from a score of {self.min_score} on, not {other.min_score}."
+            what = f"{sink.url} holds results with scores of at least {self.min_score}, not {other.min_score}."
             raise UsageError(what, fix)
         if self.tiling != other.tiling:
             raise UsageError(f"{sink.url} holds results {_with(self.tiling)}, not {_with(other.tiling)}.", fix)
@@ -132,7 +132,7 @@ def _tiling(values: Any) -> Tiling | None:
     try:
         return Tiling(side, overlap)
     except UsageError as error:
-        raise ValueError(f"its tiles cannot be: {error.what}") from error
+        raise ValueError(f"its tiles are invalid: {error.what}") from error
 
 
 def _all_are(values: Any, kind: type) -> bool:
@@ -156,7 +156,7 @@ def open_plan(sink: Sink, empty: Plan, photos: list[str], shard_size: int) -> tu
         plan = Plan.read(sink)
         plan.check_same(empty, sink)
     elif strange := sorted(name for name in names if name.endswith(".parquet") and not name.startswith(".")):
-        raise UsageError(f"{sink.url} holds {strange[0]}, which is of no blu batch.", "Choose another sink.")
+        raise UsageError(f"{sink.url} holds {strange[0]}, which is not from blu batch.", "Choose another sink.")
     else:
         plan = empty
     extended = plan.extended(photos, shard_size)

@@ -24,7 +24,7 @@ from blu_export.workers.owner import Child
 log = logging.getLogger(__name__)
 
 PATIENCE = 600.0
-"""Seconds without a word from a worker, loading or between two photos, after which it is taken for hung."""
+"""Seconds without a word from a worker, loading or between two photos, after which it is considered hung."""
 ATTEMPTS = 2
 """Deaths of a worker on one photo that make it the photo's fault; the first may have come from outside."""
 LOOSE_DEATHS = 3
@@ -38,13 +38,13 @@ RUNNER_OPTIONS = {"spec_settings": "settings"} | {
 
 @dataclass(frozen=True, kw_only=True)
 class Detecting:
-    """How the photos of a job are worked off: what its settings and its workers have in common."""
+    """How the photos of a job are processed: what its settings and its workers have in common."""
 
     batch: int = 1
     """Canvases per call of the network."""
     min_score: float = 0.0
     tile: int | None = None
-    """Look at photos in tiles of so many pixels too."""
+    """Also look at photos in tiles of this many pixels."""
     overlap: float = 0.2
     """Of neighboring tiles, a share of their side."""
     runtime: str = "auto"
@@ -91,11 +91,11 @@ class DiedError(Exception):
 
 
 class Worker:
-    """Works off shards in a process of its own.
+    """Processes shards in a process of its own.
 
     Args:
         job: what it must know.
-        patience: seconds that it may say nothing once the model is loaded.
+        patience: seconds that it may stay silent once the model is loaded.
         files: gives a folder with the model, for as long as a process loads it; None: it lies where the job says.
     """
 
@@ -148,7 +148,8 @@ class Worker:
                         skip[shard.photos[error.photo]] = f"The worker died on this photo, {ATTEMPTS} times: {error}."
                 if loose == LOOSE_DEATHS:
                     raise BluError(
-                        f"Workers die in shard {shard.index} ({error}).", "Try the model with: blu infer PHOTO -m MODEL"
+                        f"Workers keep dying in shard {shard.index} ({error}).",
+                        "Try the model with: blu infer PHOTO -m MODEL",
                     ) from error
                 careful = True
 
@@ -174,7 +175,7 @@ class Worker:
                     case {"summary": dict(values)}:
                         return Summary(**values)
         except TimeoutError:
-            raise DiedError(f"it said nothing for {self._patience:g} s", photo) from None
+            raise DiedError(f"it sent nothing for {self._patience:g} s", photo) from None
         except ClosedError:
             raise DiedError(self._how(child), photo) from None
 

@@ -47,7 +47,9 @@ class Sink:
         except FileNotFoundError:
             return set()
         except OSError as error:
-            raise DatasetError(f"{self.url} cannot be listed: {error}.", "Check the path and your rights.") from error
+            raise DatasetError(
+                f"{self.url} cannot be listed: {error}.", "Check the path and its permissions."
+            ) from error
 
     def open(self, name: str) -> IO[bytes]:
         """A file in it, for reading in any order; OSError where it cannot be read."""
@@ -70,7 +72,9 @@ class Sink:
                 self._remote.pipe_file(self.path(name), data)
         except OSError as error:
             reason = error.strerror or error
-            raise DatasetError(f"{self.path(name)} cannot be written: {reason}.", "Check space and rights.") from error
+            raise DatasetError(
+                f"{self.path(name)} cannot be written: {reason}.", "Check free space and permissions."
+            ) from error
 
     def upload(self, file: Path, name: str) -> None:
         """Put a file of this machine there: the same as ``write`` for what does not fit in memory."""
@@ -81,11 +85,13 @@ class Sink:
                 self._remote.put_file(str(file), self.path(name))
         except OSError as error:
             reason = error.strerror or error
-            raise DatasetError(f"{self.path(name)} cannot be written: {reason}.", "Check space and rights.") from error
+            raise DatasetError(
+                f"{self.path(name)} cannot be written: {reason}.", "Check free space and permissions."
+            ) from error
 
     @property
     def folder(self) -> str | None:
-        """It, if it is one of this machine's."""
+        """The folder's path, if it is on this machine."""
         return self.url if self._remote is None else None
 
     def remove(self, name: str) -> None:
@@ -98,7 +104,7 @@ class Sink:
         return Path(self.url) if self._remote is None else None
 
     def tidy(self) -> None:
-        """Remove what writers that were killed left behind. No one may be writing."""
+        """Remove what killed writers left behind. Nothing may be writing."""
         if self._remote is not None:
             return
         for path in (path for pattern in LEFTOVERS for path in Path(self.url).glob(pattern)):

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class Work:
-    """A loaded model that works off shards.
+    """A loaded model that processes shards.
 
     Args:
         job: the fields of process.Job.
@@ -149,7 +149,7 @@ class Work:
 
 
 def main(channel: Channel, job: dict[str, Any]) -> None:
-    """Work off shards until the owner closes its end."""
+    """Process shards until the owner closes its end."""
     try:
         _work(channel, job)
     except Exception:

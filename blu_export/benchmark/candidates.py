@@ -26,10 +26,10 @@ class Candidate:
     model: str
     """Name of the model: candidates of the same model are compared with each other."""
     runtime: str
-    """Its name, with a peer's own words behind it."""
+    """Its name, with a peer's own description."""
     precision: str
     open: Callable[[int], Detector]
-    """Loads it, for so many threads."""
+    """Loads it, for that many threads."""
     file: Path | None = None
     """The file, where it is one of ours. Of an .onnx file FLOPs are counted and stages profiled."""
     device: str | None = None

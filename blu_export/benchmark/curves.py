@@ -66,7 +66,7 @@ def random_detections(molded: Molded, spec: ModelSpec, count: int) -> tuple[NDAr
 
 
 def around_the_network(spec: ModelSpec, size: tuple[int, int], instances: int, repeats: int = 9) -> dict[str, float]:
-    """Median seconds of decode, mold and unmold for one JPEG photo of ``size`` with so many instances."""
+    """Median seconds of decode, mold and unmold for one JPEG photo of ``size`` with that many instances."""
     encoded = encode(random_photo(*size))
     image = decode(encoded)
     molded = mold(image, spec)
@@ -129,7 +129,7 @@ def _batch_curve(runner: Runner, repeats: int, say: Callable[[str], None]) -> Cu
 
 
 def _instance_curve(path: Path, spec: ModelSpec, threads: int, repeats: int, say: Callable[[str], None]) -> Curve:
-    """The mask head on so many ROIs, and un-molding them on 12 megapixels; what else there is does not depend on it."""
+    """The mask head on that many ROIs, and un-molding them on 12 megapixels; nothing else depends on their number."""
     import onnx
     import onnxruntime as ort
 

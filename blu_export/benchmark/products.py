@@ -44,7 +44,7 @@ def product_model(a: NDArray[np.float32], b: NDArray[np.float32], kind: str, cou
 
 
 def _field(number: int, value: int | str | bytes) -> bytes:
-    """A protobuf field: a number as varint, else its bytes behind their length."""
+    """A protobuf field: a number as varint, else its bytes after their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     content = value.encode() if isinstance(value, str) else value

@@ -43,7 +43,7 @@ def check(
     images: Annotated[
         str | None, typer.Option(help="Folder or URL of the photos, where they are not in the usual place.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many photos of each part.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at only the first N photos of each part.")] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Contact sheet; with two parts, one for each: NAME-train, NAME-val.")
     ] = Path("data-check.jpg"),

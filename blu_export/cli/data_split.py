@@ -26,7 +26,7 @@ def split(
         str | None,
         typer.Option(help="Photos that stay together: folder, or a regular expression such as '(patient[0-9]+)_'."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another number, another division.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed: another number gives another division.")] = 0,
     part: Annotated[str, typer.Option(help="Which part of the source is divided: train or val.")] = "train",
     images: Annotated[str | None, typer.Option(help="Folder or URL of the photos.")] = None,
     photos: PhotosOption = "none",

@@ -67,7 +67,7 @@ def evaluate(
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Judge this COCO results file instead of a model.")] = None,
     split: Annotated[str, typer.Option(help="Which part of a data set folder: val or train.")] = USUAL_SPLIT,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many photos.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N photos.")] = None,
     expect: Annotated[
         list[str] | None,
         typer.Option(help='Exit with 1 unless it holds, e.g. "mask_ap>=0.30"; may be given several times.'),

@@ -34,7 +34,7 @@ def export_onnx(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME.onnx, here.")] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(help="Class names, one a line. Default: those in the file; COCO's where there are 81 classes."),
+        typer.Option(help="Class names, one per line. Default: those in the file; COCO's where there are 81 classes."),
     ] = None,
     config: ConfigOption = None,
     settings: SettingsOption = None,
@@ -167,7 +167,7 @@ def compared_on(images: list[str] | None) -> tuple[list[Any] | None, Dataset | N
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Names, one a line; empty lines do not count.
+    """Names, one per line; empty lines do not count.
 
     Raises:
         ModelFileError: the file cannot be read, or holds no names.
@@ -176,10 +176,10 @@ def read_class_names(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ModelFileError(f"The class names {path} cannot be read: {why}.", "Write one name a line.") from error
+        raise ModelFileError(f"The class names {path} cannot be read: {why}.", "Write one name per line.") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise ModelFileError(f"The file of class names {path} is empty.", "Write one name a line.")
+        raise ModelFileError(f"The file of class names {path} is empty.", "Write one name per line.")
     return names
 
 

@@ -38,7 +38,7 @@ FORMATS = (
     "table, overlay, json, coco, npz, csv, mask, crop, cutout, polygons (GeoJSON), yolo, labelme, voc"  # see results
 )
 MANY_PHOTOS = 16
-"""From so many on, photos a second count for more than the time of one: see load(throughput=…)."""
+"""From this many photos on, photos per second count for more than the time of one: see load(throughput=…)."""
 TABLES = 4
 """With more photos than this, each has a line instead of a table, unless tables were asked for."""
 
@@ -69,15 +69,15 @@ def infer(
         ),
     ] = None,
     class_names: Annotated[
-        list[str] | None, typer.Option("--class", help="Keep this class only; may be given several times.")
+        list[str] | None, typer.Option("--class", help="Keep only this class; may be given several times.")
     ] = None,
     tile: TileOption = None,
     overlap: OverlapOption = 0.2,
     nms: NmsOption = None,
     track: Annotated[
-        bool, typer.Option("--track", help="Number the things of a video, the same on all frames.")
+        bool, typer.Option("--track", help="Track objects through a video: the same number on all frames.")
     ] = False,
-    stride: Annotated[int, typer.Option(min=1, help="Of a video, every so many frames one.")] = 1,
+    stride: Annotated[int, typer.Option(min=1, help="Use every Nth frame of a video.")] = 1,
     bits: BitsOption = None,
     max_pixels: MaxPixelsOption = None,
     batch: BatchOption = 1,
@@ -88,8 +88,8 @@ def infer(
     precision: PrecisionOption = "auto",
     device: DeviceOption = None,
     threads: ThreadsOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say every time what was chosen and why.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Always say what was chosen and why.")] = False,
 ) -> None:
     """Find objects on photos, in folders, on videos, streams (rtsp://…) or a camera (0).
 
@@ -122,7 +122,7 @@ def infer(
     paths = streams + find_images(files, IMAGE_SUFFIXES | VIDEO_SUFFIXES, skip=out, passed_over=passed_over)
     if passed_over:
         counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in passed_over.most_common())
-        say(f"{passed_over.total()} files passed over: {counts}")
+        say(f"{passed_over.total()} files skipped: {counts}")
     if not paths:
         raise UsageError(f"There are no photos in {', '.join(images)}.", "Name photos, videos, or folders of them.")
     total = _total(paths, stride)
@@ -159,7 +159,7 @@ def infer(
 
 
 def _default_formats(as_json: bool) -> list[str]:
-    """A file is written unasked only where somebody sits and reads that it was."""
+    """Files are written without being asked for only on an interactive terminal."""
     if as_json:
         return []
     return ["table", "overlay"] if sys.stdout.isatty() else ["table"]

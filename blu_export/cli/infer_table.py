@@ -1,4 +1,4 @@
-"""What ``blu infer`` prints on stdout: a table a photo, or a line where there are many."""
+"""What ``blu infer`` prints on stdout: a table per photo, or a line if there are many."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def _tree(values: Any, indent: str) -> list[str]:
 
 
 def _is_ladder(value: Any) -> bool:
-    """Whether this is a list of measure.verify's checks, as JSON values."""
+    """Whether this is a list of parity.verify's checks, as JSON values."""
     return isinstance(value, list) and all(
         isinstance(check, dict) and {"name", "value", "least", "passed"} <= check.keys() for check in value
     )

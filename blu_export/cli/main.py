@@ -59,7 +59,7 @@ Examples:
 
 
 def _reader_has_gone() -> bool:
-    """Whether no one reads stdout any more; where the system cannot tell (Windows), a broken pipe is taken for that."""
+    """Whether stdout has no reader any more; where the system cannot tell (Windows), a broken pipe means it."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()

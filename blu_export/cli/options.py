@@ -75,7 +75,7 @@ ExifOption = Annotated[
 KeepEmptyOption = Annotated[bool, typer.Option("--keep-empty-classes", help="Keep classes without objects.")]
 TileOption = Annotated[
     int | None,
-    typer.Option(help="Look at each photo in tiles of so many pixels too, for things that are small on it."),
+    typer.Option(help="Also look at each photo in tiles of this many pixels, for small things."),
 ]
 OverlapOption = Annotated[float, typer.Option(help="Share of a tile that its neighbor sees as well.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Photos or tiles that go through the network at once.")]

@@ -245,7 +245,7 @@ def start_run(
         with TrainProgress(settings.total_epochs, trainer.steps, settings.batch) as on_step:
             trainer.run(lambda row: say(describe(row, settings.total_epochs)), on_step, validate_start)
     except KeyboardInterrupt:
-        say(f"go on with: blu train --resume --out {folder}")
+        say(f"continue with: blu train --resume --out {folder}")
         raise
     finally:
         _say_left_out(trainer, folder)

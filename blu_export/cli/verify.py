@@ -39,7 +39,7 @@ def verify(
     images: Annotated[
         list[str] | None, typer.Option("--images", help="Photos, a folder or a glob; may be given several times.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many photos.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N photos.")] = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Compare intermediate tensors too, and name the first that drifts.")
     ] = False,

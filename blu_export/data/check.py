@@ -202,7 +202,7 @@ def look_at(dataset: Dataset, index: int) -> Finding:
 def sheet(dataset: Dataset, count: int = SHEET_PHOTOS) -> NDArray[np.uint8] | None:
     """A picture of ``count`` annotated photos that show as many classes as they can; None without any.
 
-    Photos that cannot be read are passed over.
+    Photos that cannot be read are skipped.
     """
     images, titles = [], []
     for index in choose(dataset, count):

@@ -71,7 +71,7 @@ def match_classes(dataset: Dataset, class_names: tuple[str, ...]) -> Dataset:
 
 
 def find_untrainable(dataset: Dataset) -> list[Problem]:
-    """What cannot be learned from it: all of it, or a class, for want of objects with masks that are not crowds."""
+    """What cannot be learned from it: all of it, or a class, because no object has a mask and is not a crowd."""
     objects: Counter[int] = Counter()
     without, crowds = 0, 0
     for record in dataset.records:
@@ -81,7 +81,7 @@ def find_untrainable(dataset: Dataset) -> list[Problem]:
             if not annotation.iscrowd and len(annotation.segmentation):
                 objects[annotation.category] += 1
     if not objects:
-        why = f"{len(dataset)} photos, {crowds} crowds, {without} objects with a box alone"
+        why = f"{len(dataset)} photos, {crowds} crowds, {without} objects with only a box"
         return [Problem("nothing to train on", dataset.name, why)]
     names = dataset.class_names
     return [

@@ -105,7 +105,7 @@ class Dataset:
         return self if count is None else replace(self, records=self.records[:count])
 
     def with_channels(self, channels: int) -> Dataset:
-        """The same photos, read with so many channels; 3: as RGB, whatever they are."""
+        """The same photos, read with that many channels; 3: always as RGB."""
         return replace(self, decoding=replace(self.decoding, channels=channels))
 
     def joined(self, other: Dataset) -> Dataset:

@@ -68,7 +68,7 @@ def _candidates(folder: str, storage: Storage) -> list[str]:
 
 def _one(folder: str, files: list[str], storage: Storage) -> str | None:
     """The one that is a COCO file."""
-    if len(files) > 16:  # a file a photo: another tool's
+    if len(files) > 16:  # a file per photo: another tool's
         return None
     found = [file for file in files if looks_like_coco(storage.read(file, _HEAD))]
     if len(found) > 1:

@@ -48,7 +48,7 @@ def load_dataset(
             tool of ``formats.others`` wrote.
         split: ``train`` or ``val``: which part of a folder. A folder without parts is taken as a whole.
         images: folder or URL of the photos, where it is not the usual one.
-        limit: take the first so many photos; all for None.
+        limit: number of photos to take, from the first on; None: all.
         cached: what to do about DeepFashion2's index, see ``load_deepfashion2``.
         progress: shows how far reading many files has come.
         storage: reads it; by default what the path or URL asks for.

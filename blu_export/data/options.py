@@ -29,7 +29,7 @@ class ReadOptions:
     images: str | None = None
     """Folder or URL of the photos; None: where they usually are, or anywhere below the data set's folder."""
     limit: int | None = None
-    """Take the first so many photos; all for None."""
+    """Number of photos to take, from the first on; None: all."""
     strict: bool = False
     """Refuse a data set of which an entry would be left out."""
     keep_empty_classes: bool = False

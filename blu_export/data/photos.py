@@ -66,7 +66,7 @@ class Unreadable:
             raise DatasetError(
                 f"{count} of the {total} photos of {self._dataset.name} cannot be read, more than "
                 f"{100 * self._share:g} %. {self.reasons[uri]}",
-                f"Mend them or take them out of the data set ('blu data check' names all), or allow more: "
+                f"Repair them or remove them from the data set ('blu data check' names all), or allow more: "
                 f"--set train.unreadable={min(1.0, 5 * count / total):.2g}",
             ) from error
 

@@ -18,7 +18,7 @@ LEFT_OUT = {
     "background object": "the annotation is of the background",
     "broken record": "a value cannot be what it should be",
     "broken mask": "the polygons or run lengths cannot be decoded",
-    "no mask": "the object has a box alone",
+    "no mask": "the object has only a box",
     "empty mask": "no pixel is inside",
     "listed twice": "the same entry again",
 }

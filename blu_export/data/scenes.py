@@ -18,7 +18,7 @@ HEADROOM = (-0.1, 0.4)
 PORTRAITS = 0.75
 """Probability of that; the others show any part."""
 SHORTENED = 0.3
-"""Probability that a person ends above the feet without the frame's help, as behind a table."""
+"""Probability that a person ends above the feet without the frame's help, as if standing behind a table."""
 SHORTEST = 0.35
 """Of such a person's height, at least this share is left."""
 SOFTEST = 1.2

@@ -117,9 +117,9 @@ def _normalize_rle(value: dict[str, Any]) -> dict[str, Any]:
         height, width = (int(float(side)) for side in value["size"])
         counts = value["counts"]
     except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"it is not a RLE: {error!r}") from error
+        raise ValueError(f"it is not an RLE: {error!r}") from error
     if height < 0 or width < 0 or height * width > MAX_PIXELS:
-        raise ValueError(f"no photo is {width}x{height}")
+        raise ValueError(f"a photo cannot be {width}x{height}")
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
     if isinstance(counts, list):

@@ -267,7 +267,7 @@ class RemoteStorage:
 
 
 def _raise(error: OSError, folder: str) -> None:
-    """Fail for the folder itself; one below it that cannot be listed is passed over."""
+    """Fail for the folder itself; one below it that cannot be listed is skipped."""
     if error.filename == folder:
         raise error
 

@@ -213,7 +213,7 @@ def number_photos(dataset: Dataset) -> dict[int | str, int]:
 def coco_truth(dataset: Dataset, ignore_maskless: bool = False) -> COCO:
     """The data set for pycocotools: image ids are numbers from 1, category ids class indices, masks RLE.
 
-    With ``ignore_maskless`` objects that have a box alone become crowds that fill it: their masks are not known, so
+    With ``ignore_maskless`` objects that have only a box become crowds that fill it: their masks are not known, so
     detections there are neither right nor wrong.
 
     Raises:
@@ -231,7 +231,7 @@ def coco_truth(dataset: Dataset, ignore_maskless: bool = False) -> COCO:
                 rle = encode_mask([[x1, y1, x2, y1, x2, y2, x1, y2]], record.height, record.width)
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # pycocotools takes a match with id 0 for none
+                    "id": len(annotations) + 1,  # pycocotools treats a match with id 0 as none
                     "image_id": numbers[record.image_id],
                     "category_id": annotation.category,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],

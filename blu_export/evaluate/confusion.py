@@ -1,4 +1,4 @@
-"""What is taken for what: the confusion matrix of detections, and the score from which each class is best shown."""
+"""What is confused with what: the confusion matrix of detections, and the score from which each class is best shown."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def check_output(output: Path) -> None:
         UsageError: it is not.
     """
     if output.suffix != ".onnx":
-        raise UsageError(f"{output} is not a name for an ONNX file.", "Let it end in .onnx.")
+        raise UsageError(f"{output} is not a name for an ONNX file.", "Use a name that ends in .onnx.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder.", "Name a file.")
     require_writable(output)

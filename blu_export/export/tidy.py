@@ -1,4 +1,4 @@
-"""What tf2onnx leaves behind, made plain: named weights, no shape arithmetic, no layout changes.
+"""Cleanup of tf2onnx's output: named weights, no shape arithmetic, no layout changes.
 
 Every rule keeps the function that the graph computes; the exporter's parity check would tell.
 """

@@ -131,7 +131,7 @@ def export_triton(model: Path, repository: Path, settings: TritonSettings | None
         if target.exists():
             raise UsageError(f"{target} is there already.", "Choose another --name, or remove that folder.")
     repository.mkdir(parents=True, exist_ok=True)
-    # Triton takes every folder of a repository for a model, except those whose names start with a dot.
+    # Triton treats every folder of a repository as a model, except those whose names start with a dot.
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=repository) as temporary:
         made = Path(temporary, name), Path(temporary, network_name)
         _write_frontend(

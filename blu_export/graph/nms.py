@@ -25,7 +25,7 @@ def keep_by_operator(graph: Graph, boxes: Value, count: int | Value, limit: int,
         limit: at most this many boxes are kept (of a class).
         threshold: boxes that overlap a kept one by more than this IoU are dropped.
         classes: ``(class ids int64 [B, k], candidate bool [B, k], number of classes)``: boxes of
-            different classes leave each other alone and only candidates take part; class 0 never does.
+            different classes do not suppress each other and only candidates take part; class 0 never does.
 
     Returns:
         float32 [B, k], 1 for kept boxes.

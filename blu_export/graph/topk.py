@@ -15,8 +15,8 @@ def top_k(graph: Graph, scores: Value, k: int | Value, limit: int | None) -> tup
 
     Args:
         k: at most N; a Value int64 [1] where it depends on the canvas (then ``limit`` is None).
-        limit: largest k that one TopK may ask for. More are taken in several rounds: those found are
-            sunk below all others, and the next are asked for.
+        limit: largest k that one TopK may ask for. More are taken in several rounds: those found
+            are masked with a low score before the next round.
 
     Returns:
         scores float32 [B, k] and their indices int64 [B, k].

@@ -69,7 +69,9 @@ def stack(molded: Sequence[Molded]) -> tuple[NDArray[np.uint8], NDArray[np.float
     """
     if len({each.canvas.shape for each in molded}) != 1:
         sizes = sorted({"×".join(map(str, each.canvas.shape[:2])) for each in molded})
-        raise UsageError(f"Canvases of {', '.join(sizes) or 'no photo'} make no batch.", "Batch those of one size.")
+        raise UsageError(
+            f"Canvases of {', '.join(sizes) or 'no photo'} cannot form one batch.", "Batch those of one size."
+        )
     if len(molded) == 1:
         return molded[0].canvas[None], molded[0].window[None]
     return np.stack([each.canvas for each in molded]), np.stack([each.window for each in molded])

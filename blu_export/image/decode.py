@@ -50,7 +50,7 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile], Check | None], ...] = (
     (b"avis", AvifImagePlugin.AvifImageFile, None),
 )
 """First bytes of the formats that are read, their decoders, and what looks at their structure before. Pillow knows many
-more, in decoders that few people look after."""
+more, in decoders that few people maintain."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF"
 
@@ -63,7 +63,7 @@ _ORIENTATIONS = {
     7: PilImage.Transpose.TRANSVERSE,
     8: PilImage.Transpose.ROTATE_90,
 }
-"""What turns an image with this EXIF orientation upright."""
+"""The transposition that turns an image with this EXIF orientation upright."""
 _UNKNOWN_PIXELS = ("unknown pixel mode", "Invalid value for samples per pixel")
 """What Pillow says of a TIFF that is whole, but of a kind of pixels that it does not know."""
 _EXIF_ORIENTATION = 0x0112
@@ -128,7 +128,7 @@ def decode(
         uint8 [H, W, channels], 3 of them RGB; it may be read-only, and it may be the array that was given.
 
     Raises:
-        ImageError: it cannot be read, or is too large. No other error comes out, whatever the bytes.
+        ImageError: it cannot be read, or is too large. No other error is raised, whatever the input.
     """
     options = _Options(max_pixels, turn, bits, channels, on_size)
     if isinstance(source, np.ndarray):
@@ -200,7 +200,7 @@ def _plugin_for(head: bytes, name: str) -> tuple[Plugin, Check | None]:
             from pillow_heif import HeifImageFile
         except ImportError:
             raise ImageFormatError(
-                f"{name} is HEIC, which needs a package more.", "Install it with: pip install pillow-heif"
+                f"{name} is HEIC, which needs another package.", "Install it with: pip install pillow-heif"
             ) from None
         return HeifImageFile, None
     what = "is not an image that can be read" if head else "is empty"

@@ -31,7 +31,7 @@ class Unmolded:
     """float32 [N, h, w], 0..1, each over its box."""
 
     def __getitem__(self, index: NDArray[np.int_]) -> Unmolded:
-        """Some of them."""
+        """A subset."""
         return Unmolded(self.rois[index], self.class_ids[index], self.scores[index], self.masks[index])
 
     def full_size(self, image_size: tuple[int, int], spec: ModelSpec) -> Detections:
@@ -62,7 +62,7 @@ def unmold(detections: NDArray[np.float32], masks: NDArray[np.float32], molded: 
 def unmold_boxes(
     detections: NDArray[np.float32], masks: NDArray[np.float32], molded: Molded, spec: ModelSpec
 ) -> Unmolded:
-    """The part of ``unmold`` that costs no memory worth a word: masks stay as they are."""
+    """The part of ``unmold`` that costs hardly any memory: masks stay as they are."""
     detections, masks = np.asarray(detections, np.float32), np.asarray(masks, np.float32)
     if detections.ndim != 2 or detections.shape[1] != 6 or not _fits(masks, len(detections)):
         raise ModelFileError(

@@ -20,7 +20,7 @@ MAX_SCANS = 100
 """Of a JPEG; a progressive one has about ten. Each may touch every pixel at hardly any cost in bytes."""
 FREE_CHUNKS = 10_000
 BYTES_PER_CHUNK = 1024
-"""A PNG or WebP may have FREE_CHUNKS chunks, and one more for so many bytes."""
+"""A PNG or WebP may have FREE_CHUNKS chunks, and one more per this many bytes."""
 MAX_TAGS = 1000
 """Of a TIFF directory, or of EXIF data, which is one."""
 MAX_STRIPS = 2**18

@@ -15,7 +15,7 @@ NAME_LISTS = ("class_names", "CLASS_NAMES")
 MAX_ROUNDS = 10_000
 """Of a loop that adds classes."""
 MAX_STATEMENTS = 100_000
-"""That are gone through, rounds of loops counted."""
+"""Statements that are evaluated, each round of a loop counted."""
 
 
 @dataclass

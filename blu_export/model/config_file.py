@@ -54,7 +54,7 @@ class ConfigFile:
     is_whole: bool = True
 
     def names_for(self, count: int) -> tuple[str, ...] | None:
-        """The names that a model of so many classes, the background included, can have."""
+        """The names that a model with that many classes, the background included, can have."""
         for _, names in self.class_names:
             if len(names) in (count, count - 1):
                 return names
@@ -101,7 +101,7 @@ def _from_toml(path: Path, content: bytes) -> ConfigFile:
     model = table.get("model", {})
     fields = set(SPEC_FIELDS.values())
     if not isinstance(model, dict) or not set(model) <= fields:
-        raise ModelFileError(f"The table [model] of {path} holds other than settings of a model.", "See docs/train.md.")
+        raise ModelFileError(f"The table [model] of {path} holds more than settings of a model.", "See docs/train.md.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
     ignored = [f"[{name}]" if isinstance(part, dict) else name for name, part in table.items() if name != "model"]
     return ConfigFile(path.name, values, ignored=tuple(ignored))

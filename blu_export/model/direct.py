@@ -249,7 +249,7 @@ def _mask_head(layers: Layers, spec: ModelSpec, opset: int) -> onnx.ModelProto:
 
 
 def same_padding(size: int, stride: int) -> list[int]:
-    """Keras' ``same`` where the stride divides the side of the map: the odd pixel is padded behind."""
+    """Keras' ``same`` where the stride divides the side of the map: the odd pixel is padded at the end."""
     total = max(size - stride, 0)
     return [total // 2] * 2 + [total - total // 2] * 2
 

@@ -118,7 +118,7 @@ _BLOCK = re.compile(r"(res|bn)([2-5])([^/_]+)_branch(1|2[abc])")
 def original_block_names(layers: Sequence[str], source: str) -> tuple[tuple[int, ...], dict[str, str]]:
     """Blocks of stages 2 to 5 of a ResNet, and what each layer is called here.
 
-    Blocks are named a, b, c, … as the original's (which goes on behind z in the order of characters),
+    Blocks are named a, b, c, … as the original's (which continues after z in character order),
     a, …, z, aa, …, or a, b1, b2, … as Caffe's deep ResNets.
 
     Raises:

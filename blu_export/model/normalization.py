@@ -10,7 +10,7 @@ from blu_export.model.mask_rcnn import MaskRCNN
 
 
 def norms_by_layer(model: Model) -> dict[str, layers.BatchNormalization]:
-    """The normalization behind each layer that has one, by the layer's name."""
+    """The normalization after each layer that has one, by the layer's name."""
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     return {norm.input._keras_history.operation.name: norm for norm in norms}
 

@@ -210,7 +210,7 @@ def save_weights(model: MaskRCNN, path: str | os.PathLike[str], half: bool = Fal
     """Write a model in the original's layout (flat Keras 2), with its spec in the attribute ``blu_spec``.
 
     Args:
-        half: store kernels in 16 bits, rounded: half the size, for a file that is given away.
+        half: store kernels in 16 bits, rounded: half the size, for a file that is published.
     """
     layers: Layers = {}
     for name, layer in model.learned_layers().items():

@@ -1,4 +1,4 @@
-"""Where two models part: their intermediate tensors, stage by stage along the data flow.
+"""The first diverging stage of two models: their intermediate tensors, compared along the data flow.
 
 Keras gives its stages by name. An ONNX file gives them once they are named as outputs too, since the
 exporter keeps the names of the layers. Rows of proposals are paired before they are compared: two
@@ -71,7 +71,7 @@ def compare_stages(reference: Stages, candidate: Stages, precision: str) -> list
 
 
 def first_drift(drifts: list[StageDrift]) -> StageDrift | None:
-    """The stage at which two models part; None where they do not."""
+    """The first diverging stage; None if there is none."""
     return next((stage for stage in drifts if stage.drifted), None)
 
 

@@ -167,7 +167,7 @@ class ParityReport:
     def to_json(self) -> dict[str, Any]:
         """JSON values, as stored in the artifact under ``blu_parity``.
 
-        Of the worst image only the file's name: where it lay is no one's business where the artifact goes.
+        Of the worst image only the file's name: the path of its folder is private.
         """
         boxes, scores, masks = (self._all(name) for name in ("box_error", "score_error", "mask_iou"))
         values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Kernels rounded to half so that the errors cancel.
+"""GPTQ rounding of kernels to fp16.
 
 The nearest half is the best for each weight alone, not for a layer, which sums many products of inputs that
 resemble each other (neighboring pixels, channels that are never negative): what one weight loses, those after it
@@ -120,7 +120,7 @@ class _Kernel:
         return self.matrix.reshape(outputs, count, -1).transpose(1, 0, 2)
 
     def see(self, columns: NDArray[np.float32]) -> None:
-        """Take note of inputs [rows, groups · columns]."""
+        """Accumulate statistics of inputs [rows, groups · columns]."""
         rows = columns.reshape(len(columns), len(self.moments), -1).transpose(1, 0, 2)
         self.moments += rows.transpose(0, 2, 1) @ rows
         self.sums += rows.sum(axis=1)

@@ -3,7 +3,7 @@
 Two forms, since two kinds of hardware want different things. Processors multiply unsigned activations
 by signed weights and fuse a layer with the quantization of its output; without VNNI they add pairs of products in
 16 bits, so weights have 7 bits there. TensorRT wants symmetric scales, biases in floating point, and no
-quantization behind a layer that the next one does not ask for.
+quantization after a layer unless the next one needs it.
 """
 
 from __future__ import annotations

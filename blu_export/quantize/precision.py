@@ -100,7 +100,7 @@ def canvases(photos: Iterable[Any], spec: ModelSpec) -> Canvases:
 
 
 def spread(photos: Sequence[Photo], most: int = MOST_PHOTOS) -> list[Photo]:
-    """At most so many of them, evenly over all."""
+    """At most ``count`` of them, evenly spaced."""
     count = min(len(photos), most)
     return [photos[i * len(photos) // count] for i in range(count)]
 
@@ -200,7 +200,7 @@ def _int8(
             cost.name: _loses(cost) for cost in costs if not cost.error <= INT8_ERROR
         }
         for layer in leading_layers(part, few, lambda first: typed_but([*worse, *first])):
-            worse.setdefault(layer, "its error would grow in the layers behind it")
+            worse.setdefault(layer, "its error would grow in the layers after it")
         shifts = {cost.name: cost.shift for cost in costs if cost.name not in worse}
         return typed_but(worse, correct_biases(part, shifts)), worse
 
@@ -237,7 +237,7 @@ def leading_layers(
 ) -> list[str]:
     """The layers at a part's front that have to stay better for its outputs to lose little: as few as will do.
 
-    An error at the front goes through every layer behind it. Where even LEADING of the layers do not bring the
+    An error at the front goes through every layer after it. Where even LEADING of the layers do not bring the
     loss down to INT8_OUTPUT_ERROR, as few fall back as come near to what those would bring; where those do not
     halve it, the front is not the cause, and none falls back.
 

@@ -1,7 +1,7 @@
-"""Detections as files: one module a format, one table of them, for the commands and for ``found.save`` alike.
+"""Detections as files: one module per format, one table of them, for the commands and for ``found.save`` alike.
 
 base ── a Result, and formats of a photo or of a set
-├─ json, npz, polygons, labelme, voc, yolo ── a file a photo
+├─ json, npz, polygons, labelme, voc, yolo ── a file per photo
 ├─ coco, csv ── a file for all
 └─ overlay, mask, crop, cutout ── pictures
 folder ── files under names that do not collide      outline ── masks as polygons

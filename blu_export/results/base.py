@@ -17,7 +17,7 @@ from blu_export.instances import Instances
 
 JPEG_QUALITY = 92
 SHOWN_SCORE = 0.5
-"""What people are shown unless they say otherwise. A model whose AP is measured gives doubtful detections too."""
+"""Score shown by default. A model whose AP is measured also returns doubtful detections."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CSV: one line an instance."""
+"""CSV: one line per instance."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, stem: str, result: Result, fps: float = 0.0) -> None:
-        """Write one photo, or one frame of a video of so many frames a second; ``stem`` starts its files' names."""
+        """Write one photo, or one frame of a video of ``fps`` frames per second; ``stem`` starts its files' names."""
 
     def __enter__(self) -> Writer:
         return self

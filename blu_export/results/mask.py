@@ -1,4 +1,4 @@
-"""Masks as pictures: one of all instances' numbers, and one an instance."""
+"""Masks as pictures: one of all instances' numbers, and one per instance."""
 
 from __future__ import annotations
 

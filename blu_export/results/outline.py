@@ -42,7 +42,7 @@ def _corners(ring: Ring) -> Ring:
 
 
 def single_ring(parts: list[list[Ring]]) -> Ring:
-    """All rings as one, joined by bridges of no width, for formats that have one outline an instance.
+    """All rings as one, joined by bridges of no width, for formats that have one outline per instance.
 
     Filled by the even-odd rule it gives the mask again.
     """

@@ -13,7 +13,7 @@ from blu_export.results.outline import Ring, polygons
 
 
 class PolygonsFormat(PhotoFormat):
-    """NAME.geojson: a feature an instance; x to the right, y down, (0, 0) the photo's upper left corner."""
+    """NAME.geojson: a feature per instance; x to the right, y down, (0, 0) the photo's upper left corner."""
 
     suffix = ".geojson"
 

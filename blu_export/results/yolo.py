@@ -12,7 +12,7 @@ from blu_export.results.outline import polygons, single_ring
 
 
 class YoloFormat(PhotoFormat):
-    """NAME.txt: a line an instance, the class from 0 and its outline as shares of the photo; data.yaml: the names.
+    """NAME.txt: a line per instance, the class from 0 and its outline as shares of the photo; data.yaml: the names.
 
     A line has one outline: parts and holes of a mask are joined to it by bridges of no width. Scores have no place.
     """

@@ -62,7 +62,7 @@ def _stored(ort: Any, entry: Path, make_options: Callable[[], Any], providers: l
     try:
         session = ort.InferenceSession(os.fspath(entry / _GRAPH), options, providers=providers)
     except Exception as error:  # damaged, or removed meanwhile: made again below
-        log.warning("the stored graph %s is of no use and is made again: %s", entry, error)
+        log.warning("the stored graph %s is unusable and is made again: %s", entry, error)
         shutil.rmtree(entry, ignore_errors=True)
         return None
     with suppress(OSError):  # in a cache that cannot be written there is no order to keep either

@@ -22,7 +22,7 @@ class KerasRunner(Runner):
 
     Args:
         path: the weights.
-        device: ``cpu``, or ``gpu`` with ``:1`` behind it for the second; None takes what TensorFlow does.
+        device: ``cpu``, or ``gpu`` with ``:1`` appended for the second; None takes what TensorFlow does.
         given: what the user says about the weights.
 
     Raises:

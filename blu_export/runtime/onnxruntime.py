@@ -31,7 +31,7 @@ class OnnxRuntimeRunner(Runner):
 
     Args:
         model: path, or a file that was already read.
-        device: ``cpu``, ``cuda`` or ``tensorrt``, with ``:1`` behind it for the second GPU; None takes
+        device: ``cpu``, ``cuda`` or ``tensorrt``, with ``:1`` appended for the second GPU; None takes
             CUDA where it works and the processor elsewhere.
         threads: of one network on the processor; None takes the cores that this process may use.
         source: names a model that was already read in errors.

@@ -1,6 +1,6 @@
 """OpenVINO: the portable file on Intel and ARM processors.
 
-In bf16 the graph is cut behind the trunk, which holds nearly all of the work. On processors with bf16 units
+In bf16 the graph is split after the trunk, which holds nearly all of the work. On processors with bf16 units
 OpenVINO puts a whole graph in bf16 or none of it, and boxes in bf16 lose most detections.
 """
 
@@ -68,7 +68,7 @@ class OpenVinoRunner(Runner):
             graph = core.read_model(file.data)
             graphs = [(graph, "f32")]  # under which quantized convolutions stay int8
             if bf16:
-                trunk, rest = cut_behind_trunk(graph)
+                trunk, rest = split_after_trunk(graph)
                 graphs = [(trunk, "bf16"), (rest, "f32")]
             self._compiled = [
                 core.compile_model(part, "CPU", settings | {"INFERENCE_PRECISION_HINT": hint}) for part, hint in graphs
@@ -113,7 +113,7 @@ def has_bf16() -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def cut_behind_trunk(graph: Any) -> tuple[Any, Any]:
+def split_after_trunk(graph: Any) -> tuple[Any, Any]:
     """An OpenVINO model as two, one after the other: up to the trunk's outputs, and what follows.
 
     The second takes the first's outputs under their own names, and whichever of the model's inputs it needs.

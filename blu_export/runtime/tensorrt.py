@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX engines on an NVIDIA GPU, with neither TensorFlow nor PyTorch.
 
-Lanes (engine.lane) overlap, so that one batch is copied to the GPU while another is computed.
+Lanes (tensorrt.lane) overlap, so that one batch is copied to the GPU while another is computed.
 """
 
 from __future__ import annotations

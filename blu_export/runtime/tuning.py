@@ -16,7 +16,7 @@ from blu_export.files import atomic_write
 from blu_export.runtime.cpu import processor
 
 RUNTIMES = ("onnxruntime", "openvino")
-"""What runs .onnx files."""
+"""Runtimes that run .onnx files."""
 REDUCED = ("int8", "fp16")
 """Precisions that have a file of their own beside the float32 one."""
 

@@ -76,5 +76,5 @@ class Answer(Response):
 
 
 def health(good: bool) -> Response:
-    """Yes, or 503."""
+    """200, or 503."""
     return Response(json.dumps({"ready": good}), 200 if good else 503, media_type=JSON)

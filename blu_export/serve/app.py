@@ -87,7 +87,7 @@ def create_app(service: Service, all_metrics: Callable[[], Awaitable[bytes]] | N
     @app.exception_handler(StarletteHTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
-        fix = "See /docs for what there is."
+        fix = "See /docs for what exists."
         if "GET" in (allowed := headers.get("Allow", "").split(", ")):
             headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))
         if "Allow" in headers:
@@ -135,7 +135,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         ] = "rle",
         tile: Annotated[
             Annotated[int, Field(ge=32, le=MAX_TILE)] | SkipJsonSchema[None],
-            Query(description="Look at it in tiles of so many pixels too; see also overlap."),
+            Query(description="Also look at it in tiles of this many pixels; see overlap."),
         ] = None,
         overlap: Annotated[
             Annotated[float, Field(ge=0, le=0.9)] | SkipJsonSchema[None],

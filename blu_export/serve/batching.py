@@ -27,7 +27,7 @@ ATTEMPTS = 2
 """How often a canvas goes to the device when the worker dies under it: the second time alone, so that a
 canvas that kills workers fails by itself and a worker that was killed from outside costs no request."""
 ALWAYS_IN = 2
-"""Photos that are let in however slow the device is: one on it, and one to follow without a pause."""
+"""Photos that are always admitted, however slow the device: one on it, and one to follow without a pause."""
 MAX_BACKOFF = 30.0
 """Seconds between two attempts to start a worker, at most."""
 RETIRE_POLL = 0.05
@@ -161,7 +161,7 @@ class Batcher:
 
         Raises:
             TooLargeError: the canvas is larger than the device's memory.
-            WorkerFailedError: the network refused this canvas, or died of it.
+            WorkerFailedError: the network refused this canvas, or crashed on it.
         """
         loop = asyncio.get_running_loop()
         if self._device is not None and not self._device.fit(*canvas.shape[:2]):

@@ -15,14 +15,14 @@ class Budget:
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def take_now(self, pixels: int) -> bool:
-        """Take so many, if they are free and no one waits."""
+        """Take this many, if they are free and no one waits."""
         if self._line or pixels > self._free:
             return False
         self._free -= pixels
         return True
 
     async def take(self, pixels: int, patience: float) -> bool:
-        """Wait for so many; False where they have not come after ``patience`` seconds."""
+        """Wait for this many; False if they are not free after ``patience`` seconds."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append((pixels, waiting))
         self._serve()

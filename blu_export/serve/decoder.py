@@ -1,6 +1,6 @@
 """The inside of a decoder: a process in which what clients send is parsed and decoded, so that it can be killed.
 
-The body of a request lies in memory that the server maps too; the canvas, and where asked the photo, are put behind it:
+The body of a request lies in memory that the server maps too; the canvas, and where asked the photo, are put after it:
 
     server → decoder   {"form": …, "size": bytes of the body, "pixels": whether the photo itself is wanted, …}
     decoder → server   {"ask": pixels of the photo}, where it is not a small one
@@ -55,7 +55,7 @@ def main(channel: Channel, config: dict[str, Any]) -> None:
         except BluError as error:
             channel.send(error=error_as_json(of_image_error(error)))
         except MemoryError:
-            too_large = TooLargeError("The photo needs more memory than one may have.", "Send a smaller one.")
+            too_large = TooLargeError("The photo needs more memory than a request may use.", "Send a smaller one.")
             channel.send(error=error_as_json(too_large))
 
 
@@ -80,7 +80,7 @@ class MemoryLimit:
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     def allow(self, pixels: int | None) -> None:
-        """Allow what a photo of so many pixels may take; None: its size is not known yet."""
+        """Allow what a photo of this many pixels may take; None: its size is not known yet."""
         if sys.platform == "linux":
             allowed = self._bytes(round(self.OPENING * self._max_pixels) if pixels is None else pixels)
             resource.setrlimit(resource.RLIMIT_AS, (allowed, self._bytes(self._max_pixels)))

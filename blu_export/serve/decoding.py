@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 DECODE_SHARE = 1 / 3
 """Of the time of a request, that its decoding may take."""
 ATTEMPTS = 2
-"""Decoders that may die of a photo until it is the photo's fault: the first may have been killed from outside."""
+"""Crashes of decoders after which the photo is to blame: the first may have been killed from outside."""
 MAX_BACKOFF = 30.0
 MAX_WARNING_KINDS = 100
 
@@ -134,7 +134,7 @@ class Decoders:
                 except ClosedError:
                     deaths += 1
                     if deaths == ATTEMPTS:
-                        what = "Decoders die of this photo."
+                        what = "This photo crashes its decoder."
                         raise UnreadableImageError(what, "Save it again, as JPEG or PNG.") from None
         finally:
             if held is None:

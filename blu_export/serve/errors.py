@@ -42,7 +42,7 @@ class UnauthorizedError(
     """No key, or an unknown one."""
 
 
-class NotFoundError(RequestError, status=404, code="not_found", fix="See /docs for what there is."):
+class NotFoundError(RequestError, status=404, code="not_found", fix="See /docs for what exists."):
     """There is no such model or page."""
 
 

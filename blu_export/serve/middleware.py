@@ -75,7 +75,7 @@ class Envelope:
             request_id.reset(token)
 
     def _cors(self, origin: str | None) -> list[tuple[bytes, bytes]]:
-        """What lets a page of another site read the answer, where that site was named."""
+        """What allows a page of another site to read the answer, if that site was named."""
         allowed = self.service.settings.cors
         if not allowed:
             return []

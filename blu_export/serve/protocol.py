@@ -35,7 +35,7 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class Parser(h11.Connection):
-    """h11's, which stops after TURN events as if it needed data, and refuses long heads and crumbled bodies."""
+    """h11's, which stops after TURN events as if it needed data, and refuses long heads and bodies in tiny pieces."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD)
@@ -128,7 +128,7 @@ class GuardedProtocol(H11Protocol):
     settings: ServeSettings
     turns: Turns
     idle: dict[GuardedProtocol, None]
-    """Connections of the server without a request, who waits for longest first."""
+    """Connections of the server without a request, the one that has waited longest first."""
     flow: Flow
     conn: Parser
     _head_timer: asyncio.TimerHandle | None = None
@@ -153,7 +153,7 @@ class GuardedProtocol(H11Protocol):
             oldest.transport.abort()
             if oldest is self:
                 return
-        # Whatever waits counts as waiting: send() returns when all is with the system, and the timer sees the rest.
+        # Every byte counts as waiting: send() returns when all is with the system, and the timer sees the rest.
         transport.set_write_buffer_limits(high=0)
         self._watch_head()
 

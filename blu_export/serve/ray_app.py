@@ -54,7 +54,7 @@ class RaySettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
-            raise UsageError(f"{self.least} to {self.most} replicas make no range.", "Write for example 1-4.")
+            raise UsageError(f"{self.least} to {self.most} replicas is not a range.", "Write for example 1-4.")
 
 
 def parse_replicas(text: str) -> tuple[int, int]:

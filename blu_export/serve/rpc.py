@@ -58,7 +58,7 @@ MAX_AGE = 60
 COPIES = 2
 """Of an answer in memory until it is read: ours, and gRPC's."""
 PING_AFTER, PING_TIMEOUT = 20, 10
-"""Seconds: after so many without a sign of the client it is asked for one, and cut off if none comes."""
+"""Seconds without a sign of life after which the client is pinged, and cut off if it does not answer."""
 STREAMS = 128
 """Calls at once on a connection; well-behaved clients keep further ones back."""
 STREAM_WINDOW = 2**16

@@ -267,7 +267,7 @@ class Service:
                 self.traces.stage("unmold", ran, time_ns())
 
     async def reload(self) -> bool:
-        """Load the model file again beside the running one and swap; returns False where the new one is no good.
+        """Load the model file again beside the running one and swap; returns False where the new one is not usable.
 
         Requests that came before the swap are answered by the old model, which then goes.
         """
@@ -313,7 +313,7 @@ class Service:
             before = now
 
     async def _trim_memory(self) -> None:
-        """The C library keeps what was freed in a heap of each thread, and these grow slowly. It takes two ms."""
+        """The C library keeps what was freed in a heap of each thread, and these grow slowly. It takes 2 ms."""
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         while trim is not None:
             await asyncio.sleep(TRIM_SECONDS)

@@ -52,11 +52,11 @@ class ServeSettings:
     queue: int = 64
     """Photos in the server at once, from the end of their upload to the end of their answer."""
     max_wait: float = 5.0
-    """A photo is let in only if the work ahead of it takes no longer, by estimate: late answers help no one,
-    and after an overload the server is itself again this soon."""
+    """A photo is admitted only if the work ahead of it takes no longer, by estimate: late answers help no one,
+    and after an overload the server recovers this soon."""
     timeout: float = 30.0
     """From the first byte of a request to its result, the queue included. A batch that keeps the device
-    for longer serves no one: the worker is taken for hung and restarted."""
+    for longer helps no one: the worker is considered hung and restarted."""
     max_upload: int = 20 * MEGABYTE
     """Bytes of a request's body."""
     upload_memory: int = 512 * MEGABYTE

@@ -63,7 +63,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def epoch_of(checkpoint: Path | None) -> int:
-    """Epochs that lie behind a checkpoint; 0 without one."""
+    """Epochs done at a checkpoint; 0 without one."""
     return int(checkpoint.stem.rpartition("-")[2]) if checkpoint else 0
 
 
@@ -93,7 +93,7 @@ def save_checkpoint(path: Path, model: MaskRCNN, updater: Updater, state: dict[s
     except OSError as error:
         raise BluError(
             f"The checkpoint {path} cannot be written: {error.strerror or error}.",
-            f"Make room and go on with: blu train --resume --out {path.parents[1]}",
+            f"Free some space and continue with: blu train --resume --out {path.parents[1]}",
         ) from error
     for old in checkpoints(path.parents[1])[:-keep]:
         old.with_suffix(".json").unlink(missing_ok=True)

@@ -86,7 +86,7 @@ class TargetConfig:
     """Take negative ROIs up to ``rois_per_image`` whatever the number of positive ones, from photos without objects
     too. The original keeps the share of positives, so the heads learn nothing from an empty photo."""
     propose_ground_truth: bool = False
-    """Add the annotated boxes to the proposals: the heads learn before the RPN is any good."""
+    """Add the annotated boxes to the proposals: the heads learn before the RPN is useful."""
     max_gt_instances: int = 100
     """Objects kept per photo; of more, a random choice."""
     mini_mask_shape: tuple[int, int] = (56, 56)
@@ -233,7 +233,7 @@ class RunConfig:
     """What to start from: ``imagenet``, ``coco``, ``last`` or a file."""
     train: TrainConfig = field(default_factory=TrainConfig)
     changes: dict[str, str] = field(default_factory=dict)
-    """Epochs that lay behind when a run was resumed with other settings -> what was changed."""
+    """Epochs that were done when a run was resumed with other settings -> what was changed."""
 
     def __post_init__(self) -> None:
         for name in self.model:

@@ -29,7 +29,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         if len(devices) < 2:
             raise MissingDependencyError(
-                f"There is only one device here ({devices[0].name}).", "Leave --distribute mirrored away."
+                f"There is only one device here ({devices[0].name}).", "Leave out --distribute mirrored."
             )
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "workers":
@@ -65,12 +65,12 @@ def check_same_epoch(strategy: tf.distribute.Strategy, epoch: int) -> None:
     if len(set(epochs)) > 1:
         raise UsageError(
             f"The workers' newest checkpoints are of different epochs: {', '.join(map(str, epochs))}.",
-            "Give all of them an --out that is one and the same folder.",
+            "Give all of them the same folder as --out.",
         )
 
 
 def _read_tf_config() -> None:
-    """Refuse a TF_CONFIG that TensorFlow would ignore in silence."""
+    """Refuse a TF_CONFIG that TensorFlow would silently ignore."""
     text = os.environ.get("TF_CONFIG", "")
     fix = """Set TF_CONFIG to {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}."""
     try:
@@ -80,4 +80,4 @@ def _read_tf_config() -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"TF_CONFIG does not name the workers: {error!r}.", fix) from error
     if not known:
-        raise UsageError(f"TF_CONFIG's task {config['task']} is none of its {len(workers)} workers.", fix)
+        raise UsageError(f"TF_CONFIG's task {config['task']} is not one of its {len(workers)} workers.", fix)

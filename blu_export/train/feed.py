@@ -71,7 +71,7 @@ class Feed:
             reasons = list(self.make.photos.unreadable.reasons.values())
             raise DatasetError(
                 f"None of the {len(replaced)} photos of a batch can be read. {reasons[-1]}",
-                "Look after the disk or the connection, then go on with --resume.",
+                "Check the disk or the connection, then continue with --resume.",
             )
         self._without_objects = 0 if (class_ids > 0).any() else self._without_objects + len(class_ids)
         if self._without_objects >= 2 * len(self.make.dataset):

@@ -255,7 +255,7 @@ class Trainer:
         rate = (stage.rate or self.config.learning_rate) / 10
         return CheckFailedError(
             f"Training diverged: {how}.",
-            f"The last checkpoint is sound; go on with a lower rate: blu train --resume{folder} --lr {rate:.1g}",
+            f"The last checkpoint is sound; continue with a lower rate: blu train --resume{folder} --lr {rate:.1g}",
         )
 
     def _is_validated(self, epoch: int) -> bool:

@@ -30,7 +30,7 @@ def resumed_run(folder: Path, options: Mapping[str, Any], settings: Sequence[str
     if fixed:
         raise UsageError(
             f"A run is resumed with the settings it was started with; {', '.join(fixed)} cannot change.",
-            "Write: blu train --resume --out FOLDER, with --lr, --epochs or --layers where the rest shall differ.",
+            "Write: blu train --resume --out FOLDER, with --lr, --epochs or --layers if the rest is to differ.",
         )
     if not (folder / "config.toml").exists():
         raise UsageError(f"There is no run in {folder}.", "Name the folder of a run with --out.")

@@ -76,7 +76,7 @@ def change_stages(
 
     Args:
         stages: the run's.
-        done: epochs that lie behind.
+        done: epochs that are done.
         default: learning rate of stages without one.
         layers: the layers, or stages, of what is to come; None: as planned.
         epochs: of the whole run; None: as planned. Stages in ``layers`` that count their own epochs win.
@@ -94,7 +94,7 @@ def change_stages(
     if layers is not None:
         counted = ":" in layers
         if not counted and total <= done:
-            raise UsageError(f"All {done} epochs of the run are done.", "Say how many there shall be: --epochs.")
+            raise UsageError(f"All {done} epochs of the run are done.", "Say how many there should be: --epochs.")
         future = list(parse_stages(layers, max(1, total - done)))
         future = [replace(stage, rate=stage.rate or rate or default) for stage in future]
     else:

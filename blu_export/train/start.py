@@ -88,13 +88,13 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
 
 
 def _fit_channels(tensors: Tensors, source: str, channels: int) -> tuple[Tensors, str]:
-    """The tensors with a first layer for so many channels, and what was done to it.
+    """The tensors with a first layer for that many channels, and what was done to it.
 
     Of RGB weights one channel gets the sum of the three kernels: what they put out for a gray photo as RGB. Of more
     channels the first three keep theirs, and the kernels of the others begin at zero.
 
     Raises:
-        ModelFileError: the weights take neither RGB nor so many channels.
+        ModelFileError: the weights take neither RGB nor that many channels.
     """
     name = next((name for name in FIRST_LAYERS if name in tensors), None)
     if name is None or (known := tensors[name][0].shape[2]) == channels:
@@ -180,5 +180,5 @@ def newest_weights(runs: Path) -> Path:
         files = [folder / name for name in WEIGHTS if (folder / name).exists()]
         found += [(os.path.getmtime(file), file) for file in files[:1]]
     if not found:
-        raise UsageError(f"There is no finished run under {runs}.", "Give the file that training shall start from.")
+        raise UsageError(f"There is no finished run under {runs}.", "Give the file to start training from.")
     return max(found)[1]

@@ -75,7 +75,7 @@ def test_pipes_sockets_and_devices_are_passed_over(
         names.write_text("photos/a.jpg\nphotos/00.png\n")
         for source in (folder, folder / "*", names):
             assert list_photos(str(source)) == [str(folder / "00.png")]
-    assert "3 pipes, sockets or devices are passed over" in caplog.text
+    assert "3 pipes, sockets or devices are skipped" in caplog.text
     with pytest.raises(UsageError, match="There are no photos"):
         list_photos(str(folder / "a.jpg"))
     late = read_photo(str(folder / "a.jpg"))  # of a plan that was made before it was one

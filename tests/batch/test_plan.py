@@ -61,7 +61,7 @@ def test_a_plan_of_a_version_without_tiles_is_read(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_parquet_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "sales.parquet").touch()
-    with pytest.raises(UsageError, match=r"holds sales\.parquet, which is of no blu batch"):
+    with pytest.raises(UsageError, match=r"holds sales\.parquet, which is not from blu batch"):
         open_plan(Sink(str(tmp_path)), Plan("hash", 0.0), ["a"], 2)
     assert [path.name for path in tmp_path.iterdir()] == ["sales.parquet"]
 

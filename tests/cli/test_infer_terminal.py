@@ -38,7 +38,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def on_terminal(arguments: list[str], folder: Path, columns: int, **more: str) -> tuple[int, str]:
-    """Exit code, and all that a terminal of so many columns receives."""
+    """Exit code, and all that a terminal of that many columns receives."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         arguments, cwd=folder, stdout=slave, stderr=slave, stdin=slave, env=environment(COLUMNS=str(columns), **more)

@@ -59,7 +59,7 @@ def made_coco(folder: Path) -> Path:
             annotations.append({"id": len(annotations), "image_id": image_id, "category_id": category,
                                 "bbox": coco_mask.toBbox(rle).tolist(), "area": float(coco_mask.area(rle)) * 0.97,
                                 "segmentation": segmentation, "iscrowd": int(crowd)})  # fmt: skip
-    annotations[0]["id"] = 1000  # plain pycocotools takes a match with id 0 for none
+    annotations[0]["id"] = 1000  # plain pycocotools treats a match with id 0 as none
     path = folder / "instances_val.json"
     path.write_text(json.dumps({
         "images": [{"id": i, "file_name": f"{i}.png", "height": height, "width": width} for i in (30, 4, 17, 8, 99)],
@@ -229,7 +229,7 @@ def test_results_file_keeps_the_ids_of_the_source(squares: Dataset, tmp_path: Pa
         ({"score": float("nan")}, "the score nan"),
         ({"bbox": [1, 2, 3]}, "the bbox [1, 2, 3]"),
         ({"bbox": None, "segmentation": None}, "'bbox' is absent"),
-        ({"segmentation": {"size": [60, 99], "counts": "0"}}, "cannot be of a photo of"),
+        ({"segmentation": {"size": [60, 99], "counts": "0"}}, "does not fit a photo of"),
         ({"segmentation": {"size": [60, 100], "counts": "0PP"}}, "the counts are not COCO's"),
         ({"segmentation": 5}, "int"),
         ({"segmentation": {"size": [60, 100], "counts": [-1, 6001]}}, "do not add up"),

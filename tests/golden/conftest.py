@@ -15,7 +15,6 @@ import pytest
 from golden_cases import CONFIGURATIONS, Golden
 from made import hash_of, made
 from numpy.typing import NDArray
-from small_models import save_export
 
 from blu_export.detections import Detections
 from blu_export.image import Molded, unmold
@@ -126,13 +125,15 @@ def runner(
     keras_model: KerasModel, golden_weights: Callable[[str], Path], golden_spec: Callable[..., ModelSpec]
 ) -> Iterator[Callable[..., Runner]]:
     """``runner(cfg, runtime, *more settings)``: that model. The one given before is closed."""
+    from blu_export.export.onnx import export_onnx
+    from blu_export.export.options import ExportOptions
     from blu_export.runtime import RunnerOptions, load_runner
 
     def exported(cfg: str, settings: tuple[str, ...], target: str) -> Path:
+        weights = golden_weights(cfg)
+        options = ExportOptions(settings=[*CONFIGURATIONS[cfg], *settings], target=target, verify=False)
         return made(
-            f"{name_of(cfg, settings)}-{target}.onnx",
-            lambda path: save_export(keras_model(cfg, settings), path, target),
-            golden_weights(cfg),
+            f"{name_of(cfg, settings)}-{target}.onnx", lambda path: export_onnx(weights, path, options), weights
         )
 
     with ExitStack() as open_now:

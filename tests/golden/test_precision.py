@@ -1,7 +1,7 @@
 """Half and int8 of the golden R-50 models: how many instances of the float32 file are found again.
 
 Their weights are random and leave no margin between classes, so fp16 has a bound of its own here and int8 is
-reported only; the bounds for trained weights are checked in tests/engine/test_trained.py.
+reported only; the bounds for trained weights are checked in tests/export/test_engine_trained.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ threshold that the order of a sum decides: 95.6 % were found on a processor with
 Kernels rounded to the nearest, which the file does not have any more, find 92 %.
 """
 PHOTOS = 4
-R50 = ["resnet50_small", pytest.param("resnet50_df2", marks=pytest.mark.long)]
+R50 = ["resnet50_small", "resnet50_df2"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def compare(path: Path, prepared: Prepared, photos: list[Path], tolerance: Toler
     return report
 
 
+@pytest.mark.long  # the default model's fp16 is checked in tests/export each time
 @pytest.mark.parametrize("cfg", R50)
 def test_half_finds_what_float32_finds(
     cfg: str, float32: Callable[[str], Path], photos: Callable[[str], list[Path]]
@@ -79,7 +80,7 @@ def test_half_finds_what_float32_finds(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("cfg", ["resnet50_small", "resnet50_df2"])
+@pytest.mark.parametrize("cfg", R50)
 def test_int8_is_reported(cfg: str, float32: Callable[[str], Path], photos: Callable[[str], list[Path]]) -> None:
     prepared = prepare(float32(cfg), "int8", photos(cfg))
     report = compare(float32(cfg), prepared, photos(cfg)[:1], Tolerance(0, 0))

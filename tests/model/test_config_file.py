@@ -200,7 +200,7 @@ def test_a_configuration_of_blu_train(tmp_path: Path) -> None:
     assert config.values == {"image_max_dim": 256, "rpn_anchor_ratios": (1,)}
     assert config.ignored == ("weights", "[train]")
     path.write_text("[model]\nnothing = 1\n")
-    with pytest.raises(ModelFileError, match="holds other than settings"):
+    with pytest.raises(ModelFileError, match="holds more than settings"):
         read_config(str(path))
 
 

@@ -68,7 +68,7 @@ def test_a_wrong_canvas_is_an_error_not_a_crash(fake_onnx: FakeOnnx, runtime: st
 
 
 def _trunk_in_the_middle(path: Path) -> bytes:
-    """The fake model with its first result named as the trunk's: something to cut behind."""
+    """The fake model with its first result named as the trunk's: something to split after."""
     import onnx
 
     model = onnx.load(path)
@@ -91,7 +91,7 @@ def test_bf16_without_its_units_is_an_error_not_a_fallback(
         OpenVinoRunner(fake_onnx(metadata={"blu_precision": "int8"}), bf16=True)
 
 
-def test_bf16_cuts_the_graph_behind_the_trunk(fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_splits_the_graph_after_the_trunk(fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the processor has bf16 units the trunk is rounded by them; where it has none, nothing is."""
     exact = not has_bf16()
     monkeypatch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)

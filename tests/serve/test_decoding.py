@@ -150,7 +150,7 @@ def test_a_photo_that_kills_decoders_is_told_so(monkeypatch: pytest.MonkeyPatch)
 
         with monkeypatch.context() as patch:
             patch.setattr(DecoderProcess, "run", killed)
-            with pytest.raises(UnreadableImageError, match="die of this photo"):
+            with pytest.raises(UnreadableImageError, match="crashes its decoder"):
                 await decoders.decode(image(PHOTO), INFO)
         await decoders.decode(image(PHOTO), INFO)
 

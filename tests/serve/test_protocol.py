@@ -1,4 +1,4 @@
-"""HTTP on the wire: how much parser work a connection gets, how long its heads may be, and well-behaved ones beside it."""
+"""HTTP on the wire: how much parser work a connection gets, how long heads may be, well-behaved clients beside it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_replicas_are_a_number_or_a_range() -> None:
     for text in ("", "-", "a", "1-", "1-2-3", "1.5"):
         with pytest.raises(UsageError, match="is not a number of replicas"):
             parse_replicas(text)
-    with pytest.raises(UsageError, match="make no range"):
+    with pytest.raises(UsageError, match="is not a range"):
         RaySettings("auto", 4, 1)
 
 

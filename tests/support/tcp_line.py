@@ -47,7 +47,7 @@ class Line:
 
 
 def _copy(source: socket.socket, target: socket.socket, left: int | None) -> None:
-    """Pass bytes on until the end, or until so many have passed; then hang up on both sides."""
+    """Pass bytes on until the end, or until that many have passed; then hang up on both sides."""
     try:
         while left is None or left > 0:
             data = source.recv(65536 if left is None else left)

@@ -78,7 +78,7 @@ def test_what_is_to_come_can_change(
 def test_nothing_to_come_is_an_error() -> None:
     with pytest.raises(UsageError, match="after epoch 30 already"):
         changed("all:30", 30, epochs=30)
-    with pytest.raises(UsageError, match="Say how many there shall be: --epochs"):
+    with pytest.raises(UsageError, match="Say how many there should be: --epochs"):
         changed("all:30", 30, "heads")
 
 

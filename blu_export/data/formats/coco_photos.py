@@ -53,7 +53,7 @@ def finish_photos(
         exif: whether photos are turned as their EXIF says.
 
     Returns:
-        the photos, those left out excepted; what is wrong; and what is to be said. A photo that is not there but whose
+        the photos, those left out excepted; what is wrong; and notes for people. A photo that is not there but whose
         size is annotated stays: results can be judged without photos.
     """
     uris = finder.locate([photo.name for photo in listed])

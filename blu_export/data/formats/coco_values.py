@@ -99,7 +99,7 @@ def fit_outline(segmentation: Segmentation, height: int, width: int, box: Box | 
         turned: dict[str, Any] = {"size": [height, width], "counts": segmentation["counts"]}
         check_outline(turned, height, width)
         if box is None or float(iou([rle_box(turned)], [box])[0, 0]) < SAME_BOX:
-            raise ValueError(f"a mask of {[width, height]} cannot be of a photo of {[height, width]}")
+            raise ValueError(f"a mask of {[width, height]} does not fit a photo of {[height, width]}")
         return turned
     check_outline(segmentation, height, width)
     return segmentation

@@ -1,6 +1,6 @@
 """V7 Darwin's own JSON 2.0: a file for each photo.
 
-Polygons with all their paths are one object; paths that lie inside others are holes. Annotations with a box alone are
+Polygons with all their paths are one object; paths that lie inside others are holes. Annotations with only a box are
 boxes; tags, lines, keypoints and the like are left out.
 """
 
@@ -28,7 +28,7 @@ find = _FORMAT.find
 
 
 def entries(path: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
-    """COCO sections of Darwin's files; one that cannot be read becomes an entry that is none."""
+    """COCO sections of Darwin's files; one that cannot be read becomes an invalid entry."""
     classes, count = Numbered(), 0
     for number, file in enumerate(_FORMAT.files(path, storage)):
         try:
@@ -71,7 +71,7 @@ def _even_odd(rings: list[list[float]], size: dict[str, Any]) -> Rle:
     """The mask of several paths: what an odd number of them covers, as SVG's rule and Darwin's have it."""
     height, width = int(size["height"]), int(size["width"])
     if min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise ValueError(f"no photo is {width}x{height}")
+        raise ValueError(f"a photo cannot be {width}x{height}")
     mask = np.zeros((height, width), bool)
     for ring in rings:
         mask ^= decode_mask([ring], height, width)

@@ -96,7 +96,7 @@ def load_deepfashion2(
 
     Args:
         folder: path or URL of the folder that holds ``annos`` and ``image``.
-        limit: take the first so many photos; all for None. Without an index that can be used, only their
+        limit: number of photos to take, from the first on; None: all. Without an index that can be used, only their
             files are read and no index is made, unless ``cached`` is False.
         cached: None: use the index if ``annos`` still lists the same files, sizes and dates (or
             ETags) as when it was made; True: use it without looking; False: read all files again.
@@ -128,7 +128,7 @@ def load_deepfashion2(
     if problems and (options.strict or not len(arrays["photo"])):
         raise DatasetError(
             f"{len(problems)} entries of {source} are broken: {'; '.join(summarize(problems))}.",
-            "Mend or remove these files." if not options.strict else "Mend them, or leave out --strict.",
+            "Repair or remove these files." if not options.strict else "Repair them, or leave out --strict.",
         )
     records = _records(arrays, join(source, images))
     dataset = Dataset(
@@ -201,7 +201,7 @@ def parse_annotation(content: bytes) -> tuple[list[Annotation], list[str]]:
     try:
         items = {key: item for key, item in json.loads(content).items() if re.fullmatch("item[0-9]+", key)}
     except (AttributeError, RecursionError) as error:
-        raise ValueError(f"no annotation of DeepFashion2 ({error!r})") from error
+        raise ValueError(f"not an annotation of DeepFashion2 ({error!r})") from error
     annotations, broken = [], []
     for key in sorted(items, key=lambda key: int(key[4:])):
         try:

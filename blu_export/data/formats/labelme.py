@@ -1,7 +1,7 @@
 """LabelMe: a JSON file for each photo, beside it or not.
 
-Polygons, circles and masks are objects with masks; those of one label and one group are one object. Rectangles have a
-box alone; points and lines are left out.
+Polygons, circles and masks are objects with masks; those of one label and one group are one object. Rectangles have only
+a box; points and lines are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ find = _FORMAT.find
 
 
 def entries(path: str, storage: Storage) -> Iterator[tuple[str, int, Any]]:
-    """COCO sections of LabelMe's files; one that cannot be read becomes an entry that is none."""
+    """COCO sections of LabelMe's files; one that cannot be read becomes an invalid entry."""
     classes, count = Numbered(), 0
     for number, file in enumerate(_FORMAT.files(path, storage)):
         try:

@@ -1,4 +1,4 @@
-"""Folders of instance masks: one PNG an object, or one PNG a photo with a color for each object.
+"""Folders of instance masks: one PNG per object, or one PNG per photo with a color for each object.
 
 ``images/x.jpg`` with ``masks/x/*.png`` or ``masks/x.png``; or ``x/images/x.png`` with ``x/masks/*.png``. Black is the
 background. A file of one object called ``cup_1.png`` is of the class cup; others are of the class "object".

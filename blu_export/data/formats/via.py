@@ -1,6 +1,6 @@
 """VGG Image Annotator 1 and 2: its JSON (projects, or annotations alone) and its CSV.
 
-A region of the shapes polygon, polyline, circle and ellipse is an object with a mask; a rectangle has a box alone.
+A region of the shapes polygon, polyline, circle and ellipse is an object with a mask; a rectangle has only a box.
 Its class is the value of an attribute called class, label, name, … or else of its first attribute.
 """
 

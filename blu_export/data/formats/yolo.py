@@ -1,7 +1,7 @@
-"""YOLO segments: a text file for each photo, a line an object: class, then the outline as shares of the photo.
+"""YOLO segments: a text file for each photo, a line per object: class, then the outline as shares of the photo.
 
 Folders are ``images/train`` and ``labels/train``, or ``train/images`` and ``train/labels``, or ``images`` and
-``labels``. Class names come from data.yaml or classes.txt. A line of four numbers is a box alone.
+``labels``. Class names come from data.yaml or classes.txt. A line of four numbers is only a box.
 """
 
 from __future__ import annotations

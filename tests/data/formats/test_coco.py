@@ -124,7 +124,7 @@ BROKEN = [
     ({"size": [4, 6]}, "counts"),
     ({"size": [4, 6], "counts": "zzzzzz"}, "not COCO's"),
     ({"size": [4, 6], "counts": None}, "not text"),
-    ({"size": [6, 4], "counts": [24]}, "cannot be of a photo of"),
+    ({"size": [6, 4], "counts": [24]}, "does not fit a photo of"),
     ({"size": [4, 6], "counts": [3, 20]}, "do not add up to 24"),
     ({"size": [4, 6], "counts": [3, -20, 41]}, "do not add up"),
     ({"size": [4, 6], "counts": [2**40]}, "do not add up"),

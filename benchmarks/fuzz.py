@@ -181,7 +181,7 @@ class Fuzz:
         self._channel_of_grpc: Any = None
 
     async def run(self, seconds: float) -> dict[str, Any]:
-        """Everything for so long; the report."""
+        """Everything for that long; the report."""
         model = (await exchange(self.server.port, request(b"", "/v1/model", method="GET"))).json()["name"]
         self.expected = (await self._ask()).json()["detections"]
         end = time.monotonic() + seconds
@@ -288,7 +288,7 @@ def _with_children(pid: int) -> list[int]:
 def _own(pid: int) -> int:
     """Bytes that a process has for itself and its share of what the server's have in common; 0 once it is gone.
 
-    Without the files that it maps: their pages are shared with whatever else runs on the machine.
+    Without the files that it maps: their pages are shared with everything else that runs on the machine.
     """
     with contextlib.suppress(OSError):
         lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())

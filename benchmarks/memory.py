@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.count <= SETTLED:
-        parser.error(f"--count must be more than {SETTLED}: so many photos fill the buffers")
+        parser.error(f"--count must be more than {SETTLED}: that many photos fill the buffers")
     with load(arguments.model or embedded(), arguments.canvas) as runner:
         runner.lanes = arguments.lanes
         photos, memory, seconds = measure(Detector(runner), arguments.count)

@@ -164,7 +164,7 @@ def write_onnx(weights: Path, photo: Path, folder: Path, say: Say) -> Path:
 
 
 def with_fit(models: list[Path], folder: Path) -> list[Path]:
-    """The files, and behind each square one the same on canvases that fit: NAME.fit.onnx in ``folder``."""
+    """The files, and after each square one the same on canvases that fit: NAME.fit.onnx in ``folder``."""
     from blu_export.benchmark.recompose import recompose
     from blu_export.runtime.onnx_file import read_onnx, spec_of
 

@@ -49,7 +49,7 @@ class Study:
     Args:
         model: float32, portable, as ``blu export onnx`` writes it.
         dataset: with annotated parts ``train`` and ``val``.
-        limit: judge the first so many photos of ``val``.
+        limit: how many photos of ``val`` are judged, from the first on.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ def main() -> None:
     )
     parser.add_argument("dataset", help="folder with instances_train.json, instances_val.json and photos")
     parser.add_argument("--model", type=Path, help="default: the embedded model")
-    parser.add_argument("--limit", type=int, help="judge the first so many photos")
+    parser.add_argument("--limit", type=int, help="judge only the first N photos")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     try:

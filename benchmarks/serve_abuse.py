@@ -1,4 +1,4 @@
-"""Clients that mean ``blu serve`` harm: malformed requests, decompression bombs, slow clients."""
+"""Hostile clients of ``blu serve``: malformed requests, decompression bombs, slow clients."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def bombs(target: Target, count: int = 8) -> dict[str, Any]:
 
 
 async def slow_loris(target: Target, connections: int, seconds: float, **settings: Any) -> dict[str, Any]:
-    """Connections that say nothing, half a head, or half a body; meanwhile photos are answered as ever."""
+    """Connections that say nothing, half a head, or half a body; meanwhile photos are answered as usual."""
     server = await target.start(**settings)
     openings = (
         b"",

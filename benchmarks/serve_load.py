@@ -36,7 +36,7 @@ async def steady(target: Target, seconds: float, share: float = 0.6) -> dict[str
 
 
 async def overload(target: Target, seconds: float, times: float = 3.0) -> dict[str, Any]:
-    """Several times what the server can do, then the time until it is itself again; health answers throughout."""
+    """Several times what the server can do, then the time until it has recovered; health answers throughout."""
     server = await target.start()
     try:
         probes: list[Reply] = []
@@ -50,7 +50,7 @@ async def overload(target: Target, seconds: float, times: float = 3.0) -> dict[s
         sending = asyncio.create_task(open_loop(server.port, times * target.rate, seconds, target.request))
         await asyncio.sleep(seconds)
         end = time.perf_counter()
-        # Itself again: a photo takes no longer than three times what it takes in a quiet server.
+        # Recovered: a photo takes no longer than three times what it takes in a quiet server.
         while (reply := await exchange(server.port, target.request(0))).status != 200 or (
             reply.seconds > 3 * target.unloaded
         ):

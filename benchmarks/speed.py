@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--models", default="", help=f"separated by commas; of {', '.join((DEFAULT, *SPECS))}")
     parser.add_argument("--repeats", type=int, help="timed calls of each candidate")
     parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model, average precision")
-    parser.add_argument("--limit", type=int, help="the first so many photos of --dataset")
+    parser.add_argument("--limit", type=int, help="use only the first N photos of --dataset")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--tables", action="store_true", help="only write the newest table into the documents")
     arguments = parser.parse_args()

@@ -13,7 +13,7 @@ SETTINGS = {
     # ONNX Runtime 1.32 and later: lookups of a Microsoft host while idle, a device id in the user's cache. It reads
     # this when it is imported; its function disable_telemetry_events comes too late.
     "ORT_DISABLE_TELEMETRY": "1",
-    # Ray: a report of the cluster every hour, unless somebody declined at a prompt.
+    # Ray: a report of the cluster every hour, unless the user declined at a prompt.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 OPENVINO = "openvino_telemetry"

@@ -1,4 +1,4 @@
-"""Each thing on a photo by itself, on nothing: PNG files with transparency.
+"""Each object on a photo cut out on its own: PNG files with transparency.
 
 pip install '.[cpu]'
 python examples/cutouts.py street.jpg coat dress
@@ -13,7 +13,7 @@ import blu_export
 
 
 def main(photo: str, *classes: str) -> None:
-    """Write PHOTO.cutout.png and a file an instance beside the photo; of some classes or of all."""
+    """Write PHOTO.cutout.png and a file per instance beside the photo; of some classes or of all."""
     found = blu_export.load()(photo, min_score=0.5, classes=classes or None)
     for file in found.save(Path(photo).with_suffix(".cutout.png")):
         print(file)

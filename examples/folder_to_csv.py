@@ -15,7 +15,7 @@ from blu_export.sources import find_images
 
 
 def main(folder: str, table: str) -> None:
-    """One line an instance; photos that cannot be read are named on stderr, and the rest goes on."""
+    """One line per instance; photos that cannot be read are named on stderr, and the rest goes on."""
     detector = blu_export.load()
     with Path(table).open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)

@@ -3,8 +3,8 @@
 pip install '.[cpu]'
 python examples/thread_pool.py a.jpg b.jpg c.jpg
 
-A program that has its photos in a list is better off with detector.stream, which does this by itself; this is for one
-whose threads come with a photo each, like a web server's.
+A program that has its photos in a list is better off with detector.stream, which does this for you; this is for one
+whose threads each bring a photo, like a web server's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python models/pack.py RUN/best.h5 models/garments.h5 [CLASS=LOGIT …]``: a trained model as the file to give away.
+"""``python models/pack.py RUN/best.h5 models/garments.h5 [CLASS=LOGIT …]``: a trained model as the file to publish.
 
 Normalization is folded into the convolutions, kernels are stored in 16 bits, the canvas fits the photo, and the
 scores of the named classes are shifted.

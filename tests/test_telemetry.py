@@ -52,7 +52,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """That of somebody who has set nothing."""
+    """That of a user who has set nothing."""
     ours = {*telemetry.SETTINGS, telemetry.EC2_METADATA, "BLU_CACHE", "XDG_CACHE_HOME", "CI", "KERAS_HOME"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return kept | {"HOME": os.fspath(home), "NO_COLOR": "1"}
@@ -86,7 +86,7 @@ def test_what_is_recorded_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the home is not where HOME says")
-def test_a_server_talks_to_nobody_else(fake_onnx: FakeOnnx, home: Path, tmp_path: Path) -> None:
+def test_a_server_contacts_no_other_host(fake_onnx: FakeOnnx, home: Path, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="needs the extra serve")
     log = tmp_path / "calls"
     command = [*traced(log), sys.executable, "-m", "blu_export", "serve", os.fspath(fake_onnx()), "--port", "0"]

@@ -134,7 +134,7 @@ class ModelRun:
         return rows
 
     def _facts(self, detectors: dict[Candidate, Detector]) -> dict[str, float]:
-        """Fill in what is true of the model whatever runs it; returns its FLOPs by canvas."""
+        """Fill in what holds for the model in every runtime; returns its FLOPs by canvas."""
         reference = next(iter(detectors.values()))
         spec, found = reference.spec, len(reference(self.encoded))
         work = self._flops(detectors, found)

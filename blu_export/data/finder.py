@@ -145,7 +145,7 @@ class PhotoFinder:
 
 
 def name_parts(name: str) -> tuple[str, ...]:
-    """The parts of a photo's path, whatever wrote it: ``C:\\a\\b.jpg``, ``https://x/a/b.jpg?d=1``, ``./a//b.jpg``."""
+    """The parts of a photo's path of any system: ``C:\\a\\b.jpg``, ``https://x/a/b.jpg?d=1``, ``./a//b.jpg``."""
     if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
         url = urlsplit(name)
         # Label Studio's local files: /data/local-files/?d=folder/b.jpg

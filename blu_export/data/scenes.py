@@ -1,6 +1,6 @@
 """Scenes: persons cut out of their photos with all that they wear, pasted onto backgrounds.
 
-Photos of one whole standing person teach a model that whatever lies at the lower edge is a shoe. A person of any
+Photos of one whole standing person teach a model that anything at the lower edge is a shoe. A person of any
 size, anywhere, cut off by the frame or by a table, in a place without other garments, teaches it otherwise.
 """
 

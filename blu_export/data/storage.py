@@ -233,7 +233,7 @@ class RemoteStorage:
         """See Storage."""
         with _named(folder, self._failures):
             found = self._repeat(lambda: self._files.ls(folder, detail=True))
-        # S3 lists the folder itself too, where somebody made an object of its name.
+        # S3 lists the folder itself too, if there is an object of its name.
         files = [_file(entry) for entry in found if entry["type"] == "file"]
         return sorted((file for file in files if file.name), key=lambda file: file.name)
 

@@ -128,7 +128,7 @@ def decode(
         uint8 [H, W, channels], 3 of them RGB; it may be read-only, and it may be the array that was given.
 
     Raises:
-        ImageError: it cannot be read, or is too large. No other error is raised, whatever the input.
+        ImageError: it cannot be read, or is too large. No input raises any other error.
     """
     options = _Options(max_pixels, turn, bits, channels, on_size)
     if isinstance(source, np.ndarray):

@@ -106,7 +106,7 @@ def assumptions(spec: ModelSpec) -> str:
 
 
 def assumed_line(spec: ModelSpec) -> str:
-    """What people must know about a spec of which no one said all; empty where somebody did."""
+    """What people must know about assumed fields of a spec; empty if nothing was assumed."""
     known = assumptions(spec)
     return f"not in the file, the original's defaults: {known}: give --config or --set" if known else ""
 

@@ -122,7 +122,7 @@ class Weights:
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read a ``.h5``, ``.weights.h5`` or ``.keras`` file, or the last one in a folder, whatever it comes from.
+    """Read a ``.h5``, ``.weights.h5`` or ``.keras`` file, or the last one in a folder, from any program.
 
     Raises:
         ModelFileError: missing, corrupt, of another layout, or refused for safety.

@@ -78,7 +78,7 @@ def first_drift(drifts: list[StageDrift]) -> StageDrift | None:
 def stage_source(runner: Runner, path: str | os.PathLike[str]) -> Callable[[Molded], Stages]:
     """A function that gives the tensors of STAGES for a canvas, without the batch axis, in Keras' shapes.
 
-    The stages of an ``.onnx`` file are computed by ONNX Runtime, whatever runtime the runner is of.
+    The stages of an ``.onnx`` file are always computed by ONNX Runtime.
 
     Raises:
         UsageError: this kind of model cannot show its stages.

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT_INPUTS = {"Resize": (1, 2), "QuantizeLinear": (), "DequantizeLinear": ()}
-"""Operator to places of inputs that stay float32 whatever the data is: a Resize's region and scales."""
+"""Operator to places of inputs that always stay float32: a Resize's region and scales."""
 EXACT = frozenset({
     "Cast", "Clip", "Concat", "Identity", "MaxPool", "QuantizeLinear", "Relu", "Reshape", "Resize", "Slice", "Split",
     "Transpose",

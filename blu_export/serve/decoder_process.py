@@ -21,7 +21,7 @@ from blu_export.workers.memory import anonymous_memory
 from blu_export.workers.owner import AsyncChild
 
 SMALL_PHOTO = 4_000_000
-"""Pixels up to which a photo is decoded whatever else is; larger ones together have at most the pixels of one photo."""
+"""Pixels up to which a photo is always decoded; larger ones together have at most the pixels of one photo."""
 BYTES_PER_PIXEL = 32
 """Memory that a decoder may take for a photo: a lossless WebP of 50 megapixels takes 20."""
 SPARE_MEMORY = 2**28

@@ -227,7 +227,7 @@ class Decoders:
         return decoder
 
     async def _watch(self, decoder: DecoderProcess) -> None:
-        """Replace a decoder that ends while it is idle: somebody has killed it."""
+        """Replace a decoder that ends while it is idle: it was killed from outside."""
         await decoder.child.ended()
         if decoder in self._idle:
             self._idle.remove(decoder)

@@ -25,7 +25,7 @@ CORS_AGE = b"600"
 
 
 class Envelope:
-    """The outermost layer; an answer comes whatever happens inside."""
+    """The outermost layer; it always answers, even if something fails inside."""
 
     def __init__(self, app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
         self.app = app

@@ -83,7 +83,7 @@ class TargetConfig:
     roi_positive_share: float = 0.33
     roi_positive_iou: float = 0.5
     fill_negatives: bool = False
-    """Take negative ROIs up to ``rois_per_image`` whatever the number of positive ones, from photos without objects
+    """Take negative ROIs up to ``rois_per_image`` for any number of positive ones, from photos without objects
     too. The original keeps the share of positives, so the heads learn nothing from an empty photo."""
     propose_ground_truth: bool = False
     """Add the annotated boxes to the proposals: the heads learn before the RPN is useful."""

@@ -70,7 +70,7 @@ def read_lite0(path: str | os.PathLike[str]) -> Tensors:
     """EfficientNet-Lite0 from an ``.npz`` of PyTorch tensors.
 
     Raises:
-        ModelFileError: a tensor is missing, or the file is no such archive.
+        ModelFileError: a tensor is missing, or the file is not such an archive.
     """
     try:
         with open(path, "rb") as file, np.load(file) as archive:

@@ -37,7 +37,7 @@ def test_rows_are_what_blu_infer_finds(fake_onnx: Callable[..., Path], photos: P
         assert (row["error"], row["model_sha256"]) == (None, report.model["sha256"])
     assert (report.photos, report.ran, report.failed, report.detections) == (3, 3, 0, 6)
     assert set(report.stage_seconds) == {"read", "decode", "mold", "run", "unmold", "write"}
-    # Anybody's reader of Parquet folders sees the rows and nothing else.
+    # Any reader of Parquet folders sees the rows and nothing else.
     assert pq.read_table(tmp_path / "found").num_rows == 3
 
 

@@ -40,7 +40,7 @@ def test_a_list_is_relative_to_itself_and_names_photos_once(photos: Callable[...
     ]
 
 
-def test_a_list_names_photos_once_whatever_their_paths(photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_list_names_photos_once_by_any_path(photos: Callable[..., Path], tmp_path: Path) -> None:
     folder = photos(1, 2)
     names = tmp_path / "names.txt"
     names.write_text(f"photos/00.png\nphotos/../photos/00.png\n./photos//00.png\n{folder}/../photos/00.png\n")

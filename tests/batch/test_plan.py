@@ -37,7 +37,7 @@ def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
     open_plan(sink, Plan("hash", 0.5), ["a"], 2)
     with pytest.raises(UsageError, match="another model"):
         open_plan(sink, Plan("other", 0.5), ["a"], 2)
-    with pytest.raises(UsageError, match="from a score of 0.5 on, not 0.0"):
+    with pytest.raises(UsageError, match="scores of at least 0.5, not 0.0"):
         open_plan(sink, Plan("hash", 0.0), ["a"], 2)
     with pytest.raises(UsageError, match="without tiles, not with --tile 64 --overlap 0.2"):
         open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64)), ["a"], 2)

@@ -105,7 +105,7 @@ def test_a_lost_node_and_a_bad_photo(cluster: Any, photos: Callable[..., Path], 
     cluster.remove_node(extra, allow_graceful=False)
     out, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0
-    assert json.loads(out)["failed"] == 1  # all of stdout, whatever Ray has to say of its nodes
+    assert json.loads(out)["failed"] == 1  # all of stdout: nothing of Ray's
     found = rows(sink)
     assert [path for path, row in found.items() if row["error"]] == [str(folder / "24.png")]
     for index, level in enumerate(LEVELS):

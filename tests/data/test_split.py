@@ -40,7 +40,7 @@ def test_classes_are_spread_alike() -> None:
     assert sorted(uris) == [record.uri for record in made().records]
 
 
-def test_the_same_call_gives_the_same_whatever_the_order() -> None:
+def test_the_same_call_gives_the_same_in_any_order() -> None:
     dataset = made()
     backwards = Dataset(dataset.class_names, dataset.records[::-1])
     first, second = (split_dataset(each, SHARES)["val"] for each in (dataset, backwards))

@@ -200,7 +200,9 @@ def test_a_slow_answer_is_waited_for(
     assert pauses[1] > pauses[0]
 
 
-def test_nobody_listens(remote: Callable[..., RemoteStorage], s3: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server(
+    remote: Callable[..., RemoteStorage], s3: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(DatasetError, match="AWS_ENDPOINT_URL"):
         remote().file("s3://bucket/a.txt")

@@ -1,4 +1,4 @@
-"""Photos whose structure no photo has: refused before a decoder sees them; whatever real photos have is not."""
+"""Files with a structure that no photo has are refused before a decoder sees them; what real photos have is not."""
 
 from __future__ import annotations
 

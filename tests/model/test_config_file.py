@@ -183,7 +183,7 @@ def test_settings_that_contradict_the_weights_are_refused(tmp_path: Path) -> Non
         Given(config=config).spec({}, 4)
 
 
-def test_what_nobody_said_is_assumed() -> None:
+def test_what_is_not_given_is_assumed() -> None:
     spec = Given(settings=("IMAGE_MAX_DIM=256",)).spec({"backbone": "resnet50"}, 3)
     assert not {"backbone", "image_max_dim", "backbone_strides"} & set(spec.assumed)
     assert {"class_names", "image_min_dim", "mean_pixel"} <= set(spec.assumed)

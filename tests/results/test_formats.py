@@ -231,7 +231,7 @@ def test_overlay(found: Detections, image: NDArray[np.uint8], tmp_path: Path, na
         assert (np.asarray(picture) != image).any()
 
 
-def test_a_suffix_that_nobody_knows(found: Detections, tmp_path: Path) -> None:
+def test_an_unknown_suffix(found: Detections, tmp_path: Path) -> None:
     for name in ("a.bin", "a", "npz", "a.npz.zip"):
         with pytest.raises(UsageError, match=r"Suffixes are \.jpg"):
             found.save(tmp_path / name)

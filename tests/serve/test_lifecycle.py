@@ -161,7 +161,7 @@ def test_reload_watches_the_file_and_keeps_the_model_if_the_new_one_is_broken(la
 
 
 @pytest.mark.parametrize("content", ["broken, refused", "good, not yet asked for"])
-def test_a_new_worker_has_the_old_model_whatever_lies_in_its_place(launch: Start, content: str) -> None:
+def test_a_new_worker_has_the_old_model_even_if_the_file_was_replaced(launch: Start, content: str) -> None:
     server = launch()
     with server.client() as client:
         served = client.get("/v1/model").json()

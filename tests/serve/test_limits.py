@@ -130,7 +130,7 @@ def test_who_reads_slowly_gets_its_whole_answer(launch: Start) -> None:
         assert len(found) > length
 
 
-def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
+def test_unread_answers_are_bounded(launch: Start) -> None:
     size = 2 * 3000 * 3000
     server = launch(answer_memory=3 * size)
     request = masks_request(3000)
@@ -279,7 +279,7 @@ def test_key_files_that_hold_no_secret(text: str, tmp_path: object) -> None:
         ).map(b"".join),
     ),
 )
-def test_whatever_a_body_holds_it_is_a_photo_or_the_clients_fault(content_type: str, body: bytes) -> None:
+def test_any_body_is_a_photo_or_the_clients_fault(content_type: str, body: bytes) -> None:
     with suppress(BadRequestError, UnsupportedTypeError):
         assert image_of(content_type, body)
 

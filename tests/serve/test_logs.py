@@ -44,7 +44,7 @@ def test_a_pipe_that_was_closed_is_no_error() -> None:
     os.close(write_end)
 
 
-def test_a_server_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
+def test_a_server_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     given = {"model": str(write_model(tmp_path / "fake.onnx")), "port": 0, "notice": 0.0}

@@ -1,4 +1,4 @@
-"""What /openapi.json says is true: schemathesis asks whatever it allows, and more."""
+"""What /openapi.json says is true: schemathesis asks everything it allows, and more."""
 
 from __future__ import annotations
 

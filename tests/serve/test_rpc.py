@@ -71,7 +71,7 @@ def code(call: Any) -> str:
     return str(call.exception(PATIENCE).code().name if call.exception(PATIENCE) else "OK")
 
 
-def test_calls_without_a_message_refuse_nobody_else_and_end(launch: Start) -> None:
+def test_calls_without_a_message_end_and_block_no_other_client(launch: Start) -> None:
     server = launch(grpc_port=0, timeout=3.0, message_timeout=1.0)
     with channel_to(server) as channel, channel_to(server) as other:
         calls = GRPCInferenceServiceStub(other)
@@ -216,7 +216,7 @@ def unread_call(port: int, message: bytes) -> Iterator[socket.socket]:
         yield sock
 
 
-def test_answers_that_nobody_reads_are_bounded(launch: Start) -> None:
+def test_unread_answers_are_bounded(launch: Start) -> None:
     side = 1000
     size = 2 * side * side
     server = launch(grpc_port=0, answer_memory=5 * size)

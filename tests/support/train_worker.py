@@ -1,7 +1,7 @@
 """Trains the tiny model for one step under a distribution and saves all that it changed: one process of a test.
 
 The step samples what does not depend on rounding: the RPN's outputs start at zero, so its proposals are the
-anchors themselves, in their order, whatever the sums before them come to. Nor does it go back through the
+anchors themselves, in their order, for any sums before them. Nor does it go back through the
 backbone, whose many ReLUs turn rounding into jumps of the gradient.
 """
 

@@ -1,7 +1,7 @@
 """LabelMe: a JSON file for each photo, beside it or not.
 
-Polygons, circles and masks are objects with masks; those of one label and one group are one object. Rectangles have only
-a box; points and lines are left out.
+Polygons, circles and masks are objects with masks; those of one label and one group are one object. Rectangles have
+only a box; points and lines are left out.
 """
 
 from __future__ import annotations

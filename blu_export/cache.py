@@ -38,7 +38,7 @@ def adopt(variable: str, usual: str, name: str) -> None:
     """Let another package keep its files in the folder ``name`` of this cache instead of the user's home.
 
     Args:
-        variable: by which the package is told; who sets it is obeyed.
+        variable: that the package reads; a value set by the user is kept.
         usual: its usual place below the home; where that exists already, the package goes on using it.
         name: of the folder here. Where nothing is cached, the package does as it always does.
     """

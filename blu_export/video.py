@@ -86,7 +86,7 @@ class Video:
                 options = {"rtsp_transport": "tcp"} if self.name.startswith("rtsp") else {}
                 container = self._av.open(self.name, options=options, timeout=STREAM_TIMEOUT_S)
             else:
-                # The file alone: playlists in it can name no other files or addresses.
+                # Only the file: playlists in it cannot name other files or addresses.
                 file = self._stack.enter_context(Path(self.name).open("rb"))  # noqa: SIM115 - the stack closes it
                 container = self._av.open(file, options={"protocol_whitelist": "none"})
             self._stack.enter_context(container)
@@ -154,7 +154,7 @@ class Video:
             yield np.ascontiguousarray(frame[..., ::-1])
 
     def close(self) -> None:
-        """Give file, stream or camera back."""
+        """Release file, stream or camera."""
         self._stack.close()
 
     def __enter__(self) -> Video:

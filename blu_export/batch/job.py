@@ -65,7 +65,7 @@ class BatchSettings(Detecting):
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a job: counts of all its photos, times of this run alone."""
+    """What came of a job: counts of all its photos, times of this run only."""
 
     sink: str
     photos: int
@@ -135,7 +135,7 @@ class BatchJob:
         """Process what is left; yields once per photo that is done.
 
         Raises:
-            BluError: the job cannot go on. What is finished stays; the same call goes on from there.
+            BluError: the job cannot go on. What is finished stays; the same call continues from there.
         """
         try:
             yield from self._run()

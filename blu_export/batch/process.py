@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 600.0
 """Seconds without a word from a worker, loading or between two photos, after which it is considered hung."""
 ATTEMPTS = 2
-"""Deaths of a worker on one photo that make it the photo's fault; the first may have come from outside."""
+"""Deaths of a worker on one photo that make it the photo's fault; the first may have an outside cause."""
 LOOSE_DEATHS = 3
 """Deaths in a row that no photo can be blamed for; then the job ends."""
 

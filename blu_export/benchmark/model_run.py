@@ -22,7 +22,7 @@ from blu_export.runtime.tuning import precision_path, remember
 
 LARGE_INSTANCES = 100
 LONG_BATCH_S = 12
-"""When a batch takes so long, larger ones add nothing new."""
+"""When a batch takes this long, larger ones add nothing new."""
 SLOW_S = 3
 """A network that takes longer for a photo gets no curves, and is not tried with one photo a core."""
 Say = Callable[[str], None]

@@ -14,7 +14,7 @@ class Settings:
     repeats: int = 15
     """Rounds of all candidates of a model; slow models get fewer, see ``timing.take_turns``."""
     limit_s: float = 120
-    """After so long the rounds of a model end."""
+    """Seconds after which the rounds of a model end."""
     warmup: int = 2
     batches: tuple[int, ...] = (1, 4, 8)
     rounds: int = 3

@@ -15,7 +15,7 @@ T = TypeVar("T")
 NOISY_SPREAD = 1.15
 """p90 over p10 of a fixed piece of work above which the machine was too busy for exact numbers."""
 ENOUGH_SECONDS = 10.0
-"""What is measured alone is repeated no more once it took so long in all."""
+"""What is measured on its own is not repeated once it has taken this long in all."""
 FEWEST = 5
 """Rounds below which a median says little."""
 _YARDSTICK_SIZE = 768

@@ -76,7 +76,7 @@ def batch(
 ) -> None:
     """Find objects on all photos of a folder or bucket, into Parquet files or a COCO file.
 
-    Stopped or crashed, the same command goes on where it was: finished files are skipped. Photos that came
+    After a stop or a crash the same command continues where it was: finished files are skipped. Photos that came
     meanwhile are added. A photo that cannot be read gets a row with the error; the exit code is then 3.
 
     \b
@@ -133,7 +133,7 @@ def _run(job: BatchJob) -> Iterator[str]:
     try:
         yield from job.run()
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
+        say("stopped; the same command continues from here")
         raise
 
 

@@ -49,7 +49,7 @@ _quiet = False
 
 
 def be_quiet() -> None:
-    """Leave out progress and prose from here on; what went wrong is said all the same."""
+    """Leave out progress and prose from here on; errors are still shown."""
     global _quiet
     _quiet = True
 

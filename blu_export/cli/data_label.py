@@ -103,7 +103,7 @@ def _count_objects(content: dict[str, Any]) -> str:
 
 
 def read_regions(path: Path, photos: Path, class_names: tuple[str, ...]) -> list[Record]:
-    """The photos of a COCO file with their crowds alone, which get the model's classes.
+    """The photos of a COCO file with only their crowds, which get the model's classes.
 
     A region of a class that the model lacks counts as its first class: training does not ask of which class a crowd is.
 
@@ -122,7 +122,7 @@ def read_regions(path: Path, photos: Path, class_names: tuple[str, ...]) -> list
     if objects:
         raise DatasetError(
             f"{path} has objects without iscrowd, on {objects[0]} for example: they are not regions.",
-            "Give a file of regions alone, each with iscrowd 1.",
+            "Give a file with only regions, each with iscrowd 1.",
         )
     marked = [record for record in dataset.records if record.annotations]
     if not marked:

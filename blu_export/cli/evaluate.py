@@ -156,7 +156,7 @@ def evaluate(
     if evaluation.crowded:
         say(
             f"note: {evaluation.crowded} photos have more than {max_dets} objects, of which the best {max_dets} "
-            f"detections alone count; --max-dets counts more"
+            f"detections count; --max-dets counts more"
         )
     report = {
         "judged": judged,
@@ -220,7 +220,7 @@ def _is_judged(words: list[str], annotations: Path | None) -> bool:
 
 
 def _load(model: Path | None, options: RunnerOptions) -> tuple[Detector, str]:
-    """The detector, and what it is in words."""
+    """The detector, and its description."""
     from blu_export.detector import Detector
     from blu_export.embedded import embedded
     from blu_export.parity.verify import describe

@@ -186,7 +186,7 @@ def start_run(
     from blu_export.train.validate import Validator
 
     show_log()
-    # On every worker, and before they meet: one that is left alone waits for ever.
+    # On every worker, and before they meet: one without the others waits forever.
     if not (resume or dry_run) and (folder / "config.toml").exists():
         raise UsageError(f"There is a run in {folder} already.", "Resume it with --resume, or choose another --out.")
     strategy = make_strategy(distribute)

@@ -34,7 +34,7 @@ class AugmentConfig:
     tint: float = 0.05
     """Each color channel is multiplied by 1 ± this, as a wrong white balance does."""
     gray: float = 0.0
-    """Share of the samples without color, as black-and-white photos are; of three channels alone."""
+    """Share of the samples without color, as black-and-white photos are; only for three channels."""
     copy_paste: float = 0.3
     """Probability that objects of another photo are pasted in (Ghiasi et al. 2021)."""
     smallest: int = 0
@@ -86,7 +86,7 @@ class Photo:
         return cls(image, class_ids[kept], iscrowd[kept], tuple(corners), tuple(crops))
 
     def only(self, chosen: NDArray[np.int64]) -> Photo:
-        """The same photo with the ``chosen`` objects (indices [N]) alone."""
+        """The same photo with only the ``chosen`` objects (indices [N])."""
         corners = tuple(self.corners[i] for i in chosen.tolist())
         crops = tuple(self.crops[i] for i in chosen.tolist())
         return Photo(self.image, self.class_ids[chosen], self.iscrowd[chosen], corners, crops)

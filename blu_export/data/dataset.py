@@ -243,13 +243,13 @@ def orient_photo(
 
 @lru_cache(maxsize=1)
 def _say_unturned() -> None:
-    """Once a process."""
+    """Logged once per process."""
     log.info("photos annotated as they are stored, unturned by their EXIF, are taken so; blu data check lists them")
 
 
 @lru_cache(maxsize=1)
 def _say_turn_unknown() -> None:
-    """Once a process."""
+    """Logged once per process."""
     log.info(
         "EXIF turns photos by half, mirrors them or turns squares: their size does not tell if that was annotated; "
         "they are taken as turned (--exif ignore: as stored), and blu data check lists them"

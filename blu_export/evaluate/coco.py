@@ -138,7 +138,7 @@ class Expectation:
         """Read NAME>=VALUE (or >, <=, <), NAME of NAMES.
 
         Raises:
-            UsageError: it is nothing of the kind.
+            UsageError: it is not such a text.
         """
         found = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\d*\.?\d+)\s*", text)
         if found is None or found[1] not in NAMES:

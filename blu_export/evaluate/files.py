@@ -22,7 +22,7 @@ from blu_export.files import atomic_write
 from blu_export.rle import crop_mask
 
 LEGEND_CLASSES = 20
-"""With more classes than this, a plot shows their mean alone."""
+"""With more classes than this, a plot shows only their mean."""
 TILE = 640
 """Side of a picture of the worst photos, pixels."""
 

@@ -128,7 +128,7 @@ def export_onnx(
     if precision != "float32":
         tell(f"measuring layers for {precision}")
         if not calibration and images is None:
-            tell(f"on the demo photo alone: give {MOST_PHOTOS} or more photos of your own with --calibration")
+            tell(f"on the demo photo only: give {MOST_PHOTOS} or more photos of your own with --calibration")
     with step("type"):
         measured_on = canvases(calibration or photos, spec) if precision != "float32" else ()
         typed = apply_precision(parts, spec, precision, target, measured_on, options.method)

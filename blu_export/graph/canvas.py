@@ -12,7 +12,7 @@ from blu_export.graph.builder import Graph, Value
 from blu_export.spec import SIZE_MULTIPLE, ModelSpec
 
 ROI_LEVELS = 4
-"""ROIs are pooled from P2..P5; P6 serves the RPN alone."""
+"""ROIs are pooled from P2..P5; P6 serves only the RPN."""
 
 
 class Canvas:

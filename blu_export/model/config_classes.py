@@ -103,7 +103,7 @@ class FileReader:
         """
         self.statements += len(body)
         if self.statements > MAX_STATEMENTS:
-            raise ModelFileError("The settings file is too long to read.", "Give a file with the Config class alone.")
+            raise ModelFileError("The settings file is too long to read.", "Give a file with only the Config class.")
         for statement in body:
             self._statement(statement, names, into)
 

@@ -32,7 +32,7 @@ def folded(layer: layers.Layer, norm: layers.BatchNormalization | None) -> list[
 
 
 def fold_normalization(model: MaskRCNN) -> None:
-    """Give every normalization's factor to the kernel before it; the normalization keeps the offset alone.
+    """Give every normalization's factor to the kernel before it; the normalization keeps only the offset.
 
     The model computes the same. A kernel that is rounded afterwards, to be stored in 16 bits, is then the very
     one that is exported, so that both files hold one model.

@@ -89,7 +89,7 @@ class WeightReport:
             raise ModelFileError(
                 f"{source} holds weights of layers that {model} does not have: {some}. Without them it would "
                 "compute something else than the model that was trained.",
-                "If they serve training alone, name them: "
+                "If only training needs them, name them: "
                 + " ".join(f"--ignore-layers {layer}" for layer in layers[:LISTED]),
             )
 

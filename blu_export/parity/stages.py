@@ -46,7 +46,7 @@ class StageDrift:
     drift: float
     """Root mean square of the difference over that of the reference; rows that exist in both models only."""
     lost: float
-    """Share of rows (proposals, detections) that exist in one of the two alone."""
+    """Share of rows (proposals, detections) that exist in only one of the two."""
     limit: float
 
     @property

@@ -176,7 +176,7 @@ class Batcher:
                 self._waiting.remove(work)
 
     async def retire(self) -> None:
-        """Answer what is inside, then stop."""
+        """Answer what was accepted, then stop."""
         try:
             while self.load.inside:
                 await asyncio.sleep(RETIRE_POLL)

@@ -32,11 +32,11 @@ from blu_export.spec import ModelSpec
 from blu_export.workers.channel import Channel, error_as_json
 
 MAX_WARNINGS = 4
-"""Of one photo that are told."""
+"""Sizes of one photo that are reported."""
 
 
 def main(channel: Channel, config: dict[str, Any]) -> None:
-    """Say so when ready, and decode photos until the server closes its end."""
+    """Report when ready, and decode photos until the server closes its end."""
     memory = mmap.mmap(config["memory"], config["memory_size"])
     limit = MemoryLimit(config["bytes_per_pixel"], config["spare_memory"], config["max_pixels"])
     decoder = _Decoder(channel, config, memory, limit)
@@ -60,7 +60,7 @@ def main(channel: Channel, config: dict[str, Any]) -> None:
 
 
 class MemoryLimit:
-    """What this process may map; beyond it there is MemoryError. Kept on Linux alone.
+    """What this process may map; beyond it there is MemoryError. Only on Linux.
 
     Args:
         per_pixel: bytes for each pixel of a photo.

@@ -1,4 +1,4 @@
-"""Who is at the other end of a gRPC call: shares of what all clients have in common, and a way to cut one off."""
+"""The peers of gRPC calls: shares of what all clients have in common, and a way to cut one off."""
 
 from __future__ import annotations
 

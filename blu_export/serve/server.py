@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, address: dict[str, Any]) -> None:
         super().__init__(config)
         self.address = address
-        """What is told of the address."""
+        """What is logged of the address."""
 
     def capture_signals(self) -> Any:
         """Leave signals alone."""

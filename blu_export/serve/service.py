@@ -51,13 +51,13 @@ TRIM_SECONDS = 30.0
 
 
 class State(enum.Enum):
-    """Where the server is in its life."""
+    """State of the server."""
 
     SERVING = "serving"
     LEAVING = "leaving"
-    """Told to stop: ``ready`` says no, work is still taken."""
+    """Stopping soon: ``ready`` says no, work is still accepted."""
     CLOSING = "closing"
-    """No new work; what is inside is finished."""
+    """No new work; what was accepted is finished."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Service:
     async def reload(self) -> bool:
         """Load the model file again beside the running one and swap; returns False where the new one is not usable.
 
-        Requests that came before the swap are answered by the old model, which then goes.
+        Requests that came before the swap are answered by the old model, which is then dropped.
         """
         async with self._reloading:
             try:

@@ -78,7 +78,7 @@ class ModelSnapshot:
             return await WorkerProcess.start(replace(self._settings, model=Path(folder, self._settings.model.name)))
 
     def close(self) -> None:
-        """Give the copy up."""
+        """Remove the copy."""
         self._open.close()
 
     def _sha256(self, name: str) -> str | None:

@@ -74,7 +74,7 @@ class SharedArrays:
 
 
 def main(channel: Channel, config: dict[str, Any]) -> None:
-    """Load the model, say so, and process batches until the server closes its end."""
+    """Load the model, report it, and process batches until the server closes its end."""
     try:
         runner, arrays = _load(config, channel)
     except BluError as error:

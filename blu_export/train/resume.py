@@ -15,7 +15,7 @@ CHANGEABLE = tuple(
     for name in ("learning_rate", "epochs", "layers", "unreadable", "validate_every", "validate_photos", "patience",
                  "keep_checkpoints", "cache_bytes", "workers")
 )  # fmt: skip
-"""What a resumed run may change: it bears on what is still to come alone."""
+"""What a resumed run may change: it affects only what is still to come."""
 
 
 def resumed_run(folder: Path, options: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:

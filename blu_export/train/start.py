@@ -53,7 +53,7 @@ def load_start(model: MaskRCNN, weights: str, photos: Sequence[NDArray[np.uint8]
 
     Args:
         model: any canvas.
-        weights: ``imagenet`` (backbone alone), ``coco`` (Matterport's file in the working folder),
+        weights: ``imagenet`` (only the backbone), ``coco`` (Matterport's file in the working folder),
             a file (``.h5``, ``.keras``, or ``.npz`` of EfficientNet-Lite0), or ``none``.
         photos: a few photos on canvases of one size, uint8 [H, W, 3], to set the statistics of the
             normalization layers where the backbone starts from nothing.

@@ -118,7 +118,7 @@ def test_without_photos_the_demo_photo_is_all_there_is_and_the_error_says_what_h
     lines: list[str] = []
     with pytest.raises(CheckFailedError) as caught:
         export_onnx(weights, tmp_path / "a.onnx", ExportOptions(precision="fp16"), tell=lines.append)
-    assert "on the demo photo alone: give 32 or more photos of your own with --calibration" in lines
+    assert "on the demo photo only: give 32 or more photos of your own with --calibration" in lines
     assert "verifying on the demo photo" in lines
     for remedy in ("32 or more photos", "--calibration", "--images", "blu verify"):
         assert remedy in caught.value.fix

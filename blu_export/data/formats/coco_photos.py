@@ -116,7 +116,7 @@ def _size_of(head: PhotoHead, outlines: list[Segmentation], exif: ExifPolicy) ->
 
 
 def _unturned(head: PhotoHead, size: tuple[int, int]) -> tuple[int, int]:
-    """The stored size, where outlines fit that alone and the annotated one is that of the photo turned."""
+    """The stored size, where outlines fit only that and the annotated one is that of the photo turned."""
     stored = head.height, head.width
     return stored if head.orientation >= 5 and head.turned == size else size
 

@@ -56,7 +56,7 @@ ANNOTATIONS = "annos"
 IMAGES = ("image", "images")
 
 FORMAT = 2
-"""Of the index; one of another format is read anew."""
+"""Of the index; one of another format is rebuilt."""
 PART = 256
 """Files that a process reads at a time."""
 FEW = 4 * PART
@@ -191,7 +191,7 @@ def read_annotations(
 
 
 def parse_annotation(content: bytes) -> tuple[list[Annotation], list[str]]:
-    """The items of one annotation file, by number, and a sentence on each that is none.
+    """The items of one annotation file, by number, and a sentence on each that is invalid.
 
     Polygons of an item overlap (an outline, then its parts); what is meant is their union.
 

@@ -24,7 +24,7 @@ NAMELESS = "object"
 
 
 class Numbered:
-    """Names numbered in the order in which they come: COCO's categories of files that have names alone."""
+    """Names numbered in the order in which they come: COCO's categories of files that have only names."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.ids: dict[str, int] = {}

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError
 from blu_export.serve.budget import Holding
+from blu_export.serve.logs import ProcessLines
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker import VARIABLE_CANVAS_BYTES
-from blu_export.serve.worker_process import ModelInfo
+from blu_export.serve.worker_process import ModelInfo, copying
 from blu_export.workers.channel import ClosedError
 from blu_export.workers.memory import anonymous_memory
 from blu_export.workers.owner import AsyncChild
@@ -29,6 +30,8 @@ SPARE_MEMORY = 2**28
 START_TIMEOUT = 60.0
 FREE_BEYOND = 8 * 2**20
 """Bytes of an image in shared memory that go back to the system when it has been copied."""
+FREED = 2**22
+"""Bytes of it that go back at a time."""
 ENVELOPE_BYTES = 2**17
 """Of a gRPC message beside the photo, amply."""
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -60,7 +63,7 @@ class DecoderProcess:
     def __init__(self, child: AsyncChild, memory: mmap.mmap, room: int) -> None:
         self.child = child
         self._memory, self._room = memory, room
-        self._images = np.frombuffer(memory, np.uint8, offset=room)
+        self._bytes = np.frombuffer(memory, np.uint8)
         self._info: ModelInfo | None = None
 
     @classmethod
@@ -82,7 +85,8 @@ class DecoderProcess:
                 "max_json": settings.max_json,
                 "small_photo": SMALL_PHOTO,
             }
-            child = await AsyncChild.start("blu_export.serve.decoder:main", config, (handle,), ENVIRONMENT)
+            lines = ProcessLines("decoder")
+            child = await AsyncChild.start("blu_export.serve.decoder:main", config, (handle,), ENVIRONMENT, lines)
         finally:
             os.close(handle)
         try:
@@ -103,9 +107,10 @@ class DecoderProcess:
             LargePhotoError: there is no room for its pixels now.
             ClosedError: the decoder has died.
         """
-        self._memory[: len(upload.body)] = upload.body
+        length = len(upload.body)
+        await copying(lambda: np.copyto(self._bytes[:length], np.frombuffer(upload.body, np.uint8, length)), length)
         spec = {} if info is self._info else {"spec": info.spec.to_json()}
-        self.child.send(form=upload.form, size=len(upload.body), pixels=pixels, **upload.details, **spec)
+        self.child.send(form=upload.form, size=length, pixels=pixels, **upload.details, **spec)
         self._info = info
         said = await self.child.receive()
         if "ask" in said:
@@ -119,10 +124,16 @@ class DecoderProcess:
     async def image(self, shape: list[int]) -> NDArray[np.uint8]:
         """A copy of the image that the decoder made, uint8 [H, W, 3]."""
         size = int(np.prod(shape))
-        shared = self._images[:size].reshape(shape)
+        shared = self._bytes[self._room : self._room + size].reshape(shape)
+
         if size <= FREE_BEYOND:
             return shared.copy()
         copy = await asyncio.to_thread(shared.copy)
         if hasattr(mmap, "MADV_REMOVE"):
-            self._memory.madvise(mmap.MADV_REMOVE, self._room, size)
+            await asyncio.to_thread(self._free, self._room + size)
         return copy
+
+    def _free(self, end: int) -> None:
+        """Give the memory of an image back, a little at a time: no thread of ours runs while that is done."""
+        for start in range(self._room, end, FREED):
+            self._memory.madvise(mmap.MADV_REMOVE, start, min(FREED, end - start))

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 2**20
 """Bytes of lines that wait to be written; what finds no room is dropped."""
+MAX_LINES = 100
+"""Lines of a worker or decoder that are told in a second."""
 MAX_KINDS = 1000
 """Of warnings that OncePerSecond keeps apart."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -140,6 +142,35 @@ class OncePerSecond(logging.Filter):
         return True
 
 
+class ProcessLines:
+    """What a worker or decoder writes to stdout and stderr, as lines of our log; MAX_LINES a second are told.
+
+    Args:
+        source: how the log names it.
+    """
+
+    dropped = 0
+    """Lines that were too many, of all processes."""
+    _lock = threading.Lock()
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._second, self._told = 0, 0
+
+    def __call__(self, line: bytes) -> None:
+        """Log a line, or count it."""
+        if not line.strip():
+            return
+        if (second := int(time.monotonic())) != self._second:
+            self._second, self._told = second, 0
+        self._told += 1
+        if self._told > MAX_LINES:
+            with self._lock:
+                ProcessLines.dropped += 1
+            return
+        log.warning("stderr", extra={"source": self._source, "text": line.decode("utf-8", "backslashreplace")})
+
+
 def set_up() -> None:
     """Send all logs, and Python's warnings once a kind, to stderr."""
     handler = LineHandler(_writer())
@@ -178,8 +209,8 @@ def flush() -> None:
 
 
 def dropped() -> int:
-    """Lines of this process that were not written since no one read those before."""
-    return sum(each.dropped for each in _writers)
+    """Lines that were not written, since no one read those before or a worker or decoder wrote too many."""
+    return sum(each.dropped for each in _writers) + ProcessLines.dropped
 
 
 _writers: list[Writer] = []

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from blu_export.serve.logs import ProcessLines
 from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker import SharedArrays
 from blu_export.spec import ModelSpec
@@ -93,7 +94,8 @@ class WorkerProcess:
             },
         }
         try:
-            child = await AsyncChild.start("blu_export.serve.worker:main", config, (memory,))
+            lines = ProcessLines("worker")
+            child = await AsyncChild.start("blu_export.serve.worker:main", config, (memory,), lines=lines)
             try:
                 async with asyncio.timeout(LOAD_TIMEOUT):
                     said = await child.receive()
@@ -133,10 +135,10 @@ class WorkerProcess:
 
         try:
             async with asyncio.timeout(timeout):
-                await _copying(copy_in, sum(canvas.nbytes for canvas in canvases))
+                await copying(copy_in, sum(canvas.nbytes for canvas in canvases))
                 self._child.send(shape=[count, height, width])
                 said = await self._child.receive()
-                detections, masks = await _copying(copy_out, self._arrays.masks[:count].nbytes)
+                detections, masks = await copying(copy_out, self._arrays.masks[:count].nbytes)
         except TimeoutError:
             await self.kill()
             raise WorkerLostError(f"hang: a batch of {count} took more than {timeout:.0f} s") from None
@@ -166,6 +168,6 @@ class WorkerProcess:
         await self._child.close()
 
 
-async def _copying(copy: Callable[[], T], size: int) -> T:
-    """Copy at once what takes less time than a thread takes to wake up."""
+async def copying(copy: Callable[[], T], size: int) -> T:
+    """Copy ``size`` bytes: at once where that takes less time than a thread takes to wake up."""
     return copy() if size <= COPIED_AT_ONCE else await asyncio.to_thread(copy)

@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from blu_export.workers.channel import MAX_LINE, Channel, ClosedError, from_line, to_line
@@ -19,6 +19,10 @@ from blu_export.workers.channel import MAX_LINE, Channel, ClosedError, from_line
 STDERR = 2
 CLOSE_PATIENCE = 5.0
 """Seconds that an idle worker has to end by itself."""
+MAX_STDERR_LINE = 1000
+"""Bytes of a line that a worker writes to stderr; the rest of it is a line of its own."""
+LAST_LINES = 0.5
+"""Seconds after a worker's end in which its last lines are read."""
 _starter = ThreadPoolExecutor(1, "blu-start")
 """Starts all workers: Linux ends them with the thread that started them, and this one lives as long as the process."""
 
@@ -35,6 +39,8 @@ class Child:
         config: JSON values.
         handles: file descriptors that it inherits under the same numbers.
         environment: variables that it has beside ours.
+        lines: called, in a thread, with each line that it writes to stdout or stderr, which are read whatever it
+            does; None: they go to our stderr, and a worker waits for whoever reads that.
     """
 
     def __init__(
@@ -43,24 +49,38 @@ class Child:
         config: Mapping[str, Any],
         handles: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        lines: Callable[[bytes], None] | None = None,
     ) -> None:
+        self._reader: threading.Thread | None = None
         self.socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", "blu_export.workers.entry"]
         arguments = [str(os.getpid()), str(theirs.fileno()), entry, json.dumps(config)]
         try:
-            with theirs:
+            with theirs, nullcontext(STDERR) if lines is None else self._read(lines) as output:
                 self._process = _starter.submit(
                     subprocess.Popen,
                     [*command, *arguments],
                     pass_fds=(theirs.fileno(), *handles),
                     stdin=subprocess.DEVNULL,
-                    stdout=STDERR,  # what a runtime prints is not a result of ours
+                    stdout=output,  # what a runtime prints is not a result of ours
+                    stderr=output,
                     env={**os.environ, **(environment or {})},
                 ).result()
         except BaseException:
             self.socket.close()
             raise
         self.channel = Channel(self.socket)
+
+    @contextmanager
+    def _read(self, lines: Callable[[bytes], None]) -> Iterator[int]:
+        """A pipe that a thread reads; its other end is the worker's alone after the block."""
+        reads, writes = os.pipe()
+        self._reader = threading.Thread(target=_pass_on, args=(reads, lines), name="blu-lines", daemon=True)
+        self._reader.start()
+        try:
+            yield writes
+        finally:
+            os.close(writes)
 
     @property
     def pid(self) -> int:
@@ -70,9 +90,12 @@ class Child:
     def wait(self, patience: float | None = None) -> int | None:
         """Wait for the process's end; its exit code, None where it has not come after ``patience`` seconds."""
         try:
-            return self._process.wait(patience)
+            code = self._process.wait(patience)
         except subprocess.TimeoutExpired:
             return None
+        if self._reader is not None:
+            self._reader.join(LAST_LINES)  # it goes on for as long as a process of the worker's own lives
+        return code
 
     def kill(self) -> None:
         """End the process now; readers of its messages get ClosedError."""
@@ -150,6 +173,13 @@ class AsyncChild:
                 await self.ended()
         except TimeoutError:
             await self.kill()
+
+
+def _pass_on(descriptor: int, lines: Callable[[bytes], None]) -> None:
+    """Give what comes out of a pipe to a function, line by line, until all who write into it have ended."""
+    with open(descriptor, "rb") as pipe:
+        while line := pipe.readline(MAX_STDERR_LINE):
+            lines(line.rstrip(b"\r\n"))
 
 
 async def _exit_code(child: Child) -> int:

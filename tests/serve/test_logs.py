@@ -15,7 +15,16 @@ import pytest
 from fake_runner import write_model
 from loopback import HERE, PATIENCE, Running, gray, metric
 
-from blu_export.serve.logs import MAX_WAITING, JsonFormatter, OncePerSecond, Writer, warn_once
+from blu_export.serve.logs import (
+    MAX_LINES,
+    MAX_WAITING,
+    JsonFormatter,
+    OncePerSecond,
+    ProcessLines,
+    Writer,
+    dropped,
+    warn_once,
+)
 
 
 def test_a_full_pipe_costs_lines_and_no_time() -> None:
@@ -47,7 +56,8 @@ def test_a_pipe_that_was_closed_is_no_error() -> None:
 def test_a_server_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    given = {"model": str(write_model(tmp_path / "fake.onnx")), "port": 0, "notice": 0.0}
+    model = str(write_model(tmp_path / "fake.onnx"))
+    given = {"model": model, "port": 0, "notice": 0.0, "loader": "fake_runner:load_noisy"}
     process = subprocess.Popen(
         [sys.executable, HERE / "serve_fake.py", json.dumps(given)],
         stderr=write_end,
@@ -55,15 +65,34 @@ def test_a_server_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
     )
     os.close(write_end)
     with open(read_end, encoding="utf-8") as log:
-        while (line := json.loads(log.readline()))["event"] != "listening":
-            pass
+        seen = [json.loads(log.readline())]
+        while seen[-1]["event"] != "listening":
+            seen.append(json.loads(log.readline()))
+        line = seen[-1]
+        told = [each["text"] for each in seen if each["event"] == "stderr" and each["source"] == "worker"]
+        assert told[0] == f"line 0 {'x' * 100}"
         server = Running(process, tmp_path, line["port"])
         with server.client() as client:
             while not metric(client, "blu_log_lines_dropped_total"):
                 for _ in range(100):
                     assert client.get(f"/{'nothing' * 2000}").status_code == 404
-            assert client.post("/v1/predict", content=gray(51)).status_code == 200
+            for level in range(3):  # the worker's lines have nowhere to go
+                assert client.post("/v1/predict", content=gray(level)).status_code == 200
         assert server.stop() == 0
+
+
+def test_lines_of_a_process_beyond_what_is_told_are_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blu_export.serve.logs.time.monotonic", iter([5.0] * 150 + [6.0] * 50).__next__)
+    lines = ProcessLines("decoder")
+    before = dropped()
+    for number in range(200):
+        lines(b"\xff %d" % number)
+    lines(b"  ")
+    assert dropped() - before == 150 - MAX_LINES
+    told = [record.text for record in caplog.records]  # type: ignore[attr-defined]
+    assert told == [f"\\xff {number}" for number in [*range(MAX_LINES), *range(150, 200)]]
 
 
 def records(count: int, event: str, created: float) -> Iterator[logging.LogRecord]:

@@ -78,6 +78,21 @@ def load(path: str, options: RunnerOptions) -> Runner:
     return FakeRunner(path)
 
 
+class NoisyRunner(FakeRunner):
+    """Writes more lines to stderr, for each batch, than a pipe holds."""
+
+    def run(
+        self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        for number in range(2000):
+            os.write(2, f"line {number} {'x' * 100}\n".encode())
+        return super().run(canvas, window)
+
+
+def load_noisy(path: str, options: RunnerOptions) -> Runner:
+    return NoisyRunner(path)
+
+
 def load_without_gpu(path: str, options: RunnerOptions) -> Runner:
     raise DeviceError("There is no GPU here.", "Look.")
 

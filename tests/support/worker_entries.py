@@ -29,6 +29,15 @@ def refuse(channel: Channel, config: dict[str, Any]) -> None:
     channel.send(error=error_as_json(OddModelError("It is odd.", "Even it out.")))
 
 
+def shout(channel: Channel, config: dict[str, Any]) -> None:
+    """Write more to stdout and stderr than a pipe holds, then say so and write a last line."""
+    for _ in range(config["lines"]):
+        os.write(1, b"out " + b"x" * 996 + b"\n")
+        os.write(2, b"err\r\n")
+    channel.send(written=True)
+    os.write(2, b"the last")
+
+
 def hold(channel: Channel, config: dict[str, Any]) -> None:
     """Say so, then hold the interpreter's lock for hours: no thread of this process runs."""
     channel.send(holding=True)

@@ -54,6 +54,17 @@ def test_an_error_comes_as_the_nearest_class_that_is_known() -> None:
         child.close()
 
 
+def test_lines_of_a_worker_are_read_whatever_it_does() -> None:
+    lines: list[bytes] = []
+    child = Child("worker_entries:shout", {"lines": 300}, lines=lines.append)
+    try:
+        assert child.channel.receive(PATIENCE) == {"written": True}
+        assert child.wait(PATIENCE) == 0
+    finally:
+        child.close()
+    assert lines == [b"out " + b"x" * 996, b"", b"err"] * 300 + [b"the last"]  # cut after 1,000 bytes
+
+
 def test_a_silent_worker_is_waited_for_no_longer_than_asked() -> None:
     child = Child("worker_entries:stop", {})
     try:

@@ -232,11 +232,26 @@ def test_compose_fits_together() -> None:
     assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["blu:8000"]
 
 
-def test_the_constraints_hold_every_package_of_the_image_once() -> None:
-    lines = (DEPLOY / "constraints-cpu.txt").read_text().splitlines()
+@pytest.mark.parametrize(
+    ("kind", "runtimes"),
+    [("cpu", {"onnxruntime", "openvino"}), ("gpu", {"onnxruntime-gpu", "tensorrt", "cuda-python"})],
+)
+def test_the_constraints_hold_every_package_of_the_image_once(kind: str, runtimes: set[str]) -> None:
+    lines = (DEPLOY / f"constraints-{kind}.txt").read_text().splitlines()
     pinned = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^ =]+", line) for line in pinned)
     names = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in pinned}
     assert len(names) == len(pinned)
-    assert {"fastapi", "uvicorn", "h11", "grpcio", "onnxruntime", "openvino", "pillow", "numpy"} <= names
+    assert runtimes | {"fastapi", "uvicorn", "h11", "grpcio", "pillow", "numpy"} <= names
     assert not {"pip", "setuptools", "tensorflow", "keras", "pytest"} & names
+    assert f"--constraint deploy/constraints-{kind}.txt" in (DEPLOY / f"Dockerfile.{kind}").read_text()
+
+
+def test_both_images_have_one_version_of_what_both_have() -> None:
+    cpu, gpu = (
+        {re.sub(r"[-_.]+", "-", line).lower() for line in (DEPLOY / f"constraints-{kind}.txt").read_text().split("\n")}
+        for kind in ("cpu", "gpu")
+    )
+    different = {line.partition("==")[0] for line in cpu ^ gpu if "==" in line}
+    only = {"onnxruntime", "openvino", "openvino-telemetry"}
+    assert {name for name in different if "cuda" not in name and "tensorrt" not in name} == only | {"onnxruntime-gpu"}

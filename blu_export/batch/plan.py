@@ -142,6 +142,8 @@ def _all_are(values: Any, kind: type) -> bool:
 def open_plan(sink: Sink, empty: Plan, photos: list[str], shard_size: int) -> tuple[Plan, int]:
     """The plan of a sink with all of these photos in it, and how many of them are new; it is in the sink afterwards.
 
+    A plan of other settings of which no shard was finished, as one for a model that could not be loaded, is replaced.
+
     Args:
         sink: with a plan, or to have one.
         empty: the plan of the wanted settings, without photos.
@@ -152,11 +154,15 @@ def open_plan(sink: Sink, empty: Plan, photos: list[str], shard_size: int) -> tu
         UsageError: the sink holds something else.
     """
     names = sink.names()
+    parts = sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
     if PLAN_NAME in names:
         plan = Plan.read(sink)
-        plan.check_same(empty, sink)
-    elif strange := sorted(name for name in names if name.endswith(".parquet") and not name.startswith(".")):
-        raise UsageError(f"{sink.url} holds {strange[0]}, which is not from blu batch.", "Choose another sink.")
+        if parts:
+            plan.check_same(empty, sink)
+        elif replace(plan, photos=(), ends=()) != empty:
+            plan = empty
+    elif parts:
+        raise UsageError(f"{sink.url} holds {parts[0]}, which is not from blu batch.", "Choose another sink.")
     else:
         plan = empty
     extended = plan.extended(photos, shard_size)

@@ -35,6 +35,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
     sink = Sink(str(tmp_path))
     open_plan(sink, Plan("hash", 0.5), ["a"], 2)
+    (tmp_path / "part-00000.parquet").touch()
     with pytest.raises(UsageError, match="another model"):
         open_plan(sink, Plan("other", 0.5), ["a"], 2)
     with pytest.raises(UsageError, match="scores of at least 0.5, not 0.0"):
@@ -43,11 +44,21 @@ def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
         open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64)), ["a"], 2)
 
 
+def test_a_plan_of_which_nothing_came_makes_way(tmp_path: Path) -> None:
+    """A model that could not be loaded, say: the right one goes to the same folder then."""
+    sink = Sink(str(tmp_path))
+    open_plan(sink, Plan("broken", 0.5), list("abc"), 2)
+    plan, new = open_plan(sink, Plan("hash", 0.0), list("ab"), 1)
+    assert (plan.model_sha256, plan.photos, plan.ends, new) == ("hash", ("a", "b"), (1, 2), 2)
+    assert Plan.read(sink) == plan
+
+
 def test_tiles_belong_to_a_plan(tmp_path: Path) -> None:
     sink = Sink(str(tmp_path))
     plan, _ = open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64, 0.25)), ["a"], 2)
     assert Plan.read(sink) == plan and plan.tiling == Tiling(64, 0.25)
     assert open_plan(sink, Plan("hash", 0.5, tiling=Tiling(64, 0.25)), ["b"], 2)[0].tiling == plan.tiling
+    (tmp_path / "part-00000.parquet").touch()
     for tiling in (None, Tiling(64), Tiling(128, 0.25)):
         with pytest.raises(UsageError, match=r"with --tile 64 --overlap 0\.25, not with"):
             open_plan(sink, Plan("hash", 0.5, tiling=tiling), ["a"], 2)

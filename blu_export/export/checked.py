@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blu_export import __version__
 from blu_export.contract import Metadata
-from blu_export.errors import ModelFileError
+from blu_export.errors import ModelFileError, UsageError
 from blu_export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "tf2onnx", "tensorflow", "keras", "numpy", "onnxruntime")
 """Whose versions are noted in the file."""
+RGB = 3
+THE_DEMO_PHOTO = "the demo photo"
 PARITY_PHOTOS = 8
 """Calibration photos that a file is compared on, at most."""
 
@@ -39,7 +41,16 @@ def parity_photos(calibration: Sequence[Any], images: Sequence[Any] | None = Non
     if calibration:
         photos = spread(calibration, PARITY_PHOTOS)
         return photos, f"{len(photos)} of the {_count(calibration)} for calibration"
-    return [embedded(DEMO_PHOTO)], "the demo photo"
+    return [embedded(DEMO_PHOTO)], THE_DEMO_PHOTO
+
+
+def check_photos(which: str, spec: ModelSpec) -> None:
+    """Raise UsageError where there is the demo photo alone, and the model does not take it."""
+    if which == THE_DEMO_PHOTO and spec.image_channel_count != RGB:
+        raise UsageError(
+            f"The model takes {spec.image_channel_count} channels, and the demo photo has {RGB}.",
+            "Name photos of the model's kind with --images, or leave the comparison out with --no-verify.",
+        )
 
 
 def _count(photos: Sequence[Any]) -> str:

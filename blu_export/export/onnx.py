@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from blu_export import __version__
 from blu_export.contract import Metadata
 from blu_export.errors import CheckFailedError
-from blu_export.export.checked import add_metadata, checked_graph, measure_canvas, measure_parity, parity_photos
+from blu_export.export.checked import (
+    add_metadata,
+    check_photos,
+    checked_graph,
+    measure_canvas,
+    measure_parity,
+    parity_photos,
+)
 from blu_export.export.options import CONVERTERS, ExportOptions, check_output
 from blu_export.extras import import_extra
 from blu_export.files import atomic_write
@@ -120,6 +127,8 @@ def export_onnx(
     notes = [*given.lines(), backbone_line(given, spec), assumed_line(spec)]
     for line in filter(None, [f"{read} ({seconds['read']:.1f} s)", *notes]):
         tell(line)
+    if precision != "float32" or (options.verify and has_keras()):
+        check_photos(which, spec)
     reference = keras_model(stored, spec) if converter == "tf2onnx" or (options.verify and has_keras()) else None
     with step("convert"):
         parts = _subnetworks(stored, reference, spec, options.opset, converter)

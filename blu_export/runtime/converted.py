@@ -57,7 +57,9 @@ def _convert(path: Path, given: Given, file: Path) -> Path:
     weights = read_weights(path)
     spec = weights.make_spec(given)
     report = check_weights(weights, spec, given.ignore_layers)
-    log.info("converting %s: %s, %d classes, %s", weights.note or path, spec.backbone, spec.num_classes, report.summary())
+    log.info(
+        "converting %s: %s, %d classes, %s", weights.note or path, spec.backbone, spec.num_classes, report.summary()
+    )
     return _write(weights, spec, file)
 
 

@@ -21,6 +21,7 @@ from blu_export.files import sha256_of
 from blu_export.parity.verify import TOLERANCES, Tolerance
 from blu_export.runtime import RunnerOptions, load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
+from blu_export.spec import ModelSpec
 
 
 @pytest.fixture(scope="session")
@@ -177,6 +178,26 @@ def test_impossible_requests_fail_at_once(
     with pytest.raises(UsageError, match=message):
         export_onnx(weights, tmp_path / "a.onnx", ExportOptions(**arguments))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_photo_does_not_do_for_four_channels(weights: Path, tmp_path: Path) -> None:
+    import h5py
+
+    four = tmp_path / "four.h5"
+    four.write_bytes(weights.read_bytes())
+    with h5py.File(four, "a") as file:
+        kernel = file["stem_conv/stem_conv/kernel:0"][()]
+        del file["stem_conv/stem_conv/kernel:0"]
+        file["stem_conv/stem_conv/kernel:0"] = np.concatenate([kernel, kernel[:, :, :1]], axis=2)
+        spec = ModelSpec.from_json(file.attrs["blu_spec"], "four.h5")
+        spec = spec.replace(image_channel_count=4, mean_pixel=(1.0, 2.0, 3.0, 4.0))
+        file.attrs["blu_spec"] = spec.to_json().encode()
+    lines: list[str] = []
+    with pytest.raises(UsageError, match="takes 4 channels, and the demo photo has 3.*--images.*--no-verify"):
+        export_onnx(four, tmp_path / "a.onnx", tell=lines.append)
+    assert not any(line.startswith("converted") for line in lines)
+    export_onnx(four, tmp_path / "a.onnx", ExportOptions(verify=False))
+    assert spec_of(read_onnx(tmp_path / "a.onnx"), "a.onnx").image_channel_count == 4
 
 
 def test_weights_that_do_not_fit_write_nothing(weights: Path, tmp_path: Path) -> None:

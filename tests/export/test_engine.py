@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from blu_export.cli.build_engine import parse_batch, parse_size
 from blu_export.errors import CheckFailedError, MissingDependencyError, ModelFileError, UsageError
 from blu_export.export import engine as build_module
 from blu_export.export.engine import Request, build_engine, plan
-from blu_export.export.engine_graph import Prepared, prepare
+from blu_export.export.engine_graph import prepare
 from blu_export.graph.split import split
 from blu_export.image import canvas_of, decode, mold
-from blu_export.quantize.precision import apply_precision, canvases, compose_typed
+from blu_export.quantize.half import to_half
+from blu_export.quantize.precision import TypedSubnetworks, compose_typed
 from blu_export.runtime import load_runner
 from blu_export.runtime.onnx_file import read_onnx, spec_of
 from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
@@ -49,24 +49,13 @@ class Bench:
         return sorted(p.name for p in self.folder.iterdir())
 
 
-_prepared: dict[tuple[Any, ...], Prepared] = {}
-
-
-def prepare_once(small: Path, path: Path, precision: str, photos: list[Path], *options: Any) -> Prepared:
-    """``prepare``, whose result for the small model is kept: many tests begin with the same one."""
-    key = (precision, *photos, *options)
-    if path != small:
-        return prepare(path, precision, photos, *options)
-    if key not in _prepared:
-        _prepared[key] = prepare(path, precision, photos, *options)
-    return _prepared[key]
-
-
 @pytest.fixture
-def bench(small_onnx: Path, demo_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(
+    small_onnx: Path, demo_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_once: Any
+) -> Bench:
     cuda = FakeCuda()
     trt = FakeBuilderTensorRt(cuda)
-    monkeypatch.setattr(build_module, "prepare", partial(prepare_once, small_onnx))
+    monkeypatch.setattr(build_module, "prepare", prepare_once)
     monkeypatch.setattr(build_module, "load_builder", lambda name: trt)
     monkeypatch.setattr(build_module, "is_installed", lambda name: name == "tensorrt")
     monkeypatch.setattr("blu_export.runtime.tensorrt.load_builder", lambda name: trt)
@@ -101,8 +90,8 @@ def test_an_engine_of_canvases_that_fit(bench: Bench) -> None:
         assert runner.run(wide.canvas[None], wide.window[None])[0].any()
 
 
-def test_an_engine_in_float32_is_not_written(bench: Bench) -> None:
-    layers = list(prepare(bench.onnx, "fp16", [bench.photo]).layers.kinds)
+def test_an_engine_in_float32_is_not_written(bench: Bench, prepare_once: Any) -> None:
+    layers = list(prepare_once(bench.onnx, "fp16", [bench.photo]).layers.kinds)
     bench.trt.float32_layers = set(layers[: len(layers) // 10])
     with pytest.raises(CheckFailedError, match="learned layers are in float32") as caught:
         bench.build()
@@ -246,13 +235,13 @@ def test_files_that_cannot_be_typed(fake_onnx: Callable[..., Path], small_onnx: 
         prepare(small_onnx, "fp16", [])
 
 
-def test_layers_that_a_typed_file_keeps_are_named(small_onnx: Path, demo_photo: Path, tmp_path: Path) -> None:
+def test_layers_that_a_typed_file_keeps_are_named(small_onnx: Path, tmp_path: Path) -> None:
     kept = {"trunk/some_layer": "overflows"}
     source = read_onnx(small_onnx)
     spec = spec_of(source, "small")
     parts = split(onnx.load_from_string(source.data), spec)
-    typed = apply_precision(parts, spec, "fp16", "portable", canvases([demo_photo], spec))
-    graph = compose_typed(typed, spec)
+    half = {name: to_half(part) for name, part in parts.items()}
+    graph = compose_typed(TypedSubnetworks(half, "fp16", "portable"), spec)
     metadata = {"blu_spec": spec.to_json(), "blu_precision": "fp16", "blu_fallback_layers": json.dumps(kept)}
     onnx.helper.set_model_props(graph, metadata)
     onnx.save(graph, tmp_path / "typed.onnx")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import onnx
 import pytest
@@ -33,6 +34,11 @@ T4, RTX3090 = (7, 5), (8, 6)
 @pytest.fixture(scope="module")
 def trt() -> ModuleType:
     return tensorrt_rtx()
+
+
+@pytest.fixture(autouse=True)
+def small_model_prepared_once(monkeypatch: pytest.MonkeyPatch, prepare_once: Any) -> None:
+    monkeypatch.setattr("blu_export.export.engine.prepare", prepare_once)
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -96,15 +102,15 @@ def test_one_engine_of_all_canvases_that_fit(
     assert "--canvas fit" in sidecar.rebuild
 
 
-def test_a_pad64_file_is_an_engine_too(small_onnx: Path, tmp_path: Path, demo_photo: Path) -> None:
+def test_a_pad64_file_is_an_engine_too(small_onnx: Path, tmp_path: Path) -> None:
     model = onnx.load(small_onnx)
     for entry in model.metadata_props:
         entry.value = entry.value.replace('"square"', '"pad64"')
     for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
         dimension.dim_param = "side"
     onnx.save(model, tmp_path / "pad64.onnx")
-    request = Request(tmp_path / "pad64.onnx", "fp16", "t4", output=tmp_path / "pad64.engine", verify=False)
-    _, sidecar = build_engine(request, [demo_photo], None, lambda line: None)
+    request = Request(tmp_path / "pad64.onnx", "float32", "sm86", output=tmp_path / "pad64.engine", verify=False)
+    _, sidecar = build_engine(request, [], None, lambda line: None)
     assert sidecar.canvases == Canvases.of(sidecar.spec) and not sidecar.canvases.fixed
 
 
@@ -125,8 +131,8 @@ def test_an_engine_of_four_channels(
     assert read_sidecar(engine).spec.image_channel_count == 4
 
 
-def test_one_engine_serves_one_card(small_onnx: Path, tmp_path: Path, demo_photo: Path, trt: ModuleType) -> None:
-    prepared = prepare(small_onnx, "fp16", [demo_photo])
+def test_one_engine_serves_one_card(small_onnx: Path, demo_photo: Path, trt: ModuleType, prepare_once: Any) -> None:
+    prepared = prepare_once(small_onnx, "fp16", [demo_photo])
     engines = {
         capability: build(
             trt,
@@ -194,9 +200,8 @@ def test_a_file_that_half_does_not_fit_is_no_fp16_engine(small_onnx: Path, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["loud.onnx"]
 
 
-@pytest.mark.parametrize(
-    "name", ["garments", *(pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "resnet101"))]
-)
+@pytest.mark.long  # the embedded model, below, is built each time
+@pytest.mark.parametrize("name", ["garments", "resnet50", "resnet101"])
 def test_full_sized_engines(make_onnx: Callable[[str], Path], demo_photo: Path, name: str, trt: ModuleType) -> None:
     prepared = prepare(make_onnx(name), "fp16", [demo_photo])
     assert prepared.layers.share == 1.0, prepared.fallback_layers

@@ -704,7 +704,8 @@ def test_half_is_half_the_size_and_rounds_kernels_only(model: Any, saved: Path, 
     path = tmp_path / "half.h5"
     save_weights(model, path, half=True)
     assert path.stat().st_size < 0.65 * saved.stat().st_size  # vectors stay whole, and this model is mostly headers
+    stored = read_weights(path).layers
     for layer, tensors in read_weights(saved).layers.items():
-        for (_, whole), (_, half) in zip(tensors, read_weights(path).layers[layer], strict=True):
+        for (_, whole), (_, half) in zip(tensors, stored[layer], strict=True):
             assert half.dtype == np.float32
             np.testing.assert_array_equal(half, whole.astype(np.float16 if whole.ndim > 1 else np.float32))

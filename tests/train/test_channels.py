@@ -28,7 +28,7 @@ def write_channels(folder: Path, channels: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_two_steps_and_a_validation(tmp_path: Path, channels: int) -> None:
     data = write_channels(tmp_path / "data", channels)
     settings = {
@@ -41,6 +41,12 @@ def test_two_steps_and_a_validation(tmp_path: Path, channels: int) -> None:
         "train.steps_per_epoch": 2,
         "train.batch": 2,
         "train.workers": 1,
+        "train.targets.proposals": 50,
+        "train.targets.rois_per_image": 24,
+        "model.top_down_pyramid_size": 32,
+        "model.rpn_channels": 32,
+        "model.mask_channels": 32,
+        "model.fpn_classif_fc_layers_size": 64,
     }
     sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     run = tmp_path / "run"

@@ -23,22 +23,29 @@ from blu_export.train.validate import Validator
 ROOT = Path(__file__).parents[2]
 
 
-def test_learns_a_tiny_data_set_by_heart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("steps", "loss", "mask_ap", "box_ap"),
+    [(12, 0.6, 0.0, 0.0), pytest.param(60, 0.25, 0.9, 0.85, marks=pytest.mark.long)],
+)
+def test_learns_a_tiny_data_set_by_heart(
+    tmp_path: Path, steps: int, loss: float, mask_ap: float, box_ap: float
+) -> None:
+    """``loss``: at most this share of the first epoch's is left in the last one; the AP is at least that."""
     from blu_export.train.fit import Trainer
 
     dataset = shapes(4)
     # Masks of 28 x 28 cannot reach IoU 0.95 on round things, however well they are learnt.
     fine = {"mask_pool_size": 28, "mask_shape": (56, 56), "fpn_classif_fc_layers_size": 256}
     config = tiny_config(
-        batch=4, epochs=4, steps_per_epoch=60, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0, ema=0.95,
+        batch=4, epochs=4, steps_per_epoch=steps, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0, ema=0.95,
         validate_every=2,
     )  # fmt: skip
     folder = RunFolder(tmp_path / "run")
     trainer = Trainer(tiny_spec(**fine), tiny_model(**fine), dataset, config, folder, Validator(dataset))
     history = trainer.run()
-    assert history[-1]["loss"] < 0.25 * history[0]["loss"]
-    assert history[-1]["mask_ap"] > 0.9
-    assert history[-1]["box_ap"] > 0.85
+    assert history[-1]["loss"] < loss * history[0]["loss"]
+    assert history[-1]["mask_ap"] >= mask_ap
+    assert history[-1]["box_ap"] >= box_ap
 
     files = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
     assert {"best.h5", "final.h5", "history.csv", "curves.png", "pictures/epoch-2.jpg", "pictures/epoch-4.jpg"} <= files
@@ -82,7 +89,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
               "fpn_classif_fc_layers_size", "post_nms_rois_inference", "pre_nms_limit")  # fmt: skip
     settings = [f"model.{name}={spec[name]}" for name in fields] + [
         "train.optimizer=adamw", "train.ema=0.9", "train.warmup_steps=4", "train.targets.proposals=50",
-        "train.targets.rois_per_image=24", "train.layers=heads:1,5+:4",
+        "train.targets.rois_per_image=24", "train.layers=heads:1,5+:2",
     ]  # fmt: skip
     options = ["--dataset", str(annotations), "--weights", "none", "--batch", "2", "--steps", "3", "--lr", "0.001"]
     options += [word for setting in settings for word in ("--set", setting)]
@@ -92,7 +99,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
         # a kill would leave. The run itself then goes on to its end.
         assert whole.stderr is not None
         for line in whole.stderr:
-            if line.startswith("epoch 2/5"):
+            if line.startswith("epoch 2/3"):
                 break
         whole.send_signal(signal.SIGSTOP)
         try:
@@ -106,9 +113,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 
     # To the last bit: see make_deterministic.
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
-    assert len(losses(tmp_path / "whole")) == 5
+    assert len(losses(tmp_path / "whole")) == 3
+    resumed = read_weights(tmp_path / "killed" / "final.h5").layers
     for name, tensors in read_weights(tmp_path / "whole" / "final.h5").layers.items():
-        for (_, a), (_, b) in zip(tensors, read_weights(tmp_path / "killed" / "final.h5").layers[name], strict=True):
+        for (_, a), (_, b) in zip(tensors, resumed[name], strict=True):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 

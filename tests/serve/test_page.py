@@ -180,6 +180,33 @@ def test_hovering_says_what_is_there(page: Any) -> None:
     playwright.expect(page.locator("#found button.lit")).to_have_count(0)
 
 
+def test_a_photo_is_looked_at_in_tiles(page: Any) -> None:
+    choose(page, PHOTO, PHOTO | {"name": "next.png"})
+    show_all(page)
+    page.check("#tiles")
+    wait_for_result(page, "on photo.png, in 20 tiles")  # of 100 pixels: five by four
+    page.get_by_role("button", name="next.png", exact=True).click()
+    wait_for_result(page, "on next.png, in")
+    playwright.expect(page.locator("#tiles")).not_to_be_checked()
+    page.get_by_role("button", name="photo.png", exact=True).click()
+    playwright.expect(page.locator("#tiles")).to_be_checked()
+    page.uncheck("#tiles")
+    wait_for_result(page, "of 2 objects on photo.png, in 0")
+
+
+def test_too_many_tiles_are_said_and_the_photo_is_looked_at_as_a_whole(browser: Any, launch: Start) -> None:
+    server = launch(queue=4)
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(server.url)
+        choose(page)
+        wait_for_result(page, "2 objects")
+        page.check("#tiles")
+        wait_for_result(page, "this server takes at most 4")
+        wait_for_result(page, "2 objects")
+        playwright.expect(page.locator("#tiles")).not_to_be_checked()
+
+
 def test_json_can_be_downloaded(page: Any, server: Running) -> None:
     choose(page)
     show_all(page)
@@ -298,7 +325,18 @@ def test_everything_is_reached_by_keyboard(page: Any) -> None:
     while reached[-1] != "found" and len(reached) < 20:
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.closest('[id]')?.id"))
-    assert reached == ["score", "opacity", "masks", "boxes", "labels", "legend", "legend", *["downloads"] * 4, "found"]
+    assert reached == [
+        "score",
+        "opacity",
+        "masks",
+        "boxes",
+        "labels",
+        "tiles",
+        "legend",
+        "legend",
+        *["downloads"] * 4,
+        "found",
+    ]
     playwright.expect(page.locator("#found button.lit")).to_have_count(1)
 
 

@@ -49,17 +49,33 @@ async function loadModel() {
   showValues();
 }
 
+// What to ask for a closer look: tiles no smaller than the canvas, at most five by five of them.
+async function closer(photo) {
+  if (!photo.closer) return "";
+  await photo.image.decode().catch(() => null);
+  const side = Math.max(photo.image.naturalWidth, photo.image.naturalHeight) / 4;
+  return `?tile=${Math.max(...(model?.canvas ?? [1024]), Math.ceil(side))}`;
+}
+
 async function predict(photo) {
   const start = performance.now();
+  photo.error = photo.note = null;
   try {
+    let query = await closer(photo);
     for (;;) {
-      const answer = await ask("/v1/predict", { method: "POST", body: photo.file, headers: { "Content-Type": photo.file.type || "application/octet-stream" } });
+      const answer = await ask(`/v1/predict${query}`, { method: "POST", body: photo.file, headers: { "Content-Type": photo.file.type || "application/octet-stream" } });
       if (answer.status === 429) {
         if (photo === current) say("The server is busy; this photo waits for its turn…");
         await new Promise((wait) => setTimeout(wait, 1000 * Number(answer.headers.get("Retry-After") || 1)));
         continue;
       }
       const said = await answer.json();
+      if (answer.status === 400 && query) {
+        query = "";
+        photo.closer = false;
+        photo.note = `As a whole: ${said.error.message}`;
+        continue;
+      }
       if (!answer.ok) throw new Error(`${said.error.message} ${said.error.fix}`);
       photo.result = said;
       photo.seconds = (performance.now() - start) / 1000;
@@ -91,7 +107,7 @@ function add(files) {
   const images = [...files].filter((file) => !file.type || file.type.startsWith("image/"));
   if (!images.length) return say("That is not an image.", true);
   for (const file of images) {
-    const photo = { file, url: URL.createObjectURL(file), name: file.name || "pasted photo" };
+    const photo = { file, url: URL.createObjectURL(file), name: file.name || "pasted photo", closer: $("tiles").checked };
     photo.image = new Image();
     photo.image.src = photo.url;
     photo.image.onload = () => photo === current && draw();
@@ -100,6 +116,13 @@ function add(files) {
     chain = chain.then(() => photos.includes(photo) && predict(photo));
   }
   show(photos[photos.length - images.length]);
+}
+
+function again(photo) {
+  photo.closer = $("tiles").checked;
+  photo.button.className = "busy";
+  say(`Looking at ${photo.name} again…`);
+  chain = chain.then(() => photos.includes(photo) && predict(photo));
 }
 
 function addToStrip(photo) {
@@ -169,6 +192,7 @@ function show(photo) {
   if (photo.error) say(photo.error, true);
   else if (!photo.result) say(`Looking at ${photo.name}…`);
   else listClasses();
+  $("tiles").checked = photo.closer;
   refresh();
 }
 
@@ -199,9 +223,11 @@ function listClasses() {
 
 function refresh() {
   const list = visible();
-  if (current?.result) {
-    const all = current.result.detections.length, seconds = current.seconds.toFixed(current.seconds < 1 ? 2 : 1);
-    say(all ? `${list.length} of ${all} objects on ${current.name}, in ${seconds}\u00a0s` : `Nothing found on ${current.name}, in ${seconds}\u00a0s`);
+  if (current?.result && !current.error) {
+    const { detections, tiles } = current.result, seconds = current.seconds.toFixed(current.seconds < 1 ? 2 : 1);
+    const what = detections.length ? `${list.length} of ${detections.length} objects` : "Nothing found";
+    const where = !tiles ? "" : tiles.windows > 1 ? `, in ${tiles.windows - 1} tiles` : ", no larger than a tile";
+    say(`${what} on ${current.name}${where}, in ${seconds}\u00a0s.${current.note ? ` ${current.note}` : ""}`);
   }
   $("found").replaceChildren(...list.map((each) => {
     const item = document.createElement("li"), button = document.createElement("button");
@@ -388,6 +414,7 @@ $("remove").onclick = () => remove(current);
 addEventListener("keydown", key);
 $("score").oninput = $("opacity").oninput = () => { showValues(); refresh(); };
 for (const id of ["masks", "boxes", "labels"]) $(id).onchange = draw;
+$("tiles").onchange = () => current && again(current);
 for (const button of $("downloads").querySelectorAll("button")) button.onclick = () => download(button.value);
 $("controls").onsubmit = (event) => event.preventDefault();
 addEventListener("resize", draw);

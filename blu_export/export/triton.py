@@ -50,6 +50,7 @@ HELD_MODULES = (
     "spec",
     "image.__init__",
     "image.decode",
+    "image.bands",
     "image.structure",
     "image.canvas",
     "image.results",

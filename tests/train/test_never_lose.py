@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,18 @@ from blu_export.errors import CheckFailedError, DatasetError
 from blu_export.train.config import RunConfig
 from blu_export.train.run_folder import LEFT_OUT, RunFolder
 from blu_export.train.validate import Validator
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """As ``blu train`` has it: without it losses of a trunk that learns differ from run to run on a busy machine."""
+    from tensorflow.python.framework.config import disable_op_determinism
+
+    from blu_export.train.distribute import make_deterministic
+
+    make_deterministic()
+    yield
+    disable_op_determinism()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -90,7 +103,7 @@ class Validation:
         return {"mask_ap": float(np.abs(kernel).sum())}
 
 
-def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path) -> None:
+def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path, deterministic: None) -> None:
     from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
     from blu_export.train.fit import Trainer
 

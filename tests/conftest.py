@@ -59,8 +59,6 @@ def golden_weights(shared: Path) -> Callable[[str], Path]:
     return weights
 
 
-RAY = "ray"
-"""The group of the tests of Ray, which one process runs while it mostly waits: it begins with them."""
 HEAVY_FIRST = ("golden", "train", "quantize", "export", "model", "graph", "parity", "runtime", "cli", "examples")
 """Folders of long tests. They come first, and short ones last, so that all processes end at about the same time."""
 MEMORY_OF_A_PROCESS = 4 * 2**30
@@ -69,13 +67,7 @@ MEMORY_OF_A_PROCESS = 4 * 2**30
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first; tests of one file stay together, for its fixtures."""
     rank = {name: place for place, name in enumerate(HEAVY_FIRST)}
-
-    def place(item: pytest.Item) -> int:
-        if any(RAY in mark.args for mark in item.iter_markers("xdist_group")):
-            return -1
-        return rank.get(item.path.relative_to(ROOT / "tests").parts[0], len(rank))
-
-    items.sort(key=place)
+    items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], len(rank)))
 
 
 _loaded: set[str] = set()

@@ -6,21 +6,17 @@ import base64
 import csv
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import PATIENCE, Running, Start, launching, png
+from loopback import PATIENCE, Running, Start, png
 from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 playwright.expect.set_options(timeout=1000 * PATIENCE)
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH")
 
 COLOR = (200, 180, 160)
 """Of the photo; its score is its mean: 0.71, and 0.35 for the shoe in its upper left quarter."""
@@ -28,22 +24,8 @@ PHOTO = {"name": "photo.png", "mimeType": "image/png", "buffer": png(COLOR, 300,
 PHONE = {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with launching(tmp_path_factory.mktemp("models")) as start:
-        yield start(spec={"detection_min_confidence": 0.2})
-
-
 @pytest.fixture
-def page(browser: Any, server: Running) -> Iterator[Any]:
+def page(browser: Any, page_server: Running) -> Iterator[Any]:
     """The page, fresh; it must not complain nor ask other hosts for anything."""
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         page = context.new_page()
@@ -54,9 +36,9 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
         page.on("request", lambda request: complaints.append(request.url) if foreign(request.url) else None)
 
         def foreign(url: str) -> bool:
-            return not url.startswith((server.url, "blob:", "data:"))
+            return not url.startswith((page_server.url, "blob:", "data:"))
 
-        page.goto(server.url)
+        page.goto(page_server.url)
         playwright.expect(page.locator("#model")).to_contain_text("coat")
         yield page
         assert complaints == getattr(page, "expected_complaints", [])
@@ -207,7 +189,7 @@ def test_too_many_tiles_are_said_and_the_photo_is_looked_at_as_a_whole(browser: 
         playwright.expect(page.locator("#tiles")).not_to_be_checked()
 
 
-def test_json_can_be_downloaded(page: Any, server: Running) -> None:
+def test_json_can_be_downloaded(page: Any, page_server: Running) -> None:
     choose(page)
     show_all(page)
     slide(page, "#score", 50)
@@ -215,7 +197,7 @@ def test_json_can_be_downloaded(page: Any, server: Running) -> None:
         page.get_by_role("button", name="JSON").click()
     assert waiting.value.suggested_filename == "photo.detections.json"
     saved = json.loads(waiting.value.path().read_text())
-    answer = server.post(PHOTO["buffer"]).json()
+    answer = page_server.post(PHOTO["buffer"]).json()
     assert saved["detections"] == answer["detections"][:1]
     assert (saved["photo"], saved["image"]) == ("photo.png", {"height": 300, "width": 400})
 
@@ -372,7 +354,7 @@ def test_a_server_with_keys_asks_for_one(browser: Any, launch: Start) -> None:
         wait_for_result(page, "1 of 2 objects")
 
 
-def test_the_api_page_describes_the_api(page: Any, server: Running) -> None:
-    page.goto(f"{server.url}/docs")
+def test_the_api_page_describes_the_api(page: Any, page_server: Running) -> None:
+    page.goto(f"{page_server.url}/docs")
     playwright.expect(page.locator("#docs")).to_contain_text("POST /v1/predict")
-    assert f"{server.url}/v1/predict" in page.locator("#docs pre").first.inner_text()
+    assert f"{page_server.url}/v1/predict" in page.locator("#docs pre").first.inner_text()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loopback import PATIENCE, Running, Start, launching, png
+from loopback import PATIENCE, Running, Start, png
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra dev")
 playwright.expect.set_options(timeout=1000 * PATIENCE)
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH")
 
 PHOTOS = [
     {"name": "photo.png", "mimeType": "image/png", "buffer": png((200, 180, 160), 300, 400)},
@@ -22,20 +18,6 @@ PHOTOS = [
 ]
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with launching(tmp_path_factory.mktemp("models")) as start:
-        yield start(spec={"detection_min_confidence": 0.2})
 
 
 @pytest.fixture(params=[(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")])
@@ -51,8 +33,8 @@ def violations(page: Any) -> list[str]:
     return [f"{rule['id']}: {node['html'][:200]} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
 
-def test_the_page_breaks_no_rule(page: Any, server: Running) -> None:
-    page.goto(server.url)
+def test_the_page_breaks_no_rule(page: Any, page_server: Running) -> None:
+    page.goto(page_server.url)
     playwright.expect(page.locator("#model")).to_contain_text("coat")
     assert violations(page) == []  # empty
     page.set_input_files("#file", PHOTOS)
@@ -71,14 +53,14 @@ def test_the_question_for_a_key_breaks_no_rule(page: Any, launch: Start) -> None
     assert violations(page) == []
 
 
-def test_the_description_of_the_api_breaks_no_rule(page: Any, server: Running) -> None:
-    page.goto(f"{server.url}/docs")
+def test_the_description_of_the_api_breaks_no_rule(page: Any, page_server: Running) -> None:
+    page.goto(f"{page_server.url}/docs")
     playwright.expect(page.locator("#docs")).to_contain_text("POST /v1/predict")
     assert violations(page) == []
 
 
-def test_a_broken_rule_is_found(page: Any, server: Running) -> None:
-    page.goto(server.url)
+def test_a_broken_rule_is_found(page: Any, page_server: Running) -> None:
+    page.goto(page_server.url)
     page.evaluate("document.documentElement.removeAttribute('lang')")
     playwright.expect(page.locator("#model")).to_contain_text("coat")
     assert [each.partition(":")[0] for each in violations(page)] == ["html-has-lang"]

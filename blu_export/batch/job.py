@@ -214,7 +214,7 @@ class BatchJob:
         elif self.settings.format != PARQUET:
             from blu_export.batch.convert import write_format
 
-            files = write_format(self.sink, self.plan, every[0], self.settings.format)
+            files = write_format(self.sink, self.plan, every[0], self.settings.format, self.settings)
         return Report(
             sink=self.sink.url,
             photos=sum(summary.photos for summary in every),

@@ -154,7 +154,6 @@ class ModelRun:
     def _flops(self, detectors: dict[Candidate, Detector], found: int) -> dict[str, dict[str, float]]:
         """FLOPs by canvas and stage of our float32 files; empty where there are none, or no ``onnx`` to read them."""
         work: dict[str, dict[str, float]] = {}
-        photo = decode(self.encoded)
         for candidate, detector in detectors.items():
             if candidate.key is None or candidate.precision != "float32" or candidate.canvas in work:
                 continue
@@ -165,6 +164,7 @@ class ModelRun:
                 return {}
             from blu_export.benchmark.flops import count_flops
 
+            photo = decode(self.encoded, channels=detector.spec.image_channel_count)
             canvas = canvas_of(photo.shape[0], photo.shape[1], detector.spec)
             work[candidate.canvas] = count_flops(onnx.load(candidate.key[0]), canvas, found).by_stage
         return work
@@ -228,7 +228,8 @@ class ModelRun:
         from blu_export.runtime.onnx_file import read_onnx, spec_of
 
         self.say(f"profiling {path.name}")
-        molded = mold(decode(self.encoded), spec_of(read_onnx(path), str(path)))
+        spec = spec_of(read_onnx(path), str(path))
+        molded = mold(decode(self.encoded, channels=spec.image_channel_count), spec)
         window = np.asarray(molded.window, np.float32)[None]
         return profile_stages(path, molded.canvas[None], window, self.settings.threads, max(3, self.settings.rounds))
 

@@ -70,15 +70,17 @@ def sweep(
     """
     evaluator = None if dataset is None else Evaluator(dataset)
     photos: list[Any] = [embedded(DEMO_PHOTO)]
-    if dataset is not None:
-        photos = [dataset.load_image(index) for index in range(min(TIMED_PHOTOS, len(dataset)))]
     rows = []
     with ExitStack() as opened:
         runners = [
             opened.enter_context(OnnxRuntimeRunner(recompose(path, **{field: value}), "cpu", threads))
             for value in values
         ]
-        molded = [mold(decode(photo), runners[0].spec) for photo in photos]
+        spec = runners[0].spec
+        if dataset is not None:
+            dataset = dataset.with_channels(spec.image_channel_count)
+            photos = [dataset.load_image(index) for index in range(min(TIMED_PHOTOS, len(dataset)))]
+        molded = [mold(decode(photo, channels=spec.image_channel_count), spec) for photo in photos]
 
         def timed(runner: Runner) -> Callable[[], object]:
             return lambda: [runner.run(each.canvas[None], each.window[None]) for each in molded]

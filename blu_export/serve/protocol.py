@@ -189,7 +189,10 @@ class GuardedProtocol(H11Protocol):
             self.flow.hold(self._waits or bool(self._rest))
 
     def send_400_response(self, msg: str) -> None:
-        """Say that it is not HTTP, where no answer has begun."""
+        """Say that it is not HTTP, where no answer has begun, and end the request that may have."""
+        if self._answering:  # or it would answer on a connection that has its answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return

@@ -269,6 +269,18 @@ def test_formats_of_blu_infer(fake_onnx: Callable[..., Path], photos: Photos, tm
         run(**job, format="jsn")
 
 
+def test_overlays_of_photos_with_an_alpha_channel(fake_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    folder, sink = tmp_path / "photos", tmp_path / "found"
+    folder.mkdir()
+    Image.new("RGBA", (32, 24), (9, 9, 9, 240)).save(folder / "a.png")
+    model = fake_onnx(image_channel_count=4, mean_pixel=(0.0, 0.0, 0.0, 0.0))
+    loader = "blu_export.runtime:load_runner"
+    report = run(source=folder, sink=sink, model=model, loader=loader, format="overlay", max_pixels=32 * 24)
+    assert (report.photos, report.failed) == (1, 0)
+    with Image.open(sink / "_overlay" / "a.overlay.jpg") as overlay:
+        assert overlay.size == (32, 24)
+
+
 def test_large_photos_fail_unless_they_are_allowed(photos: Photos, model: Path, tmp_path: Path) -> None:
     folder = photos(10, 20)
     refused = run(source=folder, sink=tmp_path / "refused", model=model, max_pixels=100)

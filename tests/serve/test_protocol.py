@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import h11
 import pytest
-from loopback import PATIENCE, Running, gray, png
+from loopback import PATIENCE, Running, Start, gray, png
 
 from blu_export.serve.protocol import FREE_EVENTS, MAX_HEAD, MAX_LINES, TURN, Parser
 
@@ -68,7 +68,16 @@ def test_heads_are_limited_however_they_come(shared_server: Running, padding: by
     assert exchange(shared_server, good + b"\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_is_no_http_gets_a_problem(shared_server: Running) -> None:
+def test_a_broken_body_beside_its_head_is_answered_once(launch: Start) -> None:
+    server = launch()
+    for path in (b"/v1/predict", b"/nothing"):  # one waits for the body, one answers without it
+        answer = exchange(server, CHUNKED.replace(b"/v1/predict", path) + b"no length\r\n")
+        assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 400 ")
+    server.stop()
+    assert not [line for line in server.lines if line["event"] == "text" or "traceback" in line]
+
+
+def test_what_is_not_http_gets_a_problem(shared_server: Running) -> None:
     head, _, body = exchange(shared_server, b"hello\r\n\r\n").partition(b"\r\n\r\n")
     error = json.loads(body)
     assert head.startswith(b"HTTP/1.1 400 ") and error["error"]["code"] == "bad_request" and error["error"]["fix"]

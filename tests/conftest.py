@@ -12,6 +12,11 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("BLU_CACHE", "off")  # tests leave nothing in the user's cache
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of several processes is one thread: threads that wait for each other actively, on cores that all of them
+    # share, cost more than the tests.
+    for name in ("BLU_CORES", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")
 
 import numpy as np
 import pytest

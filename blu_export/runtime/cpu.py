@@ -8,6 +8,9 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from blu_export.errors import UsageError
+
+VARIABLE = "BLU_CORES"
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp",
@@ -32,7 +35,13 @@ def usable_cores(cgroup: Path = _CGROUP, topology: Path = _TOPOLOGY) -> int:
 
     Runtimes count the machine's processors instead, and in a container of 2 of 64 their 64 threads
     mostly wait for each other. A second hyper-thread of a core adds nothing to matrix products.
+
+    ``BLU_CORES`` says it for those who share a machine; UsageError where it is not a number from 1 up.
     """
+    if (given := os.environ.get(VARIABLE)) is not None:
+        if not given.isdecimal() or int(given) < 1:
+            raise UsageError(f"{VARIABLE}={given} is not a number of cores.", f"Write {VARIABLE}=2, or unset it.")
+        return int(given)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {_siblings(topology, cpu) for cpu in allowed}
     quota = _quota(cgroup)

@@ -247,7 +247,8 @@ class RunConfig:
 
         Args:
             path: the file.
-            settings: ``table.field=value``; they win over ``options``.
+            settings: ``table.field=value``; they win over ``options``. Those of ``model`` are written as
+                ``ModelSpec.with_settings`` takes them.
             options: values by ``table.field``; None: not given. They win over the file.
 
         Raises:
@@ -267,7 +268,12 @@ class RunConfig:
                 raise UsageError(
                     f"'{setting}' is not TABLE.FIELD=VALUE.", "Write for example train.learning_rate=0.001."
                 )
-            _set(tables, name.strip(), _parse(text))
+            table, _, field = name.strip().partition(".")
+            if table == "model":  # as --set of the other commands takes it
+                for field, value in ModelSpec(("BG", "any")).parse_settings([f"{field}={text}"]).items():
+                    _set(tables, f"model.{field}", value)
+            else:
+                _set(tables, name.strip(), _parse(text))
         return from_mapping(cls, tables, "")
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from blu_export.runtime.cpu import usable_cores
+from blu_export.errors import UsageError
+from blu_export.runtime.cpu import VARIABLE, usable_cores
+
+
+@pytest.fixture(autouse=True)
+def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -50,3 +56,12 @@ def test_cgroup_v1_quota(eight_threads: Path, tmp_path: Path, quota: str, cores:
 def test_unknown_topology_counts_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
     assert usable_cores(tmp_path, tmp_path) == 3
+
+
+def test_the_user_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "7")
+    assert usable_cores() == 7
+    for wrong in ("0", "-1", "two", "", "1.5"):
+        monkeypatch.setenv(VARIABLE, wrong)
+        with pytest.raises(UsageError, match="is not a number of cores"):
+            usable_cores()

@@ -81,6 +81,12 @@ def test_set_reads_values(setting: str, value: object) -> None:
     assert getattr(RunConfig.read(None, [setting]).train, name) == value
 
 
+@pytest.mark.parametrize("setting", ["model.IMAGE_MIN_DIM = None", "model.image_min_dim=0"])
+def test_settings_of_the_model_are_written_as_in_a_config(setting: str) -> None:
+    config = RunConfig.read(None, [setting, "model.RPN_ANCHOR_SCALES=(8, 16, 32, 64, 128)", "model.mean_pixel=1,2,3"])
+    assert config.model == {"image_min_dim": 0, "rpn_anchor_scales": (8, 16, 32, 64, 128), "mean_pixel": (1, 2, 3)}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -270,8 +270,8 @@ class RunConfig:
                 )
             table, _, field = name.strip().partition(".")
             if table == "model":  # as --set of the other commands takes it
-                for field, value in ModelSpec(("BG", "any")).parse_settings([f"{field}={text}"]).items():
-                    _set(tables, f"model.{field}", value)
+                for known, value in ModelSpec(("BG", "any")).parse_settings([f"{field}={text}"]).items():
+                    _set(tables, f"model.{known}", value)
             else:
                 _set(tables, name.strip(), _parse(text))
         return from_mapping(cls, tables, "")

@@ -240,8 +240,10 @@ class _Reader:
             self._refuse("its tensors claim to be far larger than the file")
         values: Tensor = np.asarray(data[()], np.float32)
         if not np.isfinite(values).all():
+            half = data.dtype.itemsize == 2  # variances are often beyond it
             raise ModelFileError(
-                f"{where[0].upper()}{where[1:]} of {self.name} is not finite.", "The training that wrote it diverged."
+                f"{where[0].upper()}{where[1:]} of {self.name} is not finite.",
+                "Save it as float32: float16 ends at 65,504." if half else "The training that wrote it diverged.",
             )
         return values
 

@@ -570,6 +570,7 @@ HOSTILE = {
     "an uncommon filter": (replace_kernel(shape=(4, 4), dtype="f4", scaleoffset=2), "uncommon filter"),
     "no shape": (replace_kernel(data=h5py.Empty("f4")), "no proper shape"),
     "not a number": (not_finite, "not finite"),
+    "beyond half": (replace_kernel(data=np.full((3, 3), np.inf, np.float16)), "not finite.*float16 ends at 65,504"),
     "a layer named twice": (
         lambda file: file.attrs.__setitem__("layer_names", np.asarray([b"fpn_p2", b"fpn_p2"])),
         "twice",

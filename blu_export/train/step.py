@@ -123,7 +123,8 @@ class TrainStep:
         self.config, self.strategy = config, tf.distribute.get_strategy()
         self.losses = Losses(model, canvas, config)
         self.updater = Updater(model, config, layers, previous)
-        self._function = tf.function(self._run)
+        # Nothing in it depends on data in Python, and looking for that would be a fifth of the tracing.
+        self._function = tf.function(self._run, autograph=False)
 
     def __call__(self, batch: Batch, rate: float, scale: float = 1.0) -> dict[str, float]:
         """Learn from one batch.

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.loadgen import ServerProcess, exchange, request
+from benchmarks.loadgen import ServerProcess, descendants, exchange, request
 
 WAIT = 3.0
 """Seconds for an answer: a request that lost a part is still waited for by the server."""
@@ -273,16 +273,7 @@ class Fuzz:
         await asyncio.sleep(WARM_UP * seconds)
         for _ in range(SAMPLES):
             await asyncio.sleep((1 - WARM_UP) * seconds / SAMPLES)
-            memory.append(sum(map(_own, _with_children(self.server.process.pid))))
-
-
-def _with_children(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
+            memory.append(sum(map(_own, descendants(self.server.process.pid))))
 
 
 def _own(pid: int) -> int:

@@ -128,13 +128,24 @@ class ServerProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
+        self.log_bytes = 0
         self.port = 0
         self._news = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, command: Sequence[str | Path], env: dict[str, str] | None = None) -> ServerProcess:
-        """Start a command that logs to stderr as ``blu serve`` does, and wait until it listens."""
+    async def start(
+        cls, command: Sequence[str | Path], env: dict[str, str] | None = None, open_files: int | None = None
+    ) -> ServerProcess:
+        """Start a command that logs to stderr as ``blu serve`` does, and wait until it listens.
+
+        Args:
+            command: program and arguments.
+            env: variables added to the environment.
+            open_files: limit of open files, soft and hard.
+        """
+        if open_files is not None:
+            command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
         process = await asyncio.create_subprocess_exec(
             *command, stderr=asyncio.subprocess.PIPE, limit=2**20, env={**os.environ, **(env or {})}
         )
@@ -166,6 +177,14 @@ class ServerProcess:
             "decoders": sum(map(_pss, decoders)),
         }
 
+    def total_memory(self) -> int:
+        """Bytes that all its processes have in memory for themselves, while decoders come and go."""
+        found = 0
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(OSError):
+                found += _pss(pid)
+        return found
+
     async def stop(self, number: int) -> int:
         """Send a signal and wait; the exit code."""
         if self.process.returncode is None:
@@ -177,6 +196,7 @@ class ServerProcess:
     async def _read(self) -> None:
         assert self.process.stderr is not None
         async for raw in self.process.stderr:
+            self.log_bytes += len(raw)
             try:
                 line = json.loads(raw)
             except ValueError:
@@ -191,6 +211,15 @@ class ServerProcess:
 def _children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it has started, but for those that have gone meanwhile."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            found += _children(each)
+    return found
 
 
 def _pss(pid: int) -> int:

@@ -27,17 +27,20 @@ def _cut(data: bytes, rng: random.Random) -> bytes:
     return data[: rng.randrange(len(data) // 8, len(data) // 2)]
 
 
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def _png(width: int, height: int, scanlines: bytes) -> bytes:
     """A PNG that says it is RGB of that size and holds these bytes, compressed."""
-    return _png_of(width, height, zlib.compress(scanlines))
+    return png_of(width, height, zlib.compress(scanlines))
 
 
-def _png_of(width: int, height: int, packed: bytes) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+def png_of(width: int, height: int, packed: bytes, extra: bytes = b"") -> bytes:
+    """A PNG of RGB whose pixels are packed already, with ``extra`` chunks before them."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", packed) + png_chunk(b"IEND")
 
 
 def bombs() -> dict[str, bytes]:
@@ -64,7 +67,7 @@ def _black_png(width: int, height: int) -> bytes:
     rest = packer.compress(bytes(size % block)) + packer.flush()
     checksum = (size % 65521) << 16 | 1  # Adler-32 of zeros
     data = b"\x78\xda" + one * (size // block) + rest + struct.pack(">I", checksum)
-    return _png_of(width, height, data)
+    return png_of(width, height, data)
 
 
 def _form(body: bytes, boundary: str = "xyz", length: int | None = None) -> bytes:

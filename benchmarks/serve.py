@@ -1,7 +1,7 @@
 """``blu serve`` under load, overload, faults and abuse, on loopback; one command, results as JSON and Markdown.
 
     python -m benchmarks serve [--model garments.onnx] [--quick] [--only overload,kill]
-    python -m benchmarks serve --docs     # write the newest table into docs/serve.md
+    python -m benchmarks serve --docs     # write the newest tables into docs/serve.md
 
 Every answer is compared with what the same photo gets from a quiet server. Results go to
 benchmarks/results/serve.json; ``--only`` replaces these scenarios in it. The load generator runs on the
@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.overhead import overhead
 from benchmarks.serve_abuse import abuse, bombs, slow_loris
+from benchmarks.serve_attacks import attacks
 from benchmarks.serve_costs import decoding, direct, transfer
 from benchmarks.serve_faults import hang, kill, reload, terminate
 from benchmarks.serve_load import overload, saturation, soak, steady
@@ -54,6 +55,7 @@ def scenarios(target: Target, model: Path, quick: bool) -> dict[str, Scenario]:
         "abuse": lambda: abuse(target, 120 if quick else 1000),
         "bombs": lambda: bombs(target),
         "slow_loris": lambda: slow_loris(target, 300, short),
+        "attacks": lambda: attacks(target, quick),
     }
 
 
@@ -93,10 +95,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="model file; default: the embedded model")
-    parser.add_argument("--quick", action="store_true", help="short forms, about five minutes")
+    parser.add_argument("--quick", action="store_true", help="short forms, about eight minutes")
     parser.add_argument("--only", default="", help="names of scenarios, separated by commas")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.json", help="where the results go")
-    parser.add_argument("--docs", action="store_true", help=f"only write the table into {DOCS.name}")
+    parser.add_argument("--docs", action="store_true", help=f"only write the tables into {DOCS.name}")
     arguments = parser.parse_args()
     if arguments.docs:
         update_docs(json.loads(arguments.out.read_text()))

@@ -8,14 +8,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.loadgen import Reply, ServerProcess, closed_loop, exchange, request
+from benchmarks.loadgen import MEGABYTE, Reply, ServerProcess, closed_loop, exchange, request
 
 SCORE_TOLERANCE = 0.01
 """Batches of different sizes round differently."""
@@ -28,7 +29,7 @@ class Target:
     """What is served, the photos that are sent, and the detections that they must get."""
 
     start: Start
-    """``start(**settings)`` starts a server."""
+    """``start(**settings)`` starts a server; ``open_files`` is its limit of open files."""
     photos: Sequence[bytes]
     name: str
     """Of the model."""
@@ -60,6 +61,30 @@ class Target:
             for index, reply in enumerate(replies)
             if reply.status == 200
         )
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A server that has answered a photo, so that everything it needs for one is in memory."""
+
+    server: ServerProcess
+    before: int
+    """Bytes of the server's process then."""
+
+    def growth_mb(self) -> float:
+        """Megabytes that the server's process has taken since."""
+        return round((self.server.memory()["server"] - self.before) / MEGABYTE, 1)
+
+
+@asynccontextmanager
+async def warm_server(target: Target, **settings: Any) -> AsyncIterator[Warm]:
+    """A fresh server for one scenario."""
+    server = await target.start(**settings)
+    try:
+        await exchange(server.port, target.request(0))
+        yield Warm(server, server.memory()["server"])
+    finally:
+        await server.stop(signal.SIGKILL)
 
 
 def same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
@@ -108,8 +133,8 @@ def blu_target(model: Path) -> Target:
     blu = shutil.which("blu", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     assert blu is not None, "blu is not installed"
 
-    async def start(**settings: Any) -> ServerProcess:
+    async def start(open_files: int | None = None, **settings: Any) -> ServerProcess:
         options = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-        return await ServerProcess.start([blu, "serve", model, "--port", "0", *options])
+        return await ServerProcess.start([blu, "serve", model, "--port", "0", *options], open_files=open_files)
 
     return Target(start, demo_photos(), model.stem)

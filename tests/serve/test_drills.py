@@ -14,7 +14,7 @@ import pytest
 from fake_runner import write_model
 from loopback import HERE, gray
 
-from benchmarks import serve_abuse, serve_faults, serve_load, serve_report
+from benchmarks import serve_abuse, serve_attacks, serve_faults, serve_load, serve_report
 from benchmarks.loadgen import REFUSED, ServerProcess, exchange
 from benchmarks.serve_target import Target
 
@@ -122,6 +122,25 @@ def test_slow_clients_cost_a_socket(target: Target) -> None:
     assert found["all_closed"]
 
 
+def test_an_attack_is_watched_from_all_sides(target: Target) -> None:
+    attack = serve_attacks.ATTACKS["0.3 MB of JSON: a long string among the pixels"]
+    found = run(serve_attacks.measure(target, attack))
+    assert found["statuses"] == {"400": 1}
+    assert found["health"]["failures"] == 0 and found["health"]["max_s"] > 0
+    assert set(found["regular"]["statuses"]) == {"200"} and found["regular"]["wrong"] == 0
+    assert found["peak_mb"] >= found["idle_mb"] > 10
+
+
+def test_a_server_may_be_started_with_few_open_files() -> None:
+    async def main() -> int:
+        report = 'echo "{\\"event\\": \\"listening\\", \\"port\\": $(ulimit -Hn)}" >&2'
+        server = await ServerProcess.start(["sh", "-c", report], open_files=123)
+        await server.stop(0)
+        return server.port
+
+    assert asyncio.run(main()) == 123
+
+
 def test_memory_stays(target: Target) -> None:
     found = run(serve_load.soak(target, 5.0))
     assert set(found["statuses"]) <= {"200", "429"}
@@ -149,6 +168,56 @@ def test_results_go_between_the_marks_of_the_docs(tmp_path: Path) -> None:
     earlier.write_text(json.dumps(result))
     assert _kept(result | {"scenarios": {"hang": {}}}, earlier) == {"kill", "hang"}
     assert _kept(result | {"sha256": "f", "scenarios": {"hang": {}}}, earlier) == {"hang"}
+
+
+def test_only_what_was_measured_is_replaced_in_the_docs(tmp_path: Path) -> None:
+    docs = tmp_path / "serve.md"
+    docs.write_text(
+        f"a\n{serve_report.ATTACKS_MARK}\nold attacks\n{serve_report.ATTACKS_END}\n"
+        f"b\n{serve_report.MARK}\nold scenarios\n{serve_report.MARK_END}\nc\n"
+    )
+    watched = {"health": {"max_s": 0.04, "failures": 0}, "idle_mb": 220, "peak_mb": 1063}
+    fine = {"statuses": {"200": 3}, "max_s": 0.5, "wrong": 0}
+    attacks = {
+        "JPEG of 4 million markers, 16 MB, twice": watched
+        | {"statuses": {"422": 2}, "max_s": 1.25, "regular": fine, "exit_s": 3.7, "exit_code": 0},
+        "answers of 100 MB over gRPC that no one reads": watched
+        | {"statuses": {"RESOURCE_EXHAUSTED": 18, "unread": 2}, "max_s": None, "server_later_mb": 84}
+        | {"regular": {"statuses": {"200": 2, "429": 1}, "max_s": 8.0, "wrong": 1}, "grpc": fine, "log_kb": 1.5},
+    }
+    result: dict[str, Any] = {
+        "model": "m.onnx",
+        "sha256": "0123456789abcdef",
+        "machine": {"processor": "P", "cores": 2},
+        "quick": False,
+        "unloaded_s": 0.5,
+        "photos_per_s": 2.0,
+        "scenarios": {"attacks": attacks},
+    }
+    serve_report.update_docs(result, docs)
+    text = docs.read_text()
+    assert "old attacks" not in text and "old scenarios" in text
+    assert text.startswith(f"a\n{serve_report.ATTACKS_MARK}\nWhat hostile clients do to `m.onnx` on P, 2 cores")
+    assert (
+        "| JPEG of 4 million markers, 16 MB, twice | 504 after 30 s; 671 MB; a regular photo 504 | all 422 "
+        "within 1.2 s; 1,063 MB; health 0.04 s; regular photos all 200 within 0.50 s; SIGTERM takes 3.7 s, "
+        "exit code 0 |\n" in text
+    )
+    assert (
+        "| RESOURCE_EXHAUSTED: 18, unread: 2; 1,063 MB; health 0.04 s; regular photos 200: 2, 429: 1 within 8.0 s, "
+        "1 wrong; photos over gRPC all 200 within 0.50 s; 84 MB in the server 35 s after the clients left; "
+        "1.5 kB of log in 4 s |\n" in text
+    )
+    assert serve_report.markdown(result) == serve_report.attacks_table(result)
+    serve_report.update_docs(result | {"scenarios": {"kill": {"wrong": 0}}}, docs)
+    assert "old scenarios" not in docs.read_text() and "JPEG of 4 million markers" in docs.read_text()
+
+
+def test_the_docs_have_a_place_for_each_table_and_a_figure_from_before_for_each_attack() -> None:
+    text = serve_report.DOCS.read_text()
+    for mark in (serve_report.MARK, serve_report.MARK_END, serve_report.ATTACKS_MARK, serve_report.ATTACKS_END):
+        assert text.count(mark) == 1
+    assert serve_report.BEFORE.keys() == serve_attacks.ATTACKS.keys()
 
 
 def _kept(new: dict[str, Any], earlier: Path) -> set[str]:

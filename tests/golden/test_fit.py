@@ -29,7 +29,7 @@ def detect(runner: Runner, photos: Sequence[Any]) -> list[Detections]:
     ("cfg", "settings"),
     [
         ("resnet50_small", FIT),
-        ("resnet50_small", CAMERA),
+        pytest.param("resnet50_small", CAMERA, marks=pytest.mark.long),
         *(pytest.param(cfg, FIT, marks=pytest.mark.long) for cfg in ("resnet50_df2", "resnet101_coco")),
     ],
 )

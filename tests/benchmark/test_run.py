@@ -12,7 +12,7 @@ import pytest
 
 from blu_export.benchmark import machine
 from blu_export.benchmark.candidates import Candidate, candidates_of, file_candidates, model_names
-from blu_export.benchmark.report import compare, markdown, read_results, summary
+from blu_export.benchmark.report import compare, headline, markdown, read_results, summary
 from blu_export.benchmark.run import run_benchmark
 from blu_export.benchmark.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
 from blu_export.benchmark.settings import QUICK, Settings
@@ -150,6 +150,14 @@ def test_the_result_is_json_and_its_table_has_every_row(result: dict[str, Any], 
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
+
+
+def test_a_model_on_canvases_that_fit_alone_is_shown_on_those(result: dict[str, Any]) -> None:
+    square = next(row for row in result["rows"] if (row["runtime"], row["precision"]) == ("onnxruntime", "float32"))
+    fit = square | {"runtime": "onnxruntime fit", "end_to_end": square["end_to_end"] | {"p50": 0.123}}
+    rest = [row for row in result["rows"] if row is not square]
+    assert "| onnxruntime | float32 | 123 ms |" in headline(result | {"rows": [*rest, fit]})
+    assert headline(result | {"rows": [square, *rest, fit]}) == headline(result | {"rows": [square, *rest]})
 
 
 def test_what_was_fastest_is_remembered_but_not_of_a_noisy_machine_or_a_quick_run(

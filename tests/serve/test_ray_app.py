@@ -148,7 +148,7 @@ def crowded(cluster: Any) -> Iterator[int]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         # What a failed test left running may hold the cores that it waits for.
-        impatient = threading.Timer(PATIENCE, process.kill)
+        impatient = threading.Timer(2 * PATIENCE, process.kill)
         impatient.start()
         assert "ready\n" in process.stdout  # Ray may have something to say before
         impatient.cancel()

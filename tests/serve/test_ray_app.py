@@ -203,6 +203,7 @@ def test_two_replicas_one_killed_under_load(start: Start, tmp_path: Path) -> Non
     wait_until(lambda: not (replica_pids() or ray_pids("ServeController") or ray_pids("ProxyActor")))
 
 
+@pytest.mark.long  # two replicas of their own serve each time
 def test_a_cluster_that_others_use(crowded: int, start: Start, tmp_path: Path) -> None:
     """There, one replica starts and the other waits for room, and Ray Serve is not ours."""
     model = write_model(tmp_path / "fake.onnx")

@@ -81,6 +81,7 @@ def two_workers() -> list[str]:
     return [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in (0, 1)]
 
 
+@pytest.mark.long  # two devices of one process are compared each time
 def test_two_processes(alone: dict[str, Any], tmp_path: Path) -> None:
     started = [
         Started("workers", tmp_path / f"state-{index}.npz", TF_CONFIG=task) for index, task in enumerate(two_workers())

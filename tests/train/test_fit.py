@@ -82,6 +82,7 @@ def losses(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.long  # test_never_lose compares a resumed run each time
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     annotations = write_coco(shapes(6), tmp_path / "data")
     spec = json.loads(tiny_spec().to_json())

@@ -29,7 +29,7 @@ SUFFIXES = (".onnx", ".engine", *WEIGHT_SUFFIXES)
 @app.command()
 def serve(
     model: Annotated[
-        Path | None, typer.Argument(help="Model file (.onnx, .engine). Default: the embedded model.")
+        Path | None, typer.Argument(help="Model file (.onnx, .engine, .h5, .keras). Default: the embedded model.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,

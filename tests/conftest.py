@@ -67,10 +67,15 @@ def golden_weights(shared: Path) -> Callable[[str], Path]:
 HEAVY_FIRST = ("golden", "train", "quantize", "export", "model", "graph", "parity", "runtime", "cli", "examples")
 """Folders of long tests. They come first, and short ones last, so that all processes end at about the same time."""
 MEMORY_OF_A_PROCESS = 4 * 2**30
+PATIENCE_WITH_LONG_TESTS = 1800
+"""Seconds: a full-size model on one thread of a busy machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first; tests of one file stay together, for its fixtures."""
+    """Long tests first, with more patience; tests of one file stay together, for its fixtures."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(PATIENCE_WITH_LONG_TESTS))
     rank = {name: place for place, name in enumerate(HEAVY_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], len(rank)))
 

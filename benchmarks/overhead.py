@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.loadgen import Reply, ServerProcess, closed_loop, exchange, request
+from benchmarks.loadgen import Reply, ServerProcess, closed_loop, descendants, exchange, request
 from benchmarks.serve_target import Target
 
 CLIENTS = 4
@@ -81,13 +81,8 @@ async def _rates(server: ServerProcess, target: Target, detector: Any, seconds: 
 
 def _cpu(server: ServerProcess) -> float:
     """Processor seconds of a server and all of its processes up to now."""
-    pids, waiting = [], [server.process.pid]
-    while waiting:
-        pids.append(waiting.pop())
-        for task in Path(f"/proc/{pids[-1]}/task").iterdir():
-            waiting += map(int, (task / "children").read_text().split())
     ticks = 0
-    for pid in pids:
+    for pid in descendants(server.process.pid):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -150,15 +150,7 @@ def test_memory_stays(target: Target) -> None:
 def test_results_go_between_the_marks_of_the_docs(tmp_path: Path) -> None:
     docs = tmp_path / "serve.md"
     docs.write_text(f"before\n{serve_report.MARK}\nold\n{serve_report.MARK_END}\nafter\n")
-    result: dict[str, Any] = {
-        "model": "m.onnx",
-        "sha256": "0123456789abcdef",
-        "machine": {"processor": "P", "cores": 2},
-        "quick": False,
-        "unloaded_s": 0.5,
-        "photos_per_s": 2.0,
-        "scenarios": {"kill": {"statuses": {"200": 3}, "wrong": 0}},
-    }
+    result = _result({"kill": {"statuses": {"200": 3}, "wrong": 0}})
     serve_report.update_docs(result, docs)
     text = docs.read_text()
     assert text.startswith(f"before\n{serve_report.MARK}\nModel `m.onnx`")
@@ -185,15 +177,7 @@ def test_only_what_was_measured_is_replaced_in_the_docs(tmp_path: Path) -> None:
         | {"statuses": {"RESOURCE_EXHAUSTED": 18, "unread": 2}, "max_s": None, "server_later_mb": 84}
         | {"regular": {"statuses": {"200": 2, "429": 1}, "max_s": 8.0, "wrong": 1}, "grpc": fine, "log_kb": 1.5},
     }
-    result: dict[str, Any] = {
-        "model": "m.onnx",
-        "sha256": "0123456789abcdef",
-        "machine": {"processor": "P", "cores": 2},
-        "quick": False,
-        "unloaded_s": 0.5,
-        "photos_per_s": 2.0,
-        "scenarios": {"attacks": attacks},
-    }
+    result = _result({"attacks": attacks})
     serve_report.update_docs(result, docs)
     text = docs.read_text()
     assert "old attacks" not in text and "old scenarios" in text
@@ -218,6 +202,19 @@ def test_the_docs_have_a_place_for_each_table_and_a_figure_from_before_for_each_
     for mark in (serve_report.MARK, serve_report.MARK_END, serve_report.ATTACKS_MARK, serve_report.ATTACKS_END):
         assert text.count(mark) == 1
     assert serve_report.BEFORE.keys() == serve_attacks.ATTACKS.keys()
+
+
+def _result(scenarios: dict[str, Any]) -> dict[str, Any]:
+    """Of a run that measured these."""
+    return {
+        "model": "m.onnx",
+        "sha256": "0123456789abcdef",
+        "machine": {"processor": "P", "cores": 2},
+        "quick": False,
+        "unloaded_s": 0.5,
+        "photos_per_s": 2.0,
+        "scenarios": scenarios,
+    }
 
 
 def _kept(new: dict[str, Any], earlier: Path) -> set[str]:

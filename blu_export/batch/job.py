@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class BatchSettings(Detecting):
     def __post_init__(self) -> None:
         if self.format not in (PARQUET, *FORMATS):
             raise UsageError(f"There is no format '{self.format}'.", f"Formats are {', '.join((PARQUET, *FORMATS))}.")
-        for name in ("workers", "shard_size", "batch", "threads"):
+        for name in ("workers", "shard_size", "batch"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if not 0 <= self.min_score <= 1:
@@ -169,12 +169,14 @@ class BatchJob:
             **settings.detecting(),
         )
         if settings.ray is None:
-            job = replace(job, threads=child_threads(settings.threads, self.workers))
-            return run_local(job, self._todo, self.workers)
+            threads = child_threads(job.options.threads, self.workers)
+            return run_local(job.with_threads(threads), self._todo, self.workers)
         from blu_export.batch.on_ray import run_on_ray
         from blu_export.cluster import share_for
 
-        self.workers = share_for(settings.ray, settings.model, settings.device, settings.workers, job.threads).workers
+        options = job.options
+        share = share_for(settings.ray, settings.model, options.device, settings.workers, options.threads)
+        self.workers = share.workers
         return run_on_ray(job, self._todo, settings.workers, settings.ray)
 
     def _finished(self) -> dict[int, Summary]:

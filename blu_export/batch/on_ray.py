@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,12 @@ def run_on_ray(job: Job, shards: Sequence[Shard], workers: int | None, address: 
         BluError: the job cannot go on.
     """
     ray = connect(address)
-    share = share_for(address, Path(job.model), job.device, workers, job.threads)
+    share = share_for(address, Path(job.model), job.options.device, workers, job.options.threads)
     data = import_extra("ray.data")
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and timings; ours are in the report
-    model = ray.put(model_files(Path(job.model), job.config))
-    job = replace(job, threads=job.threads or share.cpus)
+    model = ray.put(model_files(Path(job.model), job.options.config))
+    job = job.with_threads(job.options.threads or share.cpus)
     tasks = [{"shard": json.dumps([shard.index, shard.photos])} for shard in shards]
     done = data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         ShardActor,

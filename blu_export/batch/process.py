@@ -10,7 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from blu_export.batch.plan import Shard
 from blu_export.batch.shard import Summary
 from blu_export.cluster import config_in
 from blu_export.errors import BluError
+from blu_export.runtime.options import RunnerOptions
 from blu_export.workers.channel import ClosedError
 from blu_export.workers.owner import Child
 
@@ -29,11 +30,6 @@ ATTEMPTS = 2
 """Deaths of a worker on one photo that make it the photo's fault; the first may have an outside cause."""
 LOOSE_DEATHS = 3
 """Deaths in a row that no photo can be blamed for; then the job ends."""
-
-RUNNER_OPTIONS = {"spec_settings": "settings"} | {
-    name: name for name in ("runtime", "precision", "device", "threads", "config", "ignore_layers")
-}
-"""Fields of Detecting that are of ``runtime.RunnerOptions`` -> their names there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +43,8 @@ class Detecting:
     """Also look at photos in tiles of this many pixels."""
     overlap: float = 0.2
     """Of neighboring tiles, a share of their side."""
-    runtime: str = "auto"
-    precision: str = "auto"
-    device: str | None = None
-    threads: int | None = None
-    spec_settings: tuple[str, ...] = ()
-    config: str | None = None
-    ignore_layers: tuple[str, ...] = ()
-    """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
+    options: RunnerOptions = field(default_factory=lambda: RunnerOptions(precision="auto"))
+    """How the model file is run."""
     max_pixels: int | None = None
     bits: int | None = None
     """The two above are about photos, see ``image.decode``."""
@@ -63,7 +53,7 @@ class Detecting:
 
     def detecting(self) -> dict[str, Any]:
         """The fields of this class by name."""
-        return {field.name: getattr(self, field.name) for field in fields(Detecting)}
+        return {each.name: getattr(self, each.name) for each in fields(Detecting)}
 
 
 @dataclass(frozen=True)
@@ -75,11 +65,13 @@ class Job(Detecting):
     model_sha256: str
     sink: str
 
+    def with_threads(self, threads: int) -> Job:
+        """The same job with this many threads for each network."""
+        return replace(self, options=replace(self.options, threads=threads))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as the worker takes them."""
-        values = asdict(self)
-        values["options"] = {there: values.pop(here) for here, there in RUNNER_OPTIONS.items()}
-        return values
+        return asdict(self)
 
 
 class DiedError(Exception):
@@ -182,8 +174,10 @@ class Worker:
     def _start(self) -> Child:
         """A process with the model loaded."""
         with self._files() as folder:
-            config = self.job.config if self._is_here else config_in(folder, self.job.config)
-            job = replace(self.job, model=str(folder / Path(self.job.model).name), config=config)
+            options = self.job.options
+            if not self._is_here:
+                options = replace(options, config=config_in(folder, options.config))
+            job = replace(self.job, model=str(folder / Path(self.job.model).name), options=options)
             child = self._child = Child("blu_export.batch.worker:main", job.to_dict())
             if self._closed:  # meanwhile: close did not see this process
                 child.kill()

@@ -26,6 +26,7 @@ from blu_export.cli.options import (
     TileOption,
 )
 from blu_export.errors import EXIT_BAD_INPUT
+from blu_export.runtime.options import RunnerOptions
 
 if TYPE_CHECKING:
     from blu_export.batch.job import BatchJob, Report
@@ -107,13 +108,15 @@ def batch(
             tile=tile,
             overlap=overlap,
             retry_failed=retry_failed,
-            runtime=runtime,
-            precision=precision,
-            device=device,
-            threads=threads,
-            spec_settings=tuple(settings or ()),
-            config=config,
-            ignore_layers=tuple(ignore_layers or ()),
+            options=RunnerOptions(
+                runtime,
+                precision,
+                device,
+                threads,
+                settings=settings or (),
+                config=config,
+                ignore_layers=ignore_layers or (),
+            ),
             max_pixels=max_pixels,
             bits=bits,
         )

@@ -19,7 +19,7 @@ from blu_export.cli.options import (
     ThreadsOption,
 )
 from blu_export.errors import ModelFileError, UsageError
-from blu_export.runtime.options import WEIGHT_SUFFIXES
+from blu_export.runtime.options import WEIGHT_SUFFIXES, RunnerOptions
 
 app = command_app()
 
@@ -108,13 +108,15 @@ def serve(
         host=host,
         port=port,
         grpc_port=grpc_port,
-        runtime=runtime,
-        precision=precision,
-        device=device,
-        threads=threads,
-        spec_settings=tuple(spec_settings or ()),
-        config=config,
-        ignore_layers=tuple(ignore_layers or ()),
+        options=RunnerOptions(
+            runtime,
+            precision,
+            device,
+            threads,
+            settings=spec_settings or (),
+            config=config,
+            ignore_layers=ignore_layers or (),
+        ),
         max_batch=max_batch,
         batch_delay=batch_delay_ms / 1000,
         queue=queue,

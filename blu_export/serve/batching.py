@@ -164,7 +164,7 @@ class Batcher:
             WorkerFailedError: the network refused this canvas, or crashed on it.
         """
         loop = asyncio.get_running_loop()
-        if self._device is not None and not self._device.fit(*canvas.shape[:2]):
+        if self._device is not None and not self._device.together([canvas.shape[:2]]):
             raise TooLargeError(f"A canvas of {canvas.shape[1]}x{canvas.shape[0]} is too large for this server.")
         work = Work(canvas, window, loop.time(), loop.create_future())
         self._waiting.append(work)
@@ -200,7 +200,7 @@ class Batcher:
                 await self._restart(str(error))
 
     async def _next_batch(self) -> list[Work]:
-        """The oldest canvas and those of its size that came soon after it."""
+        """The oldest canvas and those that go with it."""
         assert self._device is not None
         while not self._waiting:
             self._arrival.clear()
@@ -209,20 +209,21 @@ class Batcher:
         if not self._waiting:  # all callers gave up meanwhile
             return []
         first = self._waiting[0]
-        shape = first.canvas.shape
-        limit = 1 if first.alone else self._device.fit(*shape[:2])
-        batch = [work for work in self._waiting if work is first or (work.canvas.shape == shape and not work.alone)]
-        batch = batch[: max(limit, 1)]
+        others = [] if first.alone else [work for work in self._waiting[1:] if not work.alone]
+        batch = [first, *others]
+        # A worker that was restarted may have no room for the first: then it goes, and is refused, by itself.
+        batch = [batch[place] for place in self._device.together([work.canvas.shape[:2] for work in batch]) or [0]]
         for work in batch:
             self._waiting.remove(work)
         return batch
 
     async def _wait_for_more(self) -> None:
-        """Give the first photo's companions ``batch_delay`` seconds to come."""
-        until = self._waiting[0].arrived + self.settings.batch_delay
+        """Give the companions of the first photo ``batch_delay`` seconds to come."""
+        assert self._device is not None
+        until, most = self._waiting[0].arrived + self.settings.batch_delay, self._device.most
         try:
             async with asyncio.timeout_at(until):
-                while 0 < len(self._waiting) < self.settings.max_batch:
+                while 0 < len(self._waiting) < most:
                     self._arrival.clear()
                     await self._arrival.wait()
         except TimeoutError:

@@ -83,11 +83,12 @@ class Replica:
         contents = await self._model[0]
         with model_folder(contents) as folder:  # the service keeps copies of its own, but not of the settings file
             settings = replace(self._settings, model=folder / self._settings.model.name)
-            if settings.config is not None:
+            if (config := settings.options.config) is not None:
                 self._kept = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
                 for name in (name for name in contents if name.endswith((".py", ".toml"))):
                     Path(self._kept.name, name).write_bytes(contents[name])
-                settings = replace(settings, config=config_in(Path(self._kept.name), settings.config))
+                config = config_in(Path(self._kept.name), config)
+                settings = replace(settings, options=replace(settings.options, config=config))
             service = Service(settings)
             await service.start()
         self._service = service
@@ -156,13 +157,15 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> None:
             "--grpc-port and --reload do not work on Ray.", "Start the command again to serve a new model file."
         )
     ray = connect(ray_settings.address)
-    share = share_for(ray_settings.address, settings.model, settings.device, ray_settings.least, settings.threads)
+    options = settings.options
+    share = share_for(ray_settings.address, settings.model, options.device, ray_settings.least, options.threads)
     stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.put(number))
-    model = ray.put(model_files(settings.model, settings.config))
+    model = ray.put(model_files(settings.model, options.config))
     with ray_serve(settings) as serve:
-        app = application(serve, replace(settings, threads=share.cpus), ray_settings, share, model)
+        shared = replace(settings, options=replace(options, threads=share.cpus))
+        app = application(serve, shared, ray_settings, share, model)
         try:
             # Not serve.run: where the cluster is busy it waits for ever, and no signal ends it.
             serve.run_many([serve.RunTarget(app, name=APP)], wait_for_applications_running=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blu_export.contract import MAX_PHOTO_PIXELS
 from blu_export.errors import UsageError
+from blu_export.runtime.options import RunnerOptions
 
 MEGABYTE = 2**20
 WHOLE = {
@@ -29,21 +30,14 @@ class ServeSettings:
     """How a model is served. Times are seconds, sizes bytes."""
 
     model: Path
-    """Model file: .onnx or .engine."""
+    """Model file: .onnx, .engine, .h5 or .keras."""
     host: str = "127.0.0.1"
     port: int = 8000
     """0: any free port."""
     grpc_port: int | None = None
     """Serve the Open Inference Protocol over gRPC too; None: HTTP only."""
-    runtime: str = "auto"
-    precision: str = "file"
-    device: str | None = None
-    threads: int | None = None
-    """The four above as runtime.load_runner takes them."""
-    spec_settings: tuple[str, ...] = ()
-    config: str | None = None
-    ignore_layers: tuple[str, ...] = ()
-    """The three above are about Keras weights, see ``runtime.RunnerOptions``."""
+    options: RunnerOptions = field(default_factory=RunnerOptions)
+    """How the model file is run."""
 
     max_batch: int = 4
     """Canvases per call of the network, at most."""

@@ -29,7 +29,8 @@ class ModelSnapshot:
     def __init__(self, settings: ServeSettings, info: ModelInfo) -> None:
         # What was chosen the first time is asked for now: the choice may depend on where a file lies.
         precision = info.precision if info.precision in PRECISIONS else "file"  # a foreign file may say anything
-        self._settings = replace(settings, runtime=info.runtime, precision=precision)
+        options = replace(settings.options, runtime=info.runtime, precision=precision)
+        self._settings = replace(settings, options=options)
         self._copies: dict[str, BufferedRandom] = {}
         model = settings.model
         file_precision = "float32" if precision == "bf16" else precision  # bf16 has no file of its own

@@ -2,8 +2,8 @@
 
 It talks with the server over the channel of workers; canvases and results lie in memory that both map.
 
-    worker → server   {"spec": …, "runtime": …, "device": …, "precision": …, "sha256": …, "seconds": …}
-    server → worker   {"shape": [B, H, W]}
+    worker → server   {"spec": …, "runtime": …, "device": …, "precision": …, "lanes": …, "sha256": …, "seconds": …}
+    server → worker   {"shapes": [[H, W], …]}
     worker → server   {"seconds": …}, or {"error": …}
 
 A failure to load is one line with ``error`` and the end of the process.
@@ -16,6 +16,9 @@ import mmap
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
+from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.options import RunnerOptions
 from blu_export.spec import ModelSpec
 from blu_export.workers.channel import Channel, error_as_json
@@ -64,44 +68,105 @@ class SharedArrays:
         )
         self._canvases = np.frombuffer(memory, np.uint8, self.canvas_bytes, int(ends[-1]))
 
-    def canvases(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
-        """The room for ``count`` canvases: uint8 [count, height, width, channels]."""
+    def batch(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
+        """The room for ``count`` canvases of one size: uint8 [count, height, width, channels]."""
         return self._canvases[: count * height * width * self._channels].reshape(count, height, width, self._channels)
 
-    def fit(self, height: int, width: int) -> int:
-        """How many canvases of this size there is room for."""
-        return min(len(self.windows), self.canvas_bytes // (self._channels * height * width))
+    def canvases(self, shapes: Sequence[Sequence[int]]) -> list[NDArray[np.uint8]]:
+        """The rooms for canvases of these heights and widths, one after another: uint8 [height, width, channels]."""
+        ends = np.cumsum([self._channels * height * width for height, width in shapes])
+        parts = np.split(self._canvases[: ends[-1]], ends[:-1])
+        return [part.reshape(*shape, self._channels) for part, shape in zip(parts, shapes, strict=True)]
+
+    def fit(self, shapes: Sequence[Sequence[int]]) -> int:
+        """How many of these canvases, the first ones, there is room for at once."""
+        ends = np.cumsum([self._channels * height * width for height, width in shapes])
+        return min(len(self.windows), int(np.searchsorted(ends, self.canvas_bytes, "right")))
 
 
 def main(channel: Channel, config: dict[str, Any]) -> None:
     """Load the model, report it, and process batches until the server closes its end."""
     try:
-        runner, arrays = _load(config, channel)
+        network, arrays = _load(config, channel)
     except BluError as error:
         channel.send(error=error_as_json(error))
         return
     for request in channel:
-        _work(runner, arrays, channel, *request["shape"])
-    runner.close()
+        _work(network, arrays, channel, request["shapes"])
+    network.close()
 
 
-def _load(config: dict[str, Any], channel: Channel) -> tuple[Runner, SharedArrays]:
-    path = config["model"]
+class Network:
+    """A model in the one or two ways that it is loaded: for one canvas, and for several at once.
+
+    A processor does several sooner with a core for each than as a batch that all cores share: threads of one canvas
+    wait for each other at every layer. A GPU takes them as a batch.
+
+    Args:
+        loader: see ``runtime.load_runner``, whose arguments the others are.
+        max_batch: canvases at once, at most.
+    """
+
+    def __init__(self, loader: Callable[..., Runner], path: str, options: RunnerOptions, max_batch: int) -> None:
+        self.alone = loader(path, options)
+        self._each: Runner | None = None
+        self.lanes = 1
+        """Canvases that go best at once, each by itself; 1: as a batch."""
+        if max_batch > 1 and self.alone.device == "CPU" and (options.threads or usable_cores()) > 1:
+            each = loader(path, replace(options, throughput=True))
+            if each.lanes > 1:
+                self._each, self.lanes = each, min(each.lanes, max_batch)
+            else:
+                each.close()
+        self._pool = ThreadPoolExecutor(self.lanes, "blu-lane")
+
+    def run(self, arrays: SharedArrays, shapes: Sequence[Sequence[int]]) -> float:
+        """Detect on the canvases in ``arrays``, of these heights and widths: a batch's are equal. Returns seconds."""
+        start = time.perf_counter()
+        if self._each is None or len(shapes) == 1:
+            count = len(shapes)
+            found = self.alone.run(arrays.batch(count, *shapes[0]), arrays.windows[:count])
+            arrays.detections[:count], arrays.masks[:count] = found
+        else:
+            canvases = enumerate(arrays.canvases(shapes))
+            running = [self._pool.submit(self._run_one, arrays, place, canvas) for place, canvas in canvases]
+            wait(running)  # none may be under way when an error is told
+            for one in running:
+                one.result()
+        return time.perf_counter() - start
+
+    def _run_one(self, arrays: SharedArrays, place: int, canvas: NDArray[np.uint8]) -> None:
+        assert self._each is not None
+        part = slice(place, place + 1)
+        arrays.detections[part], arrays.masks[part] = self._each.run(canvas[None], arrays.windows[part])
+
+    def close(self) -> None:
+        """Give back the memory of both."""
+        self._pool.shutdown()
+        self.alone.close()
+        if self._each is not None:
+            self._each.close()
+
+
+def _load(config: dict[str, Any], channel: Channel) -> tuple[Network, SharedArrays]:
+    path, max_batch = config["model"], config["max_batch"]
     sha256 = _digest(path)
-    runner: Runner = load_function(config["loader"])(path, RunnerOptions(**config["options"]))
+    network = Network(load_function(config["loader"]), path, RunnerOptions(**config["options"]), max_batch)
     if _digest(path) != sha256:
         raise ModelFileError(f"{path} changed while it was being loaded.", "Write it elsewhere, then rename it.")
-    arrays = SharedArrays(config["memory"], runner.spec, config["max_batch"])
-    seconds = _warm_up(runner, arrays)
+    runner = network.alone
+    arrays = SharedArrays(config["memory"], runner.spec, max_batch)
+    seconds = _warm_up(network, arrays)
     channel.send(
         spec=runner.spec.to_json(),
         runtime=runner.runtime,
         device=runner.device,
         precision=runner.precision,
+        lanes=network.lanes,
         sha256=sha256,
         seconds=seconds,
     )
-    return runner, arrays
+    return network, arrays
 
 
 def _digest(path: str) -> str:
@@ -113,32 +178,26 @@ def _digest(path: str) -> str:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its mode.") from error
 
 
-def _warm_up(runner: Runner, arrays: SharedArrays) -> float:
-    """Run what comes first and slowest: the first call, and on a GPU the largest batch. Seconds per canvas after it."""
-    height, width = runner.spec.largest_canvas or (64, 64)
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, runner.spec.image_channel_count), np.uint8)
-    counts = [1, 1] if runner.device == "CPU" else [arrays.fit(height, width), 1]
+def _warm_up(network: Network, arrays: SharedArrays) -> float:
+    """Run what comes first and slowest: the first calls, and on a GPU the largest batch. Seconds of a canvas then."""
+    spec = network.alone.spec
+    height, width = spec.largest_canvas or (64, 64)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, spec.image_channel_count), np.uint8)
+    largest = arrays.fit([(height, width)] * len(arrays.windows))
+    counts = [network.lanes, 1, 1] if network.alone.device == "CPU" else [largest, 1]
     seconds = 0.0
     for count in counts:
-        arrays.canvases(count, height, width)[:] = noise
+        arrays.batch(count, height, width)[:] = noise
         arrays.windows[:count] = 0, 0, height, width
-        seconds = _run(runner, arrays, count, height, width)
+        seconds = network.run(arrays, [(height, width)] * count)
     return seconds
 
 
-def _work(runner: Runner, arrays: SharedArrays, channel: Channel, count: int, height: int, width: int) -> None:
+def _work(network: Network, arrays: SharedArrays, channel: Channel, shapes: list[list[int]]) -> None:
     try:
-        channel.send(seconds=_run(runner, arrays, count, height, width))
+        channel.send(seconds=network.run(arrays, shapes))
     except BluError as error:
         if error.lost:  # the server gives the batch to another worker
             log.error("%s", error)
             sys.exit(1)
         channel.send(error=error_as_json(error))
-
-
-def _run(runner: Runner, arrays: SharedArrays, count: int, height: int, width: int) -> float:
-    start = time.perf_counter()
-    detections, masks = runner.run(arrays.canvases(count, height, width), arrays.windows[:count])
-    arrays.detections[:count] = detections
-    arrays.masks[:count] = masks
-    return time.perf_counter() - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +36,8 @@ class ModelInfo:
     runtime: str
     device: str
     precision: str
+    lanes: int
+    """Canvases that go best at once, each on cores of its own; 1: as a batch."""
     sha256: str
     seconds: float
     """Of one canvas, when warm."""
@@ -59,10 +61,11 @@ class WorkerProcess:
     Use ``await WorkerProcess.start(settings)``.
     """
 
-    def __init__(self, child: AsyncChild, info: ModelInfo, arrays: SharedArrays) -> None:
+    def __init__(self, child: AsyncChild, info: ModelInfo, arrays: SharedArrays, max_batch: int) -> None:
         self._child = child
         self.info = info
         self._arrays = arrays
+        self._max_batch = max_batch
 
     @property
     def pid(self) -> int:
@@ -83,15 +86,7 @@ class WorkerProcess:
             "max_batch": settings.max_batch,
             "model": os.fspath(settings.model),
             "loader": settings.loader,
-            "options": {
-                "runtime": settings.runtime,
-                "precision": settings.precision,
-                "device": settings.device,
-                "threads": settings.threads,
-                "settings": settings.spec_settings,
-                "config": settings.config,
-                "ignore_layers": settings.ignore_layers,
-            },
+            "options": asdict(settings.options),
         }
         try:
             lines = ProcessLines("worker")
@@ -104,7 +99,8 @@ class WorkerProcess:
                     spec=ModelSpec.from_json(said.pop("spec"), os.fspath(settings.model)),
                     **said,
                 )
-                return cls(child, info, SharedArrays(memory, info.spec, settings.max_batch))
+                arrays = SharedArrays(memory, info.spec, settings.max_batch)
+                return cls(child, info, arrays, settings.max_batch)
             except BaseException as error:
                 code = await child.kill()
                 if isinstance(error, TimeoutError):
@@ -118,16 +114,18 @@ class WorkerProcess:
     async def run(
         self, canvases: Sequence[NDArray[np.uint8]], windows: Sequence[NDArray[np.float32]], timeout: float
     ) -> RawBatch:
-        """Run the network on canvases of one size: uint8 [H, W, 3] each, windows float32 [4].
+        """Run the network on canvases that go ``together``: uint8 [H, W, 3] each, windows float32 [4].
 
         Raises:
             BluError: the runtime refused; the worker lives on.
             WorkerLostError: the worker crashed, or took longer than ``timeout`` seconds and was killed.
         """
-        count, (height, width) = len(canvases), canvases[0].shape[:2]
+        count = len(canvases)
+        shapes = [canvas.shape[:2] for canvas in canvases]
 
         def copy_in() -> None:
-            np.stack(canvases, out=self._arrays.canvases(count, height, width))
+            for room, canvas in zip(self._arrays.canvases(shapes), canvases, strict=True):
+                room[:] = canvas
             np.stack(windows, out=self._arrays.windows[:count])
 
         def copy_out() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -136,7 +134,7 @@ class WorkerProcess:
         try:
             async with asyncio.timeout(timeout):
                 await copying(copy_in, sum(canvas.nbytes for canvas in canvases))
-                self._child.send(shape=[count, height, width])
+                self._child.send(shapes=shapes)
                 said = await self._child.receive()
                 detections, masks = await copying(copy_out, self._arrays.masks[:count].nbytes)
         except TimeoutError:
@@ -150,9 +148,19 @@ class WorkerProcess:
             raise
         return RawBatch(detections, masks, said["seconds"])
 
-    def fit(self, height: int, width: int) -> int:
-        """How many canvases of this size make a batch; 0: not even one fits."""
-        return self._arrays.fit(height, width)
+    @property
+    def most(self) -> int:
+        """Canvases that go at once, at most."""
+        return self.info.lanes if self.info.lanes > 1 else self._max_batch
+
+    def together(self, shapes: Sequence[Sequence[int]]) -> list[int]:
+        """Places of those canvases, given by height and width, that go at once: the first one and others.
+
+        A batch's are of one size, those in lanes need not be. None at all: the first one is too large.
+        """
+        places = [place for place, shape in enumerate(shapes) if self.info.lanes > 1 or shape == shapes[0]]
+        places = places[: self.most]
+        return places[: self._arrays.fit([shapes[place] for place in places])]
 
     async def ended(self) -> None:
         """Wait for the worker's end; it always raises WorkerLostError then."""

@@ -22,6 +22,7 @@ from blu_export.batch.process import Job, Worker
 from blu_export.batch.shard import Summary, encode
 from blu_export.detector import load
 from blu_export.errors import BluError, DatasetError, ModelFileError, UsageError
+from blu_export.runtime.options import RunnerOptions
 
 Photos = Callable[..., Path]
 
@@ -289,12 +290,12 @@ def test_large_photos_fail_unless_they_are_allowed(photos: Photos, model: Path, 
 
 
 def test_settings_of_weights_reach_the_workers(photos: Photos, model: Path, tmp_path: Path) -> None:
-    settings = ("IMAGE_MAX_DIM=256",)  # of a file that has its own
+    settings = ("IMAGE_MAX_DIM=256",)  # the file has its own
     with pytest.raises(UsageError, match="are fixed in it"):
         run(
             source=photos(10),
             sink=tmp_path / "found",
             model=model,
-            spec_settings=settings,
+            options=RunnerOptions(settings=settings),
             loader="blu_export.runtime:load_runner",
         )

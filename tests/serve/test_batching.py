@@ -28,10 +28,12 @@ REFUSED, DEADLY = 100, 200
 class SteeredDevice:
     """Gives every canvas its own value back; waits for ``gate`` before each batch."""
 
-    def __init__(self, max_batch: int = 4) -> None:
-        self.info = ModelInfo("m", SPEC, "steered", "CPU", "float32", "a", 0.1)
+    most = 4
+
+    def __init__(self, mixes: bool = False) -> None:
+        self.info = ModelInfo("m", SPEC, "steered", "CPU", "float32", 1, "a", 0.1)
         self.pid = 1
-        self.max_batch = max_batch
+        self.mixes = mixes
         self.gate = asyncio.Event()
         self.gate.set()
         self.started = asyncio.Event()
@@ -39,13 +41,15 @@ class SteeredDevice:
         self.killed = asyncio.Event()
         self.closed = False
 
-    def fit(self, height: int, width: int) -> int:
-        return self.max_batch if height * width <= 64 * 64 else 0
+    def together(self, shapes: Sequence[tuple[int, ...]]) -> list[int]:
+        if shapes[0] > (64, 64):
+            return []
+        return [place for place, shape in enumerate(shapes) if self.mixes or shape == shapes[0]][: self.most]
 
     async def run(
         self, canvases: Sequence[NDArray[np.uint8]], windows: Sequence[NDArray[np.float32]], timeout: float
     ) -> RawBatch:
-        assert len({canvas.shape for canvas in canvases}) == 1
+        assert self.mixes or len({canvas.shape for canvas in canvases}) == 1
         values = [int(canvas[0, 0, 0]) for canvas in canvases]
         self.batches.append(values)
         self.started.set()
@@ -166,31 +170,31 @@ def test_canvases_of_other_sizes_wait_for_their_own_batch() -> None:
     run(test)
 
 
-def test_a_refused_canvas_fails_alone() -> None:
+def test_canvases_of_other_sizes_go_together_where_the_device_takes_them() -> None:
     async def test(bench: Bench) -> None:
+        bench.devices[0].mixes, bench.devices[0].most = True, 2
         first = await bench.occupy()
-        rest = [bench.send(1), bench.send(REFUSED), bench.send(3)]
+        rest = [bench.send(1), bench.send(2, size=16), bench.send(3)]
         await settle()
         bench.free()
-        results = await asyncio.gather(first, *rest, return_exceptions=True)
-        assert isinstance(results[2], WorkerFailedError)
-        assert [value(result) for result in results if isinstance(result, RawResult)] == [0, 1, 3]
-        assert bench.batches == [[0], [1, REFUSED, 3], [1], [REFUSED], [3]]
+        await asyncio.gather(first, *rest)
+        assert bench.batches == [[0], [1, 2], [3]]
 
     run(test)
 
 
-def test_a_deadly_canvas_fails_alone_and_the_worker_is_replaced() -> None:
+@pytest.mark.parametrize(("canvas", "devices"), [(REFUSED, 1), (DEADLY, 3)])
+def test_a_bad_canvas_fails_alone_and_a_dead_worker_is_replaced(canvas: int, devices: int) -> None:
     async def test(bench: Bench) -> None:
         first = await bench.occupy()
-        rest = [bench.send(1), bench.send(DEADLY), bench.send(3)]
+        rest = [bench.send(1), bench.send(canvas), bench.send(3)]
         await settle()
         bench.free()
         results = await asyncio.gather(first, *rest, return_exceptions=True)
         assert isinstance(results[2], WorkerFailedError)
         assert [value(result) for result in results if isinstance(result, RawResult)] == [0, 1, 3]
-        assert bench.batches == [[0], [1, DEADLY, 3], [1], [DEADLY], [3]]
-        assert len(bench.devices) == 3
+        assert bench.batches == [[0], [1, canvas, 3], [1], [canvas], [3]]
+        assert len(bench.devices) == devices
         assert value(await bench.send(4)) == 4
 
     run(test)

@@ -37,7 +37,7 @@ from blu_export.serve.settings import ServeSettings
 from blu_export.serve.worker_process import ModelInfo
 from blu_export.spec import ModelSpec
 
-INFO = ModelInfo("m", ModelSpec(("BG", "coat"), image_min_dim=64, image_max_dim=64), "", "", "", "", 0.0)
+INFO = ModelInfo("m", ModelSpec(("BG", "coat"), image_min_dim=64, image_max_dim=64), "", "", "", 1, "", 0.0)
 PHOTO = png((90, 120, 150), 40, 72)
 Test = Callable[[Decoders], Awaitable[None]]
 
@@ -81,7 +81,7 @@ def test_canvases_are_those_of_the_library() -> None:
             async with decoders.pixels(upload, INFO) as photo:
                 np.testing.assert_array_equal(photo, pixels)
         assert found.wanted is not None and found.wanted.id == "7"
-        other = ModelInfo("m", INFO.spec.replace(image_min_dim=128, image_max_dim=128), "", "", "", "", 0.0)
+        other = ModelInfo("m", INFO.spec.replace(image_min_dim=128, image_max_dim=128), "", "", "", 1, "", 0.0)
         assert (await decoders.decode(image(PHOTO), other)).molded.canvas.shape == (128, 128, 3)
         assert (await decoders.decode(image(PHOTO), INFO)).molded.canvas.shape == (64, 64, 3)
 

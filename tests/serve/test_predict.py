@@ -47,7 +47,7 @@ def test_raw_body_and_form_give_the_same(client: httpx.Client, expected: Detecti
 
 
 def test_npz_has_the_bound_of_full_masks(expected: Detections, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = ModelInfo("fake", ModelSpec(expected.class_names), "", "", "", "", 0.0)
+    info = ModelInfo("fake", ModelSpec(expected.class_names), "", "", "", 1, "", 0.0)
     found = Found(expected, None, None, info, {}, 1)
     monkeypatch.setattr("blu_export.serve.oip.MAX_MASK_BYTES", math.prod(expected.image_size))
     assert len(expected) == 2

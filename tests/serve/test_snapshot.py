@@ -19,7 +19,7 @@ SPEC = ModelSpec(("BG", "coat"))
 
 
 def info(model: Path, precision: str = "float32") -> ModelInfo:
-    return ModelInfo("m", SPEC, "onnxruntime", "CPU", precision, sha256_of(model), 0.1)
+    return ModelInfo("m", SPEC, "onnxruntime", "CPU", precision, 1, sha256_of(model), 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_all_that_the_next_worker_needs_is_kept(
         for name in kept:
             (tmp_path / name).write_text("another model")
         asyncio.run(given.start())
-        assert (started[-1].model.name, started[-1].precision) == (
+        assert (started[-1].model.name, started[-1].options.precision) == (
             model,
             "file" if precision == "no/precision" else precision,
         )

@@ -57,7 +57,7 @@ def test_the_worker_says_what_the_runner_says(tmp_path: Path) -> None:
             again = await device.run(canvases[2:], [WINDOW], 30)
             np.testing.assert_array_equal(again.detections[0], detections[2])
             np.testing.assert_array_equal(raw.detections, detections)  # not overwritten
-            assert device.fit(64, 64) == 4
+            assert device.together([(64, 64), (32, 32), *[(64, 64)] * 9]) == [0, 2, 3, 4]
         finally:
             await device.close()
         with pytest.raises(ProcessLookupError):
@@ -75,10 +75,37 @@ def test_canvases_that_follow_the_photo(tmp_path: Path) -> None:
             for size in (64, 192, 128):
                 raw = await device.run([canvas((size, size, size), size)] * 2, [WINDOW * size / 64] * 2, 30)
                 np.testing.assert_allclose(raw.detections[:, 0, 5], size / 255, atol=1e-6)
-            assert device.fit(8192, 8192) == 1
-            assert VARIABLE_CANVAS_BYTES < 3 * 8192 * 8193 and device.fit(8192, 8193) == 0
+            assert device.together([(8192, 8192)] * 2) == [0]
+            assert VARIABLE_CANVAS_BYTES < 3 * 8192 * 8193 and device.together([(8192, 8193)]) == []
         finally:
             await device.close()
+
+    asyncio.run(main())
+
+
+def test_canvases_of_any_size_go_in_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLU_CORES", "2")
+    path = write_model(tmp_path / "m.onnx", image_resize_mode="none", lanes=2)
+
+    async def main() -> None:
+        device = await WorkerProcess.start(settings(path))
+        try:
+            assert (device.info.lanes, device.most) == (2, 2)
+            assert device.together([(64, 64), (8192, 8192), (64, 64)]) == [0]
+            assert device.together([(64, 64), (128, 64), (64, 64)]) == [0, 1]
+            # The fake's runner for lanes goes on only when both are in it.
+            raw = await device.run([canvas((9, 9, 9)), canvas((30, 30, 30), 128)], [WINDOW, WINDOW * 2], 30)
+            np.testing.assert_allclose(raw.detections[:, 0, 5], [9 / 255, 30 / 255], atol=1e-6)
+            assert raw.masks[:, 0].any(axis=(1, 2)).all()
+            with pytest.raises(BluError, match="The fake refuses"):
+                await device.run([canvas((1, 1, 1)), canvas(REFUSE)], [WINDOW] * 2, 30)
+            alone = await device.run([canvas((50, 50, 50))], [WINDOW], 30)
+            np.testing.assert_allclose(alone.detections[0, 0, 5], 50 / 255, atol=1e-6)
+        finally:
+            await device.close()
+        one = await WorkerProcess.start(settings(path, max_batch=1))
+        assert (one.info.lanes, one.most) == (1, 1)
+        await one.close()
 
     asyncio.run(main())
 

@@ -1,6 +1,7 @@
 """A Runner whose answer is known by hand and whose misbehavior is chosen by the photo; no runtime is needed.
 
-The model file is JSON: ``{"spec": {…}, "seconds": S, "shift": D}``; ``seconds`` is what a canvas costs.
+The model file is JSON: ``{"spec": {…}, "seconds": S, "shift": D, "lanes": L}``; ``seconds`` is what a canvas costs,
+and loaded for throughput it waits until so many lanes are in use.
 On every canvas there are two detections, whose scores tell which photo it was: an ellipse over the whole photo
 (class 1, score (mean + shift) / 255) and one in its upper left quarter (class 2, half that score).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class LostError(BluError):
 class FakeRunner(Runner):
     runtime, device, precision = "onnxruntime", "CPU", "float32"  # a known name: another worker asks for it
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, throughput: bool = False) -> None:
         try:
             content = json.loads(Path(path).read_text())
             self.spec = ModelSpec(**content["spec"])
@@ -42,10 +44,13 @@ class FakeRunner(Runner):
             raise ModelFileError(f"{path} is not a fake model.", "Write one.") from error
         self.seconds = content.get("seconds", 0.0)
         self.shift = content.get("shift", 0.0)
+        self.lanes = content.get("lanes", 1) if throughput else 1
+        self._in_use = threading.Barrier(self.lanes, timeout=60)
 
     def run(
         self, canvas: NDArray[np.uint8], window: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._in_use.wait()
         time.sleep(self.seconds * len(canvas))
         rows = self.spec.detection_max_instances
         detections = np.zeros((len(canvas), rows, 6), np.float32)
@@ -75,7 +80,7 @@ def _misbehave(color: tuple[int, ...]) -> None:
 
 
 def load(path: str, options: RunnerOptions) -> Runner:
-    return FakeRunner(path)
+    return FakeRunner(path, options.throughput)
 
 
 class NoisyRunner(FakeRunner):
@@ -97,10 +102,10 @@ def load_without_gpu(path: str, options: RunnerOptions) -> Runner:
     raise DeviceError("There is no GPU here.", "Look.")
 
 
-def write_model(path: Path, seconds: float = 0.0, shift: float = 0.0, **spec: Any) -> Path:
+def write_model(path: Path, seconds: float = 0.0, shift: float = 0.0, lanes: int = 1, **spec: Any) -> Path:
     fields = {"class_names": ["BG", "coat", "shoe"], "image_min_dim": 64, "image_max_dim": 64} | spec
     fields.setdefault("detection_max_instances", 10)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"spec": fields, "seconds": seconds, "shift": shift}))
+    temporary.write_text(json.dumps({"spec": fields, "seconds": seconds, "shift": shift, "lanes": lanes}))
     temporary.replace(path)
     return path

@@ -23,12 +23,14 @@ async def overhead(target: Target, model: Path, rounds: int, seconds: float) -> 
     """A photo through the server and directly: milliseconds, photos a second, processor time.
 
     One alone is a request on a connection of its own, with masks in its answer, beside a Detector's call that ends with
-    the same run lengths. Photos a second are those of CLIENTS clients beside ``Detector.stream``. Processor time is
-    that of all processes of the server, beside that of the calling process.
+    the same run lengths. Photos a second are those of CLIENTS clients beside ``Detector.stream``, one photo in the
+    network at a time and one a core (``load(throughput=True)``). Processor time is that of all processes of the server,
+    beside that of the calling process.
     """
     from blu_export.detector import load
 
     detector = await asyncio.to_thread(load, model)
+    in_lanes = await asyncio.to_thread(load, model, throughput=True)
     server = await target.start()
     try:
         # The first calls of either do not count.
@@ -49,7 +51,7 @@ async def overhead(target: Target, model: Path, rounds: int, seconds: float) -> 
                 direct.append(time.perf_counter() - start)
                 cpu["server"] += between - before
                 cpu["direct"] += time.process_time() - own
-        rates = await _rates(server, target, detector, seconds)
+        rates = await _rates(server, target, {"direct": detector, "direct, one a core": in_lanes}, seconds)
     finally:
         await server.stop(signal.SIGKILL)
     medians = {"served": 1000 * float(np.median(served)), "direct": 1000 * float(np.median(direct))}
@@ -57,26 +59,36 @@ async def overhead(target: Target, model: Path, rounds: int, seconds: float) -> 
         "one_alone_ms": {name: round(value, 2) for name, value in medians.items()},
         "difference_ms": round(medians["served"] - medians["direct"], 2),
         "cpu_ms": {name: round(1000 * value / rounds, 1) for name, value in cpu.items()},
-        "photos_per_s": rates,
+        **rates,
     }
 
 
-async def _rates(server: ServerProcess, target: Target, detector: Any, seconds: float) -> dict[str, float]:
-    start = time.perf_counter()
+async def _rates(
+    server: ServerProcess, target: Target, detectors: dict[str, Any], seconds: float
+) -> dict[str, dict[str, float]]:
+    """Photos per second and milliseconds of processor time a photo, of the server and of each detector."""
+    before, start = _cpu(server), time.perf_counter()
     replies: list[Reply] = await closed_loop(
         server.port, CLIENTS, seconds, lambda index: request(target.photos[index % len(target.photos)])
     )
-    served = sum(reply.status == 200 for reply in replies) / (time.perf_counter() - start)
-    count = max(1, len(replies))
+    took = time.perf_counter() - start
+    count = max(1, sum(reply.status == 200 for reply in replies))
+    found = {"served": _rate(count, took, _cpu(server) - before)}
     photos = [target.photos[index % len(target.photos)] for index in range(count)]
 
-    def stream() -> None:
+    def stream(detector: Any) -> None:
         for photo in detector.stream(photos):
             photo.result().rles()
 
-    start = time.perf_counter()
-    await asyncio.to_thread(stream)
-    return {"served": round(served, 2), "direct": round(count / (time.perf_counter() - start), 2)}
+    for name, detector in detectors.items():
+        before, start = time.process_time(), time.perf_counter()
+        await asyncio.to_thread(stream, detector)
+        found[name] = _rate(count, time.perf_counter() - start, time.process_time() - before)
+    return found
+
+
+def _rate(photos: int, seconds: float, cpu: float) -> dict[str, float]:
+    return {"photos per s": round(photos / seconds, 2), "cpu ms": round(1000 * cpu / photos, 1)}
 
 
 def _cpu(server: ServerProcess) -> float:

@@ -36,7 +36,12 @@ def serve(
     grpc_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve the Open Inference Protocol over gRPC too.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Photos per call of the network, at most.")] = 4,
+    max_batch: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1024, help="Photos in the network at a time, at most: a batch on a GPU; one a core elsewhere."
+        ),
+    ] = 4,
     batch_delay_ms: Annotated[float, typer.Option(min=0, help="How long a first photo waits for others.")] = 0.0,
     queue: Annotated[
         int, typer.Option(min=1, max=2**16, help="Photos in the server at once; beyond it clients get 429.")

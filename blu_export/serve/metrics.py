@@ -54,7 +54,7 @@ class Metrics:
             "blu_stage_seconds", "Seconds per stage of a photo.", ("stage",), buckets=SECONDS, registry=self.registry
         )
         self.batches = Histogram(
-            "blu_batch_size", "Photos per call of the network.", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
+            "blu_batch_size", "Photos in the network at a time.", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
         )
         self.restarts = Counter("blu_worker_restarts", "Workers lost.", ("reason",), registry=self.registry)
         self.reloads = Counter("blu_reloads", "New model files.", ("result",), registry=self.registry)

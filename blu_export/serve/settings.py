@@ -40,7 +40,7 @@ class ServeSettings:
     """How the model file is run."""
 
     max_batch: int = 4
-    """Canvases per call of the network, at most."""
+    """Canvases in the network at a time, at most; on a processor no more than it has cores."""
     batch_delay: float = 0.0
     """How long the first photo of a batch waits for others while the device is idle."""
     queue: int = 64

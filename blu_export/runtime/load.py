@@ -81,7 +81,10 @@ def _load_onnx(path: Path, options: RunnerOptions, measure: str = "") -> Runner:
     else:
         from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
-        runner = OnnxRuntimeRunner(choice.model, options.device, threads, source=source, store=True)
+        shared = options.shared_arena
+        runner = OnnxRuntimeRunner(
+            choice.model, options.device, threads, source=source, store=True, shared_arena=shared
+        )
     runner.lanes = lanes if runner.device == "CPU" else 1
     return runner
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ class OnnxRuntimeRunner(Runner):
         threads: of one network on the processor; None takes the cores that this process may use.
         source: names a model that was already read in errors.
         store: keep the optimized graph on disk, for other processes that load the same file.
+        shared_arena: see RunnerOptions.
 
     Raises:
         ModelFileError: corrupt, foreign, or refused by ONNX Runtime.
@@ -51,12 +54,14 @@ class OnnxRuntimeRunner(Runner):
         threads: int | None = None,
         source: str = "model",
         store: bool = False,
+        shared_arena: bool = False,
     ) -> None:
         file, source = named(model, source)
         self.spec, self.precision = spec_of(file, source), file.precision
         ort = import_extra("onnxruntime")
         kind, index = _parse_device(device)
-        self._session = _open_session(ort, file, source, _choose_provider(ort, kind), index, threads, store)
+        options = partial(_make_options, ort, threads, shared_arena)
+        self._session = _open_session(ort, file, source, _choose_provider(ort, kind), index, options, store)
         active = self._session.get_providers()[0]
         if kind is not None and active != _PROVIDERS[kind]:
             raise MissingDependencyError(
@@ -109,23 +114,40 @@ def _choose_provider(ort: Any, kind: str | None) -> str:
     return next(name for name in (_PROVIDERS["cuda"], _PROVIDERS["cpu"]) if name in ort.get_available_providers())
 
 
+@cache
+def _register_arena(ort: Any) -> None:
+    """Give this process the arena that its sessions may share."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, 0, -1, -1))  # no limit; the library's own choices
+
+
+def _make_options(ort: Any, threads: int | None, shared_arena: bool) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors are raised, warnings are about other people's graphs
+    options.intra_op_num_threads = threads or usable_cores()
+    # Within a call the threads spin between operators (a sleep costs more than most operators here);
+    # between calls they must not, since then the next photo is being decoded on the same cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if shared_arena:
+        _register_arena(ort)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
 def _open_session(
-    ort: Any, model: OnnxFile, source: str, provider: str, index: int, threads: int | None, store: bool
+    ort: Any,
+    model: OnnxFile,
+    source: str,
+    provider: str,
+    index: int,
+    make_options: Callable[[], Any],
+    store: bool,
 ) -> Any:
     if provider not in ort.get_available_providers():
         raise MissingDependencyError(
             f"This build of ONNX Runtime has no {provider}.",
             f"Uninstall onnxruntime, then: {install_command('gpu')}",
         )
-
-    def make_options() -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors are raised, warnings are about other people's graphs
-        options.intra_op_num_threads = threads or usable_cores()
-        # Within a call the threads spin between operators (a sleep costs more than most operators here);
-        # between calls they must not, since then the next photo is being decoded on the same cores.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        return options
 
     settings: dict[str, str] = {}
     if provider != _PROVIDERS["cpu"]:

@@ -43,6 +43,10 @@ class RunnerOptions:
     """Load for many photos rather than for the least time of one: ``Runner.lanes`` says how many calls go best at
     the same time, and the threads are divided among them."""
 
+    shared_arena: bool = False
+    """ONNX Runtime on the processor: models of this process take the memory for activations from one arena, which
+    stays until the process ends. For a model that is loaded twice and runs in one of its ways at a time."""
+
     class_names: Sequence[str] | None = None
     settings: Sequence[str] = ()
     config: str | None = None

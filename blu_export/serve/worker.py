@@ -108,6 +108,7 @@ class Network:
     """
 
     def __init__(self, loader: Callable[..., Runner], path: str, options: RunnerOptions, max_batch: int) -> None:
+        options = replace(options, shared_arena=True)  # else both keep memory, of which one is always idle
         self.alone = loader(path, options)
         self._each: Runner | None = None
         self.lanes = 1

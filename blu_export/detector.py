@@ -70,10 +70,10 @@ def load(
         device,
         threads,
         throughput,
-        class_names,
-        settings,
-        None if config is None else os.fspath(config),
-        ignore_layers,
+        class_names=class_names,
+        settings=settings,
+        config=None if config is None else os.fspath(config),
+        ignore_layers=ignore_layers,
     )
     return Detector(load_runner(path or embedded(), options), max_pixels=max_pixels, bits=bits)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_threads_do_not_mix_their_answers(fake_onnx: FakeOnnx, runtime: str) -> 
     with load_runner(fake_onnx(), RunnerOptions(runtime, threads=1)) as runner, ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(_check, runner, level, 255 - level) for level in range(0, 250, 5)]:
             future.result()
+
+
+def test_models_that_share_an_arena_do_not_mix_their_answers(fake_onnx: FakeOnnx) -> None:
+    path = fake_onnx()
+    several = RunnerOptions("onnxruntime", threads=2, throughput=True, shared_arena=True)
+    with load_runner(path, replace(several, throughput=False)) as alone, ThreadPoolExecutor(4) as pool:
+        entry = "session.use_env_allocators"
+        assert alone._session.get_session_options().get_session_config_entry(entry) == "1"  # type: ignore[attr-defined]
+        with load_runner(path, several) as each:
+            levels = range(0, 250, 10)
+            for future in [pool.submit(_check, runner, level) for level in levels for runner in (alone, each)]:
+                future.result()
+        _check(alone, 51)  # after the other one is closed
 
 
 @BOTH

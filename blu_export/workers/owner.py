@@ -40,7 +40,7 @@ class Child:
         handles: file descriptors that it inherits under the same numbers.
         environment: variables that it has beside ours.
         lines: called, in a thread, with each line that it writes to stdout or stderr, which are read whatever it
-            does; None: they go to our stderr, and a worker waits for whoever reads that.
+            does; None: they go to our stderr, and the worker blocks while no one reads them.
     """
 
     def __init__(

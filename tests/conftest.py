@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before TensorFlow is imported anywhere: no noise about GPUs on every test's stderr.
@@ -62,6 +62,16 @@ def golden_weights(shared: Path) -> Callable[[str], Path]:
         return once(cache_folder() / f"{cfg}-{newest}.h5", make)
 
     return weights
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """TensorFlow computes at once: to trace a training step takes as long as ten of them. Other tests run the graph."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 HEAVY_FIRST = ("golden", "train", "quantize", "export", "model", "graph", "parity", "runtime", "cli", "examples")

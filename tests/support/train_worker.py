@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 KIND, SAVED = sys.argv[1:]
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # longer than one step
 if KIND == "mirrored":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

@@ -29,7 +29,7 @@ def write_channels(folder: Path, channels: int) -> Path:
 
 
 @pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.long)])
-def test_two_steps_and_a_validation(tmp_path: Path, channels: int) -> None:
+def test_two_steps_and_a_validation(tmp_path: Path, channels: int, eager: None) -> None:
     data = write_channels(tmp_path / "data", channels)
     settings = {
         "model.backbone": "efficientnet_lite0",

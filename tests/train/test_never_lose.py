@@ -65,7 +65,7 @@ def test_a_set_with_broken_photos_trains_to_the_end(tmp_path: Path, caplog: pyte
     assert trainer.averaged_model()._detect.experimental_get_tracing_count() == 1
 
 
-def test_a_batch_of_which_nothing_can_be_read_stops_the_run(tmp_path: Path) -> None:
+def test_a_batch_of_which_nothing_can_be_read_stops_the_run(tmp_path: Path, eager: None) -> None:
     from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
     from blu_export.train.fit import Trainer
 
@@ -103,7 +103,7 @@ class Validation:
         return {"mask_ap": float(np.abs(kernel).sum())}
 
 
-def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path, deterministic: None) -> None:
+def test_an_epoch_whose_validation_fails_is_not_lost(tmp_path: Path, deterministic: None, eager: None) -> None:
     from blu_export.train.checkpoint import checkpoint_path, latest_checkpoint
     from blu_export.train.fit import Trainer
 

@@ -16,6 +16,8 @@ from blu_export.train.config import LOSSES, TrainConfig
 if TYPE_CHECKING:
     import tensorflow as tf
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 CONFIG = tiny_config(optimizer="sgd", learning_rate=0.1, ema=0.9)
 
 

@@ -103,25 +103,28 @@ def test_nothing_found_is_all_zeros(subnetworks: dict[str, onnx.ModelProto], sma
         assert not any(values.any() for values in found)
 
 
-@pytest.mark.parametrize("target", ["portable", "tensorrt"])
 @pytest.mark.parametrize(("mode", "limit"), [("fit", 6000), ("pad64", 500)])
 def test_a_canvas_that_follows_the_photo(
-    mode: str, limit: int, target: str, make_spec: Any, make_model: Any, load: Any, canvases: Any
+    mode: str, limit: int, make_spec: Any, make_model: Any, load: Any, canvases: Any, eager: None
 ) -> None:
     """With more proposals than some of the canvases have anchors, and with fewer."""
     from blu_export.export.learned import subnetworks
 
     model = make_model(make_spec(image_resize_mode=mode, pre_nms_limit=limit))
-    graph = compose(subnetworks(model, 18), model.spec, target)
-    onnx.checker.check_model(graph, full_check=True)
-    check_graph(graph, target)
-    session = load(graph)
+    parts = subnetworks(model, 18)
+    sessions = []
+    for target in ("portable", "tensorrt"):
+        graph = compose(parts, model.spec, target)
+        onnx.checker.check_model(graph, full_check=True)
+        check_graph(graph, target)
+        sessions.append(load(graph))
     wide = np.concatenate([canvases[:1], canvases[1:2, :, :64]], axis=2)
     for canvas in (canvases[:2], wide, canvases[:1, :, :64], canvases[:1, :64, :64]):
         detections, masks, _ = model.detect(canvas, windows(canvas))
-        found = run(session, canvas)
-        assert found[2].min() > 2
-        assert_same(found, (detections, masks), found[2])
+        for session in sessions:
+            found = run(session, canvas)
+            assert found[2].min() > 2
+            assert_same(found, (detections, masks), found[2])
 
 
 def test_fit_on_the_square_canvas_is_square(

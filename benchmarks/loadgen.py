@@ -36,6 +36,7 @@ class Reply:
     """Scheduled time, from the start of the load."""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    """Of a lost one: why."""
 
     def json(self) -> Any:
         """The body, read as JSON."""
@@ -70,15 +71,15 @@ async def exchange(port: int, data: bytes, scheduled: float | None = None, start
                 writer.close()
     except ConnectionRefusedError:
         return done(REFUSED)
-    except (OSError, TimeoutError):
-        return done(LOST)
+    except (OSError, TimeoutError) as error:
+        return done(LOST, body=repr(error).encode())
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *rest = head.decode("latin-1").split("\r\n")
     if not first.startswith("HTTP/1.1 "):
-        return done(LOST)
+        return done(LOST, body=b"no answer: " + answer[:100])
     headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in rest)}
     if len(body) < int(headers.get("content-length", 0)):
-        return done(LOST)
+        return done(LOST, body=b"cut short: " + answer[:1000])
     return done(int(first.split(" ")[1]), headers, body)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import random
 from typing import Any
 
-from benchmarks.loadgen import Reply, exchange, open_loop, request, summary, until
+from benchmarks.loadgen import LOST, Reply, exchange, open_loop, request, summary, until
 from benchmarks.malformed import KINDS
 from benchmarks.malformed import bombs as packed_bombs
 from benchmarks.serve_target import Target, warm_server
@@ -57,6 +57,7 @@ async def bombs(target: Target, count: int = 8) -> dict[str, Any]:
         "files": list(files),
         "requests": len(replies),
         "statuses": sorted({reply.status for reply in replies}),
+        "lost": sorted({reply.body.decode("utf-8", "replace") for reply in replies if reply.status == LOST}),
         "growth_mb": growth_mb,
     }
 

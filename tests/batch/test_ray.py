@@ -90,6 +90,7 @@ def test_killed_drivers_actors_and_nodes_cost_no_photo(
     check_levels(sink, folder, LEVELS)
 
 
+@pytest.mark.long  # drivers and actors are killed each time
 def test_a_lost_node_and_a_bad_photo(cluster: Any, photos: Callable[..., Path], tmp_path: Path) -> None:
     folder, sink = photos(*LEVELS, CRASH), tmp_path / "found"
     extra = cluster.add_node(num_cpus=1)

@@ -114,6 +114,7 @@ def test_a_pad64_file_is_an_engine_too(small_onnx: Path, tmp_path: Path) -> None
     assert sidecar.canvases == Canvases.of(sidecar.spec) and not sidecar.canvases.fixed
 
 
+@pytest.mark.long  # tests/model converts such a model each time
 def test_an_engine_of_four_channels(
     make_onnx: Callable[[str], Path], demo_photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,13 +34,18 @@ BEFORE = {
 
 
 def merged(new: dict[str, Any], path: Path) -> dict[str, Any]:
-    """``new`` with the other scenarios of an earlier run of the same model on the same machine."""
+    """``new`` with the other scenarios of an earlier run of the same model on the same kind of machine."""
     if not path.exists():
         return new
     old = json.loads(path.read_text())
-    if any(old.get(key) != new[key] for key in ("sha256", "machine", "quick")):
+    if any(old.get(key) != new[key] for key in ("sha256", "quick")) or _kind(old) != _kind(new):
         return new
     return new | {"scenarios": old["scenarios"] | new["scenarios"]}
+
+
+def _kind(result: dict[str, Any]) -> dict[str, Any]:
+    """Of the machine; its memory, of which the system keeps a little, differs from one to the next."""
+    return {key: value for key, value in result["machine"].items() if key != "memory_gib"}
 
 
 def markdown(result: dict[str, Any]) -> str:

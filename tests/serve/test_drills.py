@@ -160,6 +160,9 @@ def test_results_go_between_the_marks_of_the_docs(tmp_path: Path) -> None:
     earlier.write_text(json.dumps(result))
     assert _kept(result | {"scenarios": {"hang": {}}}, earlier) == {"kill", "hang"}
     assert _kept(result | {"sha256": "f", "scenarios": {"hang": {}}}, earlier) == {"hang"}
+    other = {"processor": "P", "cores": 2, "memory_gib": 23.6}
+    assert _kept(result | {"machine": other, "scenarios": {"hang": {}}}, earlier) == {"kill", "hang"}
+    assert _kept(result | {"machine": other | {"cores": 4}, "scenarios": {"hang": {}}}, earlier) == {"hang"}
 
 
 def test_only_what_was_measured_is_replaced_in_the_docs(tmp_path: Path) -> None:

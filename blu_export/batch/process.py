@@ -69,10 +69,6 @@ class Job(Detecting):
         """The same job with this many threads for each network."""
         return replace(self, options=replace(self.options, threads=threads))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, as the worker takes them."""
-        return asdict(self)
-
 
 class DiedError(Exception):
     """A worker process ended or hung; ``photo`` is the number of the one that it worked on, if that is known."""
@@ -178,7 +174,7 @@ class Worker:
             if not self._is_here:
                 options = replace(options, config=config_in(folder, options.config))
             job = replace(self.job, model=str(folder / Path(self.job.model).name), options=options)
-            child = self._child = Child("blu_export.batch.worker:main", job.to_dict())
+            child = self._child = Child("blu_export.batch.worker:main", asdict(job))
             if self._closed:  # meanwhile: close did not see this process
                 child.kill()
             try:

@@ -24,9 +24,9 @@ from blu_export.cli.options import (
     SettingsOption,
     ThreadsOption,
     TileOption,
+    runner_options,
 )
 from blu_export.errors import EXIT_BAD_INPUT
-from blu_export.runtime.options import RunnerOptions
 
 if TYPE_CHECKING:
     from blu_export.batch.job import BatchJob, Report
@@ -108,15 +108,7 @@ def batch(
             tile=tile,
             overlap=overlap,
             retry_failed=retry_failed,
-            options=RunnerOptions(
-                runtime,
-                precision,
-                device,
-                threads,
-                settings=settings or (),
-                config=config,
-                ignore_layers=ignore_layers or (),
-            ),
+            options=runner_options(runtime, precision, device, threads, settings, config, ignore_layers),
             max_pixels=max_pixels,
             bits=bits,
         )

@@ -31,6 +31,7 @@ from blu_export.cli.options import (
     SettingsOption,
     StrictOption,
     ThreadsOption,
+    runner_options,
 )
 from blu_export.errors import EXIT_BAD_INPUT, BluError, CheckFailedError, DatasetError, ModelFileError, UsageError
 from blu_export.runtime import RUNTIMES_BY_SUFFIX, RunnerOptions
@@ -120,15 +121,7 @@ def evaluate(
     if asked.results is None:
         detector, judged = _load(
             asked.model,
-            RunnerOptions(
-                runtime,
-                precision,
-                device,
-                threads,
-                settings=settings or (),
-                config=config,
-                ignore_layers=ignore_layers or (),
-            ),
+            runner_options(runtime, precision, device, threads, settings, config, ignore_layers),
         )
     read = limit if asked.results is None else None  # results may be of photos beyond the limit
     # Classes without objects count for nothing, but results name their ids.

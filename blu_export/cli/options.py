@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from blu_export.runtime.options import RunnerOptions
+
 ModelOption = Annotated[
     Path | None,
     typer.Option("--model", "-m", help="Model file (.onnx, .engine, .h5, .keras). Default: the embedded model."),
@@ -89,3 +91,24 @@ NmsOption = Annotated[
         help="Drop a detection whose box has an IoU above this with a better one's, of any class.",
     ),
 ]
+
+
+def runner_options(
+    runtime: str,
+    precision: str,
+    device: str | None,
+    threads: int | None,
+    settings: list[str] | None,
+    config: str | None,
+    ignore_layers: list[str] | None,
+) -> RunnerOptions:
+    """What these options, as typer gives them, ask of a runner."""
+    return RunnerOptions(
+        runtime,
+        precision,
+        device,
+        threads,
+        settings=settings or (),
+        config=config,
+        ignore_layers=ignore_layers or (),
+    )

@@ -17,9 +17,10 @@ from blu_export.cli.options import (
     RuntimeOption,
     SettingsOption,
     ThreadsOption,
+    runner_options,
 )
 from blu_export.errors import ModelFileError, UsageError
-from blu_export.runtime.options import WEIGHT_SUFFIXES, RunnerOptions
+from blu_export.runtime.options import WEIGHT_SUFFIXES
 
 app = command_app()
 
@@ -113,15 +114,7 @@ def serve(
         host=host,
         port=port,
         grpc_port=grpc_port,
-        options=RunnerOptions(
-            runtime,
-            precision,
-            device,
-            threads,
-            settings=spec_settings or (),
-            config=config,
-            ignore_layers=ignore_layers or (),
-        ),
+        options=runner_options(runtime, precision, device, threads, spec_settings, config, ignore_layers),
         max_batch=max_batch,
         batch_delay=batch_delay_ms / 1000,
         queue=queue,

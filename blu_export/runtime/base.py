@@ -27,6 +27,8 @@ class Runner(ABC):
     """``float32``, ``fp16``, ``bf16`` or ``int8``: of the subnetworks."""
     lanes: int = 1
     """Calls of ``run`` that go best at the same time, where there are many photos to do."""
+    throughput_lanes: int = 1
+    """The lanes that the same model has, or would have, loaded with ``RunnerOptions.throughput``."""
 
     @abstractmethod
     def run(

@@ -68,10 +68,9 @@ def _load_onnx(path: Path, options: RunnerOptions, measure: str = "") -> Runner:
     if isinstance(parity, dict) and parity.get("passed") is False:
         counts = (parity.get("matched", "?"), parity.get("instances", "?"))
         log.warning("%s failed its parity check: %s of %s instances matched at its export", source, *counts)
-    lanes, threads = 1, options.threads
+    threads = options.threads or usable_cores()
+    lanes = min(choice.lanes, threads)
     if options.throughput:
-        threads = threads or usable_cores()
-        lanes = min(choice.lanes, threads)
         threads //= lanes
     runner: Runner
     if choice.runtime == "openvino":
@@ -85,7 +84,9 @@ def _load_onnx(path: Path, options: RunnerOptions, measure: str = "") -> Runner:
         runner = OnnxRuntimeRunner(
             choice.model, options.device, threads, source=source, store=True, shared_arena=shared
         )
-    runner.lanes = lanes if runner.device == "CPU" else 1
+    if runner.device == "CPU":
+        runner.throughput_lanes = lanes
+        runner.lanes = lanes if options.throughput else 1
     return runner
 
 

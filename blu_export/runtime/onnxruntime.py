@@ -60,8 +60,9 @@ class OnnxRuntimeRunner(Runner):
         self.spec, self.precision = spec_of(file, source), file.precision
         ort = import_extra("onnxruntime")
         kind, index = _parse_device(device)
-        options = partial(_make_options, ort, threads, shared_arena)
-        self._session = _open_session(ort, file, source, _choose_provider(ort, kind), index, options, store)
+        provider = _choose_provider(ort, kind)
+        options = partial(_make_options, ort, threads, shared_arena and provider == _PROVIDERS["cpu"])
+        self._session = _open_session(ort, file, source, provider, index, options, store)
         active = self._session.get_providers()[0]
         if kind is not None and active != _PROVIDERS[kind]:
             raise MissingDependencyError(

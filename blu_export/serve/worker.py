@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from blu_export.errors import BluError, ModelFileError
 from blu_export.files import sha256_of
-from blu_export.runtime.cpu import usable_cores
 from blu_export.runtime.options import RunnerOptions
 from blu_export.spec import ModelSpec
 from blu_export.workers.channel import Channel, error_as_json
@@ -113,12 +112,9 @@ class Network:
         self._each: Runner | None = None
         self.lanes = 1
         """Canvases that go best at once, each by itself; 1: as a batch."""
-        if max_batch > 1 and self.alone.device == "CPU" and (options.threads or usable_cores()) > 1:
-            each = loader(path, replace(options, throughput=True))
-            if each.lanes > 1:
-                self._each, self.lanes = each, min(each.lanes, max_batch)
-            else:
-                each.close()
+        if max_batch > 1 and self.alone.throughput_lanes > 1:
+            self._each = loader(path, replace(options, throughput=True))
+            self.lanes = min(self._each.lanes, max_batch)
         self._pool = ThreadPoolExecutor(self.lanes, "blu-lane")
 
     def run(self, arrays: SharedArrays, shapes: Sequence[Sequence[int]]) -> float:

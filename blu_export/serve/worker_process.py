@@ -61,11 +61,10 @@ class WorkerProcess:
     Use ``await WorkerProcess.start(settings)``.
     """
 
-    def __init__(self, child: AsyncChild, info: ModelInfo, arrays: SharedArrays, max_batch: int) -> None:
+    def __init__(self, child: AsyncChild, info: ModelInfo, arrays: SharedArrays) -> None:
         self._child = child
         self.info = info
         self._arrays = arrays
-        self._max_batch = max_batch
 
     @property
     def pid(self) -> int:
@@ -99,8 +98,7 @@ class WorkerProcess:
                     spec=ModelSpec.from_json(said.pop("spec"), os.fspath(settings.model)),
                     **said,
                 )
-                arrays = SharedArrays(memory, info.spec, settings.max_batch)
-                return cls(child, info, arrays, settings.max_batch)
+                return cls(child, info, SharedArrays(memory, info.spec, settings.max_batch))
             except BaseException as error:
                 code = await child.kill()
                 if isinstance(error, TimeoutError):
@@ -151,7 +149,7 @@ class WorkerProcess:
     @property
     def most(self) -> int:
         """Canvases that go at once, at most."""
-        return self.info.lanes if self.info.lanes > 1 else self._max_batch
+        return self.info.lanes if self.info.lanes > 1 else len(self._arrays.windows)
 
     def together(self, shapes: Sequence[Sequence[int]]) -> list[int]:
         """Places of those canvases, given by height and width, that go at once: the first one and others.

@@ -44,7 +44,8 @@ class FakeRunner(Runner):
             raise ModelFileError(f"{path} is not a fake model.", "Write one.") from error
         self.seconds = content.get("seconds", 0.0)
         self.shift = content.get("shift", 0.0)
-        self.lanes = content.get("lanes", 1) if throughput else 1
+        self.throughput_lanes = content.get("lanes", 1)
+        self.lanes = self.throughput_lanes if throughput else 1
         self._in_use = threading.Barrier(self.lanes, timeout=60)
 
     def run(

@@ -37,6 +37,9 @@ SPARE_REQUESTS = 32
 """Requests that a replica takes beyond its queue, so that it is itself who refuses them, and health always answers."""
 SCRAPE_TIMEOUT = 5.0
 """Seconds that the counters of all replicas may take; a scrape of Prometheus gives up after 10."""
+START_ATTEMPTS = 3
+"""Replicas that may fail to start, one after another, before the command gives up. Ray's own rule is three for each
+that was asked for, with pauses of up to a minute: for a model file that cannot be read that is minutes of silence."""
 POLL = 1.0
 """Seconds between two looks at replicas that come up; Ray's own ``serve.run`` looks as often."""
 
@@ -258,6 +261,7 @@ def application(serve: Any, settings: ServeSettings, ray_settings: RaySettings, 
             "target_ongoing_requests": 2 * settings.max_batch,
         },
         graceful_shutdown_timeout_s=settings.drain,
+        max_constructor_retry_count=START_ATTEMPTS,
         ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
     )
     return deployment.bind(settings, [model])

@@ -38,22 +38,22 @@ def small_spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**(SMALL | changes))
 
 
-def random_model(spec: ModelSpec) -> Any:
+def random_model(spec: ModelSpec, seed: int = 5, shift: float = 0.3) -> Any:
     """A Keras model with random weights.
 
-    Normalization shifts every layer a little, without which the numbers of a deep untrained network fade away,
-    and the heads are made to disagree, so that not every rounding changes an order.
+    Normalization shifts every layer by up to ``shift``, without which the numbers of a deep untrained network fade
+    away, and the heads are made to disagree, so that not every rounding changes an order.
     """
     import keras
 
     from blu_export.model.mask_rcnn import MaskRCNN
 
-    keras.utils.set_random_seed(5)
+    keras.utils.set_random_seed(seed)
     model = MaskRCNN(spec)
-    random = np.random.default_rng(5)
+    random = np.random.default_rng(seed)
     for name, layer in model.learned_layers().items():
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([w + random.uniform(0, 0.3, w.shape).astype(np.float32) for w in layer.get_weights()])
+            layer.set_weights([w + random.uniform(0, shift, w.shape).astype(np.float32) for w in layer.get_weights()])
         elif name in ("mrcnn_class_logits", "rpn_class_raw", "mrcnn_mask"):
             layer.set_weights([w * 20 for w in layer.get_weights()])
     return model

@@ -46,7 +46,10 @@ from blu_export.runtime.tuning import precision_path
 
 SHAPES = {"4:3": (480, 640), "16:9": (720, 1280), "2:3": (960, 640)}
 """Photos, (height, width)."""
-RUNTIMES: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner}
+RUNTIMES: dict[str, Callable[..., Runner]] = {
+    "onnxruntime": partial(OnnxRuntimeRunner, store=True),
+    "openvino": OpenVinoRunner,
+}
 MODELS = (DEFAULT, *SPECS)
 PERFORMANCE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- canvases table: made by python -m benchmarks canvases --tables -->", "<!-- end of canvases table -->"

@@ -4,7 +4,7 @@ load ── a model file and RunnerOptions to a Runner
 ├─ options ── what a caller may ask for
 ├─ choice ── which file and runtime, by a rule; tuning ── what was measured on this machine
 ├─ onnx_file ── an ONNX file read as bytes, before a runtime sees it
-├─ converted ── Keras weights as ONNX; graph_cache ── optimized graphs; both on disk
+├─ converted ── Keras weights as ONNX; graph_cache ── optimized graphs (shape_names); both on disk
 ├─ cpu ── the processor, and how many threads suit it
 └─ keras, onnxruntime, openvino, tensorrt ── one Runner each (base)
 """

@@ -25,7 +25,8 @@ MAX_DEPTH = 32
 """Nested subgraphs; the exporter writes two levels."""
 
 _ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+"""Wire types of protobuf."""
 _IN_THIS_FILE = 0
 """TensorProto.DataLocation. Parsers cut an enum to 32 bits: not 1 alone may mean another file."""
 _LARGEST_KEY = 2**32 - 1
@@ -144,22 +145,22 @@ def _signature(tensors: dict[str, tuple[str, int]]) -> str:
 
 
 def _read_model(message: memoryview, model: OnnxFile) -> None:
-    for number, value in _fields(message):
+    for number, value in fields_of(message):
         match number, value:
             case 2, memoryview():
-                model.producer = _text(value)
+                model.producer = text_of(value)
             case 7, memoryview():
                 _read_graph(value, model, depth=0)
             case 8, memoryview():
-                opset = dict(_fields(value))
-                model.opsets[_text(opset.get(1, b"")) or "ai.onnx"] = _integer(opset.get(2, 0))
+                opset = dict(fields_of(value))
+                model.opsets[text_of(opset.get(1, b"")) or "ai.onnx"] = _integer(opset.get(2, 0))
             case 14, memoryview():
-                entry = dict(_fields(value))
-                model.metadata[_text(entry.get(1, b""))] = _text(entry.get(2, b""))
+                entry = dict(fields_of(value))
+                model.metadata[text_of(entry.get(1, b""))] = text_of(entry.get(2, b""))
             case 20, memoryview():
                 raise ValueError("it holds training steps")
             case 25, memoryview():
-                for part, inner in _fields(value):
+                for part, inner in fields_of(value):
                     if part == 7 and isinstance(inner, memoryview):
                         _read_node(inner, model, depth=1)
                     elif part == 11 and isinstance(inner, memoryview):
@@ -169,7 +170,7 @@ def _read_model(message: memoryview, model: OnnxFile) -> None:
 def _read_graph(message: memoryview, model: OnnxFile, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"subgraphs nested deeper than {MAX_DEPTH}")
-    for number, value in _fields(message):
+    for number, value in fields_of(message):
         if not isinstance(value, memoryview):
             continue
         if number == 1:
@@ -183,15 +184,15 @@ def _read_graph(message: memoryview, model: OnnxFile, depth: int) -> None:
 
 
 def _read_node(message: memoryview, model: OnnxFile, depth: int) -> None:
-    for number, value in _fields(message):
+    for number, value in fields_of(message):
         if number == 4:
-            model.op_counts[_text(value)] += 1
+            model.op_counts[text_of(value)] += 1
         elif number == 5 and isinstance(value, memoryview):
             _read_attribute(value, model, depth)
 
 
 def _read_attribute(message: memoryview, model: OnnxFile, depth: int) -> None:
-    for number, value in _fields(message):
+    for number, value in fields_of(message):
         if not isinstance(value, memoryview):
             continue
         if number in (5, 10):
@@ -203,43 +204,43 @@ def _read_attribute(message: memoryview, model: OnnxFile, depth: int) -> None:
 
 
 def _read_tensor(message: memoryview, model: OnnxFile) -> None:
-    if any(number == 13 or (number == 14 and value != _IN_THIS_FILE) for number, value in _fields(message)):
+    if any(number == 13 or (number == 14 and value != _IN_THIS_FILE) for number, value in fields_of(message)):
         model.external_tensors += 1
 
 
 def _read_sparse_tensor(message: memoryview, model: OnnxFile) -> None:
-    for number, value in _fields(message):
+    for number, value in fields_of(message):
         if number in (1, 2) and isinstance(value, memoryview):
             _read_tensor(value, model)
 
 
 def _tensor_info(message: memoryview) -> Tensor:
-    info = dict(_fields(message))
-    tensor_type = dict(_fields(_message(dict(_fields(_message(info.get(2)))).get(1))))
+    info = dict(fields_of(message))
+    tensor_type = dict(fields_of(_message(dict(fields_of(_message(info.get(2)))).get(1))))
     shape: list[int | str] = []
-    for _, dimension in _fields(_message(tensor_type.get(2))):
-        size = dict(_fields(_message(dimension)))
-        shape.append(_integer(size[1]) if 1 in size else _text(size.get(2, b"")) or "?")
+    for _, dimension in fields_of(_message(tensor_type.get(2))):
+        size = dict(fields_of(_message(dimension)))
+        shape.append(_integer(size[1]) if 1 in size else text_of(size.get(2, b"")) or "?")
     element = _integer(tensor_type.get(1, 0))
-    return Tensor(_text(info.get(1, b"")), _ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))
+    return Tensor(text_of(info.get(1, b"")), _ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of one message; a length-delimited value is a view of its bytes."""
+def fields_of(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (field number, value) of one protobuf message; a length-delimited value is a view of its bytes."""
     position, end = 0, len(message)
     while position < end:
         key, position = _varint(message, position)
         if not 8 <= key <= _LARGEST_KEY:
             raise ValueError(f"no field has the key {key}")
         wire = key & 7
-        if wire == _VARINT:
+        if wire == VARINT:
             number, position = _varint(message, position)
             yield key >> 3, number
             continue
-        if wire == _BYTES:
+        if wire == BYTES:
             length, position = _varint(message, position)
-        elif wire in (_FIXED32, _FIXED64):
-            length = 4 if wire == _FIXED32 else 8
+        elif wire in (FIXED32, FIXED64):
+            length = 4 if wire == FIXED32 else 8
         else:
             raise ValueError(f"unknown wire type {wire}")
         if length > end - position:
@@ -265,7 +266,8 @@ def _message(value: int | memoryview | None) -> memoryview:
     return memoryview(b"") if value is None else value
 
 
-def _text(value: int | bytes | memoryview) -> str:
+def text_of(value: int | bytes | memoryview) -> str:
+    """The text that a protobuf field holds."""
     if isinstance(value, int):
         raise ValueError("a number where text belongs")
     return str(value, "utf-8")

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from blu_export.benchmark.recompose import recompose
 from blu_export.cache import cache_folder, keep_newest
 from blu_export.runtime import RunnerOptions, load_runner
 from blu_export.runtime.graph_cache import BYTES_ALLOWED
+from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
 
 FakeOnnx = Callable[..., Path]
 
@@ -89,6 +92,39 @@ def test_a_cache_that_can_only_be_read_is_read(
     monkeypatch.setattr(os, "utime", refuse)
     assert _detect(path)[0][0, 0, 5] == pytest.approx(0.4, abs=1e-6)
     assert entry.is_dir() and "made again" not in caplog.text
+
+
+@pytest.fixture
+def follows_photo(small_onnx: Path, tmp_path: Path) -> Path:
+    """The small model with canvases that fit."""
+    path = tmp_path / "fit.onnx"
+    path.write_bytes(recompose(small_onnx, image_resize_mode="fit").data)
+    return path
+
+
+def test_sums_have_named_shapes_where_the_canvas_follows_the_photo(follows_photo: Path, cache: Path) -> None:
+    canvas = np.random.default_rng(0).integers(0, 256, (2, 64, 128, 3), np.uint8)
+    window = np.array([[0, 0, 64, 128], [0, 0, 50, 100]], np.float32)
+    with OnnxRuntimeRunner(follows_photo, "cpu") as plain, OnnxRuntimeRunner(follows_photo, "cpu", store=True) as named:
+        for first, second in zip(plain.run(canvas, window), named.run(canvas, window), strict=True):
+            assert first.any()
+            np.testing.assert_array_equal(first, second)
+    (entry,) = cache.iterdir()
+    stored = onnx.load(entry / "graph.onnx", load_external_data=False).graph
+    shapes = {info.name: [d.dim_param for d in info.type.tensor_type.shape.dim] for info in stored.value_info}
+    sums = [node for node in stored.node if node.domain == "com.microsoft.nchwc" and len(node.input) == 4]
+    if not sums:
+        pytest.skip("ONNX Runtime has no layout of its own for this processor")
+    assert all(shapes[node.input[3]] == shapes[node.output[0]] for node in sums)
+    assert all(shape[0] == "batch" for shape in shapes.values())
+    assert 1 < len({tuple(shape) for shape in shapes.values()}) < len(sums)  # a block's shape is not another's
+
+
+def test_nothing_is_named_on_a_canvas_of_fixed_size(small_onnx: Path, cache: Path) -> None:
+    with OnnxRuntimeRunner(small_onnx, "cpu", store=True):
+        (entry,) = cache.iterdir()
+    stored = onnx.load(entry / "graph.onnx", load_external_data=False).graph
+    assert not any("shape" in d.dim_param for i in stored.value_info for d in i.type.tensor_type.shape.dim)
 
 
 def test_processes_that_start_together_share_one_whole_entry(fake_onnx: FakeOnnx, cache: Path) -> None:

@@ -5,7 +5,7 @@
     python -m benchmarks canvases --tables                     # the newest table into docs/performance.md
 
 The same subnetworks on both canvases, end to end on a JPEG photo, taking turns; the Keras model on the square canvas
-follows the first runtime, and OpenVINO's bf16 where the processor has the units for it. Results go to
+takes part beside the first runtime, and OpenVINO's bf16 where the processor has the units for it. Results go to
 benchmarks/results/canvases.json and canvases.md.
 """
 
@@ -98,8 +98,8 @@ def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str
     """A row for each shape of photo and each kind of runtime: seconds of every round, objects found, by canvas.
 
     The two canvases of one kind take turns, and nothing else is loaded meanwhile: of a dozen models that wait, each
-    would find the processor's caches, and on some machines the memory of its weights, given to others. Keras is called
-    after the first kind, not between: TensorFlow's threads go on spinning when a call is over, and 31 ms became 48.
+    would find the processor's caches, and on some machines the memory of its weights, given to others. Keras takes part
+    beside the first kind.
     """
     weights, onnx = model_files(model, photo_640(), dataset)
     threads = usable_cores()
@@ -107,12 +107,12 @@ def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str
     for index, (name, (path, open_it)) in enumerate(_ours(onnx).items()):
         say(f"loading {model} {name}")
         with ExitStack() as opened:
-            detectors, keras = {}, None
+            detectors = {}
             for canvas in ("square", "fit"):
                 runner = open_it(recompose(path, image_resize_mode=canvas), "cpu", threads)
                 detectors[canvas] = Detector(opened.enter_context(runner))
             if index == 0 and weights.is_file():
-                keras = keras_on_square(model, weights).open(threads)
+                detectors["keras"] = keras_on_square(model, weights).open(threads)
             for shape, (height, width) in SHAPES.items():
                 encoded = encode(np.asarray(cv2.resize(photo, (width, height)), np.uint8))
 
@@ -121,14 +121,13 @@ def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str
 
                 say(f"{model} {name}, {shape}")
                 rounds = take_turns({canvas: once(each) for canvas, each in detectors.items()}, repeats, 2)
-                alone = {} if keras is None else take_turns({"keras": once(keras)}, repeats, 2).seconds
                 yield {
                     "model": model,
                     "shape": shape,
                     "photo": f"{width}x{height}",
                     "runtime": name,
                     "spread": rounds.spread,
-                    "seconds": rounds.seconds | alone,
+                    "seconds": rounds.seconds,
                     "found": {canvas: len(each(encoded)) for canvas, each in detectors.items()},
                 }
 

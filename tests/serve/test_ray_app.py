@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_runner import write_model
-from loopback import HERE, PATIENCE, gray
+from loopback import HERE, gray
 from ray_processes import mark, marked
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")
@@ -29,6 +29,8 @@ from blu_export.serve.ray_app import RaySettings, merge_metrics, parse_replicas
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 
+PATIENCE = 300
+"""Seconds. A cluster that starts beside tests of full-size models has taken 50, and a replica 20."""
 _mark = [""]
 SERVE = """
 import json, sys
@@ -106,7 +108,7 @@ def ray_pids(name: str) -> list[int]:
 
 
 def wait_until(holds: Callable[[], Any]) -> Any:
-    until = time.monotonic() + 2 * PATIENCE
+    until = time.monotonic() + PATIENCE
     while not (found := holds()):
         assert time.monotonic() < until, "it does not happen"
         time.sleep(0.2)
@@ -148,7 +150,7 @@ def crowded(cluster: Any) -> Iterator[int]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         # What a failed test left running may hold the cores that it waits for.
-        impatient = threading.Timer(2 * PATIENCE, process.kill)
+        impatient = threading.Timer(PATIENCE, process.kill)
         impatient.start()
         assert "ready\n" in process.stdout  # Ray may have something to say before
         impatient.cancel()
@@ -220,7 +222,7 @@ def test_a_cluster_that_others_use(crowded: int, start: Start, tmp_path: Path) -
 
     model.write_text("no model")
     broken = start(model, port=crowded)
-    _, said = broken.communicate(timeout=2 * PATIENCE)
+    _, said = broken.communicate(timeout=PATIENCE)
     assert broken.returncode == 1 and "The replicas do not start" in said
     assert not replica_pids() and ray_pids("ServeController")
 

@@ -19,7 +19,7 @@ from blu_export.batch.shard import read_rows
 from blu_export.batch.sink import Sink
 
 HERE = Path(__file__).parent
-PATIENCE = 120
+PATIENCE = 300
 Color = tuple[int, int, int]
 
 

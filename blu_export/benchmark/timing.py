@@ -20,7 +20,7 @@ FEWEST = 5
 """Rounds below which a median says little."""
 _YARDSTICK_SIZE = 768
 _SPIN_SECONDS = 0.1
-"""NumPy's matrix threads go on spinning for some 25 ms after a product; what is timed next would share cores with them."""
+"""NumPy's matrix threads spin for some 25 ms after a product; what is timed next would share the cores with them."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from blu_export.errors import ImageError, UsageError
 from blu_export.spec import MAX_CANVAS, SIZE_MULTIPLE, ModelSpec
 
 ROWS_AT_ONCE = 32
-"""Output rows resized together: their source rows fit in the processor's cache."""
+"""Output rows whose source rows are gathered together: they fit in the processor's cache."""
+ROWS_A_CALL = 8
+"""Output rows that one call of NumPy computes: a row alone is so short that the calls would cost more than the work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,26 +140,32 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     floor = work.type(image.min())  # skimage clips: the zeros around the photo do not darken its edge below this
 
     resized = np.empty((height, width * channels), np.uint8)
-    upper, lower = np.empty((2, 2, width * channels), work)
-    total = np.empty(width * channels, work)
+    # [output row, left or right neighbor, output column and channel]
+    upper_space, lower_space = np.empty((2, ROWS_A_CALL, 2, width * channels), work)
+    total_space = np.empty((ROWS_A_CALL, width * channels), work)
     for start in range(0, height, ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         needed, place = np.unique(rows[:, block], return_inverse=True)
         # [source row, left or right neighbor, output column and channel]
         source = image[needed].take(columns.ravel(), axis=1, mode="clip").reshape(len(needed), 2, -1).astype(work)
-        for line, (above, below), (above_weight, below_weight) in zip(
-            resized[block], place.reshape(2, -1).T, row_weights[:, block].T, strict=True
-        ):
-            np.multiply(source[above], above_weight, out=upper)
+        places = place.reshape(2, -1)
+        for first in range(0, places.shape[1], ROWS_A_CALL):
+            above, below = places[:, first : first + ROWS_A_CALL]
+            done = slice(start + first, start + first + len(above))
+            above_weight, below_weight = row_weights[:, done, None, None]
+            upper, lower, total = (space[: len(above)] for space in (upper_space, lower_space, total_space))
+            np.take(source, above, axis=0, out=upper, mode="clip")  # with a mode it writes without a copy between
+            np.multiply(upper, above_weight, out=upper)
             np.multiply(upper, column_weights, out=upper)
-            np.multiply(source[below], below_weight, out=lower)
+            np.take(source, below, axis=0, out=lower, mode="clip")
+            np.multiply(lower, below_weight, out=lower)
             np.multiply(lower, column_weights, out=lower)
-            np.add(upper[0], upper[1], out=total)
-            np.add(total, lower[0], out=total)
-            np.add(total, lower[1], out=total)
+            np.add(upper[:, 0], upper[:, 1], out=total)
+            np.add(total, lower[:, 0], out=total)
+            np.add(total, lower[:, 1], out=total)
             if floor:
                 np.maximum(total, floor, out=total)
-            np.copyto(line, total, casting="unsafe")
+            np.copyto(resized[done], total, casting="unsafe")
     return resized.reshape(height, width, channels)
 
 

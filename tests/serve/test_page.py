@@ -183,7 +183,7 @@ def test_too_many_tiles_are_said_and_the_photo_is_looked_at_as_a_whole(browser: 
         page.goto(server.url)
         choose(page)
         wait_for_result(page, "2 objects")
-        page.check("#tiles")
+        page.click("#tiles")  # not check: the page may have cleared it again before that looks
         wait_for_result(page, "this server takes at most 4")
         wait_for_result(page, "2 objects")
         playwright.expect(page.locator("#tiles")).not_to_be_checked()

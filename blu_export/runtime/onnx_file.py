@@ -260,6 +260,15 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("a number is longer than ten bytes")
 
 
+def encode_varint(value: int) -> bytes:
+    """An unsigned integer as protobuf writes it: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
 def _message(value: int | memoryview | None) -> memoryview:
     if isinstance(value, int):
         raise ValueError("a number where a message belongs")

@@ -39,7 +39,7 @@ SCRAPE_TIMEOUT = 5.0
 """Seconds that the counters of all replicas may take; a scrape of Prometheus gives up after 10."""
 START_ATTEMPTS = 3
 """Replicas that may fail to start, one after another, before the command gives up. Ray's own rule is three for each
-that was asked for, with pauses of up to a minute: for a model file that cannot be read that is minutes of silence."""
+that was asked for, although a model that one cannot load none can."""
 POLL = 1.0
 """Seconds between two looks at replicas that come up; Ray's own ``serve.run`` looks as often."""
 

@@ -25,6 +25,7 @@ from tritonclient.grpc import service_pb2_grpc
 from blu_export import __version__
 from blu_export.contract import PHOTO_INPUT, PHOTO_OUTPUTS
 from blu_export.errors import UsageError
+from blu_export.runtime.onnx_file import encode_varint
 from blu_export.serve import oip
 from blu_export.serve.decoder_process import Upload
 from blu_export.serve.errors import BadRequestError, DeadlineError, RequestError
@@ -304,14 +305,5 @@ def _response(found: Found) -> bytes:
         array = oip.output_array(name, found.detections)
         response.outputs.add(name=name, datatype=PHOTO_OUTPUTS[name][0], shape=array.shape)
         data = oip.array_bytes(array)
-        pieces += [RAW_TAG, _varint(len(data)), data]
+        pieces += [RAW_TAG, encode_varint(len(data)), data]
     return oip.joined([response.SerializeToString(), *pieces])
-
-
-def _varint(number: int) -> bytes:
-    """An unsigned integer as protobuf writes it: seven bits a byte, the lowest first."""
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*found, number])

@@ -89,7 +89,10 @@ class Watch:
     """Questions whose connection broke, or that got another answer than 200."""
     photos: list[Reply] = field(default_factory=list)
     peak: int = 0
-    """Bytes of all processes."""
+    """The most bytes that all processes had, before the attack or during it.
+
+    The size falls, too, when other programs of the machine begin to use the same libraries.
+    """
 
 
 async def attacks(target: Target, quick: bool) -> dict[str, Any]:
@@ -103,7 +106,7 @@ async def measure(target: Target, attack: Attack, quick: bool = False) -> dict[s
     async with warm_server(target, **attack.settings) as warm:
         server = warm.server
         idle = server.total_memory()
-        async with watching(server, target) as watch:
+        async with watching(server, target, Watch(peak=idle)) as watch:
             await asyncio.sleep(AROUND)
             outcome = await attack.act(Scene(target, server, body, quick))
             await asyncio.sleep(AROUND)
@@ -129,16 +132,16 @@ def _counted(statuses: Sequence[int | str]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def watching(server: ServerProcess, target: Target) -> AsyncIterator[Watch]:
+async def watching(server: ServerProcess, target: Target, watch: Watch) -> AsyncIterator[Watch]:
     """Ask for health, send photos, and look at the memory, until the block ends and all photos are answered."""
-    watch, over = Watch(), threading.Event()
+    over = threading.Event()
 
     async def photo(index: int) -> Reply:
         return await exchange(server.port, target.request(index))
 
     # In threads: they must not wait for the senders of the attack.
     health = asyncio.create_task(asyncio.to_thread(_ask_for_health, server.port, watch, over))
-    memory = asyncio.create_task(asyncio.to_thread(_sample_memory, server, watch, over))
+    memory = asyncio.create_task(asyncio.to_thread(sample_memory, server, watch, over))
     photos = asyncio.create_task(paced(PHOTO_PERIOD, over.is_set, photo))
     try:
         yield watch
@@ -179,7 +182,8 @@ def _ask_for_health(port: int, watch: Watch, over: threading.Event) -> None:
     connection.close()
 
 
-def _sample_memory(server: ServerProcess, watch: Watch, over: threading.Event) -> None:
+def sample_memory(server: ServerProcess, watch: Watch, over: threading.Event) -> None:
+    """Note the most memory of a server and all that it has started, until told that it is over."""
     while not over.wait(MEMORY_PERIOD):
         watch.peak = max(watch.peak, server.total_memory())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,42 @@ def test_an_attack_is_watched_from_all_sides(target: Target) -> None:
     assert found["statuses"] == {"400": 1}
     assert found["health"]["failures"] == 0 and found["health"]["max_s"] > 0
     assert set(found["regular"]["statuses"]) == {"200"} and found["regular"]["wrong"] == 0
-    assert found["peak_mb"] >= found["idle_mb"] > 10
+    assert found["idle_mb"] > 10
+
+
+CHILD = """
+import json, os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def log(event): print(json.dumps({"event": event, "port": 0, "pid": os.getpid()}), file=sys.stderr, flush=True)
+log("listening")
+data = b"x" * (64 << 20)
+log("allocated")
+signal.sigtimedwait([signal.SIGUSR1], 60)
+del data
+log("freed")
+signal.sigtimedwait([signal.SIGUSR1], 60)
+"""
+
+
+def test_the_peak_has_memory_that_a_child_gave_back() -> None:
+    async def main() -> tuple[int, int]:
+        watch, over = serve_attacks.Watch(), threading.Event()
+        server = await ServerProcess.start(["sh", "-c", '"$@"; true', "sh", sys.executable, "-c", CHILD])
+        sampling = asyncio.create_task(asyncio.to_thread(serve_attacks.sample_memory, server, watch, over))
+        child = (await server.wait_for("allocated"))["pid"]
+        while watch.peak < 64 << 20:
+            await asyncio.sleep(0.01)
+        os.kill(child, signal.SIGUSR1)
+        await server.wait_for("freed")
+        now = server.total_memory()
+        over.set()
+        await sampling
+        os.kill(child, signal.SIGUSR1)
+        await server.process.wait()
+        return watch.peak, now
+
+    peak, now = asyncio.run(main())
+    assert peak - now > 60 << 20
 
 
 def test_a_server_may_be_started_with_few_open_files() -> None:

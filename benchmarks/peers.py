@@ -14,9 +14,10 @@ import numpy as np
 
 from benchmarks.naive import NaiveRunner, export_naive, forward
 from benchmarks.predict import PredictRunner
+from benchmarks.torchvision_peer import TorchvisionRunner
 from blu_export.benchmark.candidates import Candidate
 from blu_export.detector import Detector
-from blu_export.errors import BluError, MissingDependencyError
+from blu_export.errors import BluError
 from blu_export.extras import import_extra
 from blu_export.model.given import Given
 from blu_export.runtime.base import Runner
@@ -54,12 +55,16 @@ def peers_of(model: str, weights: Path, folder: Path, say: Say) -> list[Candidat
             export_by_keras(reference.model, path)
         return Detector(NaiveRunner(path, reference.spec, threads))
 
+    def open_torchvision(threads: int) -> Detector:
+        spec = KerasRunner(weights, given=Given.of(settings=SQUARE)).spec
+        return Detector(TorchvisionRunner(spec, threads))
+
     makers = {
         "keras predict": lambda threads: Detector(PredictRunner(weights)),
         "onnxruntime, naive tf2onnx": open_naive,
         "onnxruntime, keras export": open_keras_export,
         "openvino, convert_model": lambda threads: Detector(ConvertedRunner(weights, threads)),
-        "torchvision R-50-FPN": lambda threads: Detector(TorchvisionRunner(weights, threads)),
+        "torchvision R-50-FPN": open_torchvision,
     }
     return [Candidate(model, runtime, "float32", open_it, ours=False) for runtime, open_it in makers.items()]
 
@@ -133,37 +138,3 @@ class ConvertedRunner(Runner):
         detections, masks = sorted((np.array(value) for value in found.values()), key=np.ndim)
         class_ids = detections[0, :, 4].astype(np.int64)
         return detections, masks[np.arange(len(class_ids)), :, :, class_ids][None]
-
-
-class TorchvisionRunner(Runner):
-    """torchvision's Mask R-CNN R-50-FPN with random weights on the same canvas: what its network costs.
-
-    It finds nothing of ours: the detections it gives are empty.
-    """
-
-    runtime = "torchvision R-50-FPN"
-    device = "CPU"
-    precision = "float32"
-
-    def __init__(self, weights: Path, threads: int) -> None:
-        try:
-            import torch
-            from torchvision.models.detection import maskrcnn_resnet50_fpn
-        except ImportError as error:
-            raise MissingDependencyError("torchvision is not installed.", "pip install torchvision") from error
-        torch.set_num_threads(threads)
-        self.torch = torch
-        self.spec = KerasRunner(weights, given=Given.of(settings=SQUARE)).spec
-        side = self.spec.image_max_dim
-        self.model = maskrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=self.spec.num_classes, min_size=side, max_size=side
-        ).eval()
-
-    def run(self, canvas: Any, window: Any) -> Any:
-        """See ``Runner.run``."""
-        pixels = self.torch.from_numpy(canvas.transpose(0, 3, 1, 2).astype(np.float32) / 255)
-        with self.torch.inference_mode():
-            self.model(list(pixels))
-        rows = self.spec.detection_max_instances
-        shape = (len(canvas), rows, *self.spec.mask_shape)
-        return np.zeros((len(canvas), rows, 6), np.float32), np.zeros(shape, np.float32)

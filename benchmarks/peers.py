@@ -64,9 +64,10 @@ def peers_of(model: str, weights: Path, folder: Path, say: Say) -> list[Candidat
         "onnxruntime, naive tf2onnx": open_naive,
         "onnxruntime, keras export": open_keras_export,
         "openvino, convert_model": lambda threads: Detector(ConvertedRunner(weights, threads)),
-        "torchvision R-50-FPN": open_torchvision,
     }
-    return [Candidate(model, runtime, "float32", open_it, ours=False) for runtime, open_it in makers.items()]
+    peers = [Candidate(model, runtime, "float32", open_it, ours=False) for runtime, open_it in makers.items()]
+    other = Candidate(model, TorchvisionRunner.runtime, "float32", open_torchvision, ours=False, same_network=False)
+    return [*peers, other]
 
 
 def export_by_keras(model: Any, path: Path) -> None:

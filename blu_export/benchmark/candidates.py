@@ -37,6 +37,8 @@ class Candidate:
     """``fit`` and the like; empty for the square one."""
     ours: bool = True
     """False for a peer: what a user would have without this project."""
+    same_network: bool = True
+    """False for another network of equal input: the model's FLOPs say nothing about it."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """More figures for its row."""
 

@@ -124,7 +124,7 @@ class ModelRun:
                 around_large=_share(self.large, medians["run"]),
                 notes=dict(candidate.notes),
             )
-            if flops := work.get(candidate.canvas):
+            if candidate.same_network and (flops := work.get(candidate.canvas)):
                 row.flops_per_second = flops / medians["run"]
                 peak = self.result["peaks"].get(row.precision)
                 if peak and row.device == "CPU":

@@ -12,6 +12,7 @@ import pytest
 
 from blu_export.benchmark import machine
 from blu_export.benchmark.candidates import Candidate, candidates_of, file_candidates, model_names
+from blu_export.benchmark.flops import Flops
 from blu_export.benchmark.report import compare, headline, markdown, read_results, summary
 from blu_export.benchmark.run import run_benchmark
 from blu_export.benchmark.save import TABLE_ENDS, TABLE_STARTS, insert_table, save_results
@@ -189,6 +190,15 @@ def test_a_peer_that_is_not_here_is_said_and_left_out(model: Path, photo: Path) 
     assert result["rows"]
     with pytest.raises(BluError, match="Nothing could be measured"):
         run_benchmark(peers, photo, BRIEF)
+
+
+def test_another_network_has_no_share_of_the_peak(model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr("blu_export.benchmark.flops.count_flops", lambda *_: Flops({"trunk": 1e6}))
+    ours = next(each for each in file_candidates(model, ["onnxruntime"]) if each.precision == "float32")
+    other = replace(ours, runtime="torchvision", ours=False, same_network=False, file=None)
+    rows = run_benchmark([ours, other], photo, BRIEF)["rows"]
+    assert ["share_of_peak" in row for row in rows] == [True, False]
 
 
 def test_compare_finds_what_became_slower(result: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def attacks_table(result: dict[str, Any]) -> str:
         "the attackers on the same machine; each attack has a server of its own. Another client sends a regular photo "
         "every 0.3 s meanwhile, and one asks for `/v2/health/live` every 0.02 s: health is its longest wait. Memory is "
         f"the peak of all processes of the server, which take {IDLE_BEFORE_MB} MB before and {min(idle)} to {max(idle)}"
-        " MB now when idle. *Before* is the server without these limits, on a machine that also ran other programs.",
+        " MB now when idle. *Before* is the server without these limits, on a busy Xeon.",
         "",
         "| attack | before | now |",
         "|---|---|---|",

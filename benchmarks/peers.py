@@ -20,6 +20,7 @@ from blu_export.detector import Detector
 from blu_export.errors import BluError
 from blu_export.extras import import_extra
 from blu_export.model.given import Given
+from blu_export.model.weights import read_weights
 from blu_export.runtime.base import Runner
 from blu_export.runtime.keras import KerasRunner
 
@@ -56,7 +57,7 @@ def peers_of(model: str, weights: Path, folder: Path, say: Say) -> list[Candidat
         return Detector(NaiveRunner(path, reference.spec, threads))
 
     def open_torchvision(threads: int) -> Detector:
-        spec = KerasRunner(weights, given=Given.of(settings=SQUARE)).spec
+        spec = read_weights(weights).make_spec(Given.of(settings=SQUARE))
         return Detector(TorchvisionRunner(spec, threads))
 
     makers = {

@@ -31,7 +31,7 @@ from blu_export.benchmark.curves import encode
 from blu_export.benchmark.machine import describe
 from blu_export.benchmark.recompose import recompose
 from blu_export.benchmark.save import insert_table
-from blu_export.benchmark.timing import take_turns
+from blu_export.benchmark.timing import settled, take_turns
 from blu_export.cli.common import wrote
 from blu_export.detector import Detector
 from blu_export.embedded import DEMO_PHOTO, embedded
@@ -120,6 +120,8 @@ def measure(model: str, repeats: int, dataset: Path | None) -> Iterator[dict[str
                     return lambda: detector(encoded)
 
                 say(f"{model} {name}, {shape}")
+                for detector in detectors.values():
+                    settled(detector, encoded)
                 rounds = take_turns({canvas: once(each) for canvas, each in detectors.items()}, repeats, 2)
                 yield {
                     "model": model,

@@ -13,7 +13,7 @@ from blu_export.benchmark.cold import measure_cold
 from blu_export.benchmark.curves import LARGE_PHOTO, around_the_network, measure_curves
 from blu_export.benchmark.row import Row
 from blu_export.benchmark.settings import Settings
-from blu_export.benchmark.timing import NOISY_SPREAD, Timing, enough_of, median_seconds, take_turns
+from blu_export.benchmark.timing import NOISY_SPREAD, Timing, enough_of, median_seconds, settled, take_turns
 from blu_export.detector import STAGES, Detector
 from blu_export.errors import BluError
 from blu_export.extras import import_extra, missing_extra
@@ -75,7 +75,7 @@ class ModelRun:
 
     def _open(self, candidate: Candidate) -> Detector | None:
         try:
-            return candidate.open(self.settings.threads)
+            return settled(candidate.open(self.settings.threads), self.encoded)
         except BluError as error:
             why = str(error)
         except ModuleNotFoundError as error:
@@ -175,7 +175,7 @@ class ModelRun:
         A runner that takes one photo only has no more figures, nor has one whose batches take longer than LONG_BATCH_S.
         """
         rates: dict[str, float] = {}
-        detector = candidate.open(self.settings.threads)
+        detector = settled(candidate.open(self.settings.threads), self.encoded)
         with detector.runner:
             for batch in self.settings.batches:
                 self.say(f"batch {batch}: {candidate.name}")
@@ -199,7 +199,7 @@ class ModelRun:
         if threads < 2:
             return 1
         self.say(f"one photo a core: {candidate.name}")
-        detector = candidate.open(1)
+        detector = settled(candidate.open(1), self.encoded)
         with detector.runner:
             detector.runner.lanes = threads
             photos = [self.encoded] * (2 * threads)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from blu_export.detector import Detector
+
 T = TypeVar("T")
 
 NOISY_SPREAD = 1.15
@@ -86,6 +88,13 @@ def take_turns(
         on_round(done + warmup + 1)
     low, high = np.percentile(yardstick, (10, 90))
     return Rounds(seconds, float(high / low))
+
+
+def settled(detector: Detector, photo: Any) -> Detector:
+    """The detector, after as many calls as its runner needs until the photo's canvas runs at full speed."""
+    for _ in range(detector.runner.settles_after):
+        detector(photo)
+    return detector
 
 
 def enough_of(measure: Callable[[], T], repeats: int, seconds: Callable[[T], float]) -> list[T]:

@@ -29,6 +29,8 @@ class Runner(ABC):
     """Calls of ``run`` that go best at the same time, where there are many photos to do."""
     throughput_lanes: int = 1
     """The lanes that the same model has, or would have, loaded with ``RunnerOptions.throughput``."""
+    settles_after: int = 0
+    """Canvases of one size, one a call, after which that size runs faster than before."""
 
     @abstractmethod
     def run(

@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from blu_export.errors import BluError, MissingDependencyError, ModelFileError, UsageError
+from blu_export.image import decode, mold
 from blu_export.parity.verify import TOLERANCES, ParityReport, verify
 from blu_export.runtime import Runner, RunnerOptions, load_runner
-from blu_export.runtime.openvino import OpenVinoRunner, has_bf16
+from blu_export.runtime.frequent import MOST_SIZES
+from blu_export.runtime.openvino import OpenVinoRunner, _knows_same_bits, has_bf16
 
 FakeOnnx = Callable[..., Path]
 BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -114,7 +116,7 @@ def test_bf16_splits_the_graph_after_the_trunk(fake_onnx: FakeOnnx, monkeypatch:
     with load_runner(path, RunnerOptions(precision="bf16")) as runner:
         assert (runner.runtime, runner.precision) == ("openvino", "bf16")
         assert isinstance(runner, OpenVinoRunner)
-        trunk, rest = runner._compiled
+        trunk, rest = runner._network.parts
         assert [output.any_name for output in trunk.outputs] == ["trunk/P2"]
         assert "trunk/P2" in {i.any_name for i in rest.inputs}
         for levels in ((255,), (0, 51, 102)):
@@ -130,6 +132,68 @@ def _bf16_beside_float32(photos: Sequence[Path]) -> ParityReport:
         patch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)
         with OpenVinoRunner(embedded(), bf16=True) as candidate:
             return verify(reference, candidate, photos, TOLERANCES["bf16"])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_sizes_that_come_often_are_compiled_and_give_the_same_bits(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blu_export.embedded import DEMO_PHOTO, embedded
+
+    monkeypatch.setattr("blu_export.runtime.frequent.FREQUENT", 3)
+    monkeypatch.setattr("blu_export.runtime.openvino.has_bf16", lambda: True)
+    with OpenVinoRunner(embedded(), bf16=bf16) as runner:
+        photo = decode(embedded(DEMO_PHOTO))
+        for cropped in (photo, photo[: len(photo) * 2 // 3]):
+            molded = mold(cropped, runner.spec)
+            found = [runner.run(molded.canvas[None], molded.window[None]) for _ in range(4)]
+            assert (found[0][0][..., 5] > 0).any()
+            for detections, masks in found[1:]:
+                np.testing.assert_array_equal(detections, found[0][0])
+                np.testing.assert_array_equal(masks, found[0][1])
+        assert runner._frequent is not None
+        assert len(runner._frequent) == 2
+
+
+def test_sizes_that_come_often_do_not_mix_their_answers(fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blu_export.runtime.frequent.FREQUENT", 3)
+    path = fake_onnx(image_resize_mode="fit", image_max_dim=256, image_channel_count=4, mean_pixel=(0.0,) * 4)
+    with load_runner(path, RunnerOptions("openvino", threads=1)) as runner, ThreadPoolExecutor(4) as pool:
+
+        def check(height: int, width: int, *levels: int) -> None:
+            canvas = np.stack([np.full((height, width, 4), level, np.uint8) for level in levels])
+            window = np.tile(np.array([0, 0, height, width], np.float32), (len(levels), 1))
+            detections, _ = runner.run(canvas, window)
+            np.testing.assert_allclose(detections[:, 0, 5], np.array(levels) / 255, atol=1e-6)
+            np.testing.assert_allclose(detections[:, 0, :4], [[0, 0, 1, 1]] * len(levels), atol=1e-6)
+
+        sizes = [(64 * h, 64 * w) for h in range(1, 5) for w in range(1, 4)]
+        jobs = [pool.submit(check, *size, level) for level in range(0, 250, 25) for size in sizes]
+        jobs += [pool.submit(check, *size, level, 255 - level) for level in range(0, 250, 50) for size in sizes]
+        for job in jobs:
+            job.result()
+        assert isinstance(runner, OpenVinoRunner)
+        assert runner._frequent is not None
+        assert len(runner._frequent) == MOST_SIZES
+
+
+def test_which_models_are_compiled_for_sizes(fake_onnx: FakeOnnx, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not int8, which would round elsewhere; not large ones, for their memory; none where the canvas is fixed."""
+    fit = {"image_resize_mode": "fit", "image_max_dim": 256}
+    with OpenVinoRunner(fake_onnx(**fit)) as runner:
+        assert runner._frequent is not None
+    with OpenVinoRunner(fake_onnx({"blu_precision": "int8"}, **fit)) as runner:
+        assert runner._frequent is None
+    with OpenVinoRunner(fake_onnx()) as runner:
+        assert runner._frequent is None
+        assert runner._network.parts[0].input("canvas").get_shape() == [1, 64, 64, 3]
+    monkeypatch.setattr("blu_export.runtime.openvino.MOST_BYTES", 100)
+    with OpenVinoRunner(fake_onnx(**fit)) as runner:
+        assert runner._frequent is None
+
+
+def test_a_setting_that_openvino_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _knows_same_bits()
+    monkeypatch.setattr("blu_export.runtime.openvino.SAME_BITS", {"NO_SUCH_SETTING": "YES"})
+    assert not _knows_same_bits.__wrapped__()
 
 
 def test_bf16_of_a_real_model_finds_what_float32_finds_on_the_demo_photo() -> None:

@@ -13,6 +13,8 @@ Size = tuple[int, int]
 
 MOST_SIZES = 4
 """Compiled at a time: of a photo upright and lying down, in two shapes."""
+MOST_PIXELS = 2**20
+"""Of all that are compiled at a time. In OpenVINO each holds about 600 bytes a pixel for its activations."""
 FREQUENT = 32
 """Canvases of one size before it is compiled, which takes the time of some ten of them."""
 WINDOW = 2000
@@ -49,7 +51,7 @@ class FrequentSizes(Generic[T]):
             self._seen[size] += 1
             if size in self._compiled:
                 return self._compiled[size]
-            if self._seen[size] < FREQUENT or len(self._compiled) >= MOST_SIZES:
+            if self._seen[size] < FREQUENT or not self._has_room(size):
                 return self._any_size
             self._compiled[size] = self._any_size  # until it is compiled
         compiled = self._compile_for(height, width)
@@ -57,6 +59,10 @@ class FrequentSizes(Generic[T]):
             if size in self._compiled:
                 self._compiled[size] = compiled
         return compiled
+
+    def _has_room(self, size: Size) -> bool:
+        pixels = sum(height * width for height, width in (*self._compiled, size))
+        return len(self._compiled) < MOST_SIZES and pixels <= MOST_PIXELS
 
     def _begin_again(self) -> None:
         most = dict(self._seen.most_common(MOST_SIZES))

@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from blu_export.runtime.frequent import FREQUENT, MOST_SIZES, WINDOW, FrequentSizes
+from blu_export.runtime.frequent import FREQUENT, MOST_PIXELS, MOST_SIZES, WINDOW, FrequentSizes
 
 
 class Compiler:
@@ -41,6 +41,14 @@ def test_no_more_than_a_few_are_kept() -> None:
     assert compiler.sizes == [(64, width) for width in range(1, MOST_SIZES + 1)]
     assert len(sizes) == MOST_SIZES
     assert sizes.find(64, MOST_SIZES + 1) == "any"
+
+
+def test_large_canvases_have_room_for_fewer() -> None:
+    sizes = FrequentSizes("any", Compiler())
+    for width in (1024, 1088, 256, 128):
+        _find(sizes, 768, width, FREQUENT)
+    assert [sizes.find(768, width) for width in (1024, 1088, 256, 128)] == ["768x1024", "any", "768x256", "any"]
+    assert sum(768 * width for width in (1024, 256)) <= MOST_PIXELS
 
 
 def test_what_became_rare_gives_way() -> None:

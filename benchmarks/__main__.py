@@ -2,6 +2,7 @@
 
     speed       every runtime side by side, beside what users would otherwise have
     canvases    canvases that fit beside the square one, by shape of the photo
+    sizes       OpenVINO compiled for the size of the canvas beside dynamic sizes
     serve       the server: throughput, overload, crashes, hangs, reloads, a soak
     fuzz        the server, by mutations of valid requests, gRPC messages and pictures
     precision   fp16 and int8: matched instances, mask IoU and average precision
@@ -18,7 +19,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("speed", "canvases", "serve", "fuzz", "precision", "memory", "pipeline", "unmold", "gpu")
+NAMES = ("speed", "canvases", "sizes", "serve", "fuzz", "precision", "memory", "pipeline", "unmold", "gpu")
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from blu_export.runtime.onnx_file import OnnxFile, named, spec_of
 TRUNK = "trunk/"
 """Begins the names of the trunk's tensors."""
 MOST_BYTES = 64 * 2**20
-"""Largest file whose frequent sizes are compiled. The default model of 10 MB takes 70 MB for each, and its network
-0.87 of the time; a ResNet-50 of 180 MB takes 550 MB, for 0.96 to 0.99 of the time."""
+"""Largest file whose frequent sizes are compiled. The default model (10 MB) takes 70 to 110 MB for each, and 0.9 of the
+time; a ResNet-50 (180 MB) would take 550 MB, and 0.96 to 0.99 of the time (benchmarks/sizes.py)."""
 SAME_BITS = {"SNIPPETS_MODE": "DISABLE"}
 """With it a model for fixed sizes computes what the one with dynamic sizes does, to the last bit, and as fast as
 without. OpenVINO does not list this setting."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from blu_export.benchmark.cold import measure_cold, peak_memory_mib
 from blu_export.benchmark.curves import around_the_network, encode, random_detections, random_photo
 from blu_export.benchmark.flops import count_flops
 from blu_export.benchmark.onnx_stages import _seconds_by_run
-from blu_export.benchmark.timing import Timing, take_turns
+from blu_export.benchmark.timing import Timing, settled, take_turns
+from blu_export.detector import Detector
 from blu_export.errors import BluError
 from blu_export.image import Molded, mold, unmold
+from blu_export.runtime.onnxruntime import OnnxRuntimeRunner
+from blu_export.runtime.openvino import OpenVinoRunner
 from blu_export.spec import ModelSpec
 
 SPEC = ModelSpec(("BG", "thing"), image_min_dim=64, image_max_dim=64)
@@ -28,6 +32,18 @@ def test_candidates_take_turns_and_the_first_is_not_always_the_same(monkeypatch:
     assert {name: len(seconds) for name, seconds in rounds.seconds.items()} == dict.fromkeys("abc", 3)
     assert ["".join(calls[i : i + 3]) for i in range(0, 12, 3)] == ["cab", "abc", "bca", "cab"]
     assert rounds.spread >= 1
+
+
+def test_a_settled_detector_has_compiled_for_the_photo(fake_onnx: Callable[..., Path]) -> None:
+    path = fake_onnx(image_resize_mode="fit", image_max_dim=256)
+    photo = random_photo(100, 200)
+    with OpenVinoRunner(path) as runner:
+        detector = settled(Detector(runner), photo)
+        assert runner._frequent is not None
+        assert len(runner._frequent) == 1
+        assert detector.runner is runner
+    with OnnxRuntimeRunner(path) as never_changes:
+        assert not any(settled(Detector(never_changes), photo).timings.values())  # it was not called
 
 
 def test_a_distribution() -> None:

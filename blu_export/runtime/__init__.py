@@ -6,6 +6,7 @@ load ── a model file and RunnerOptions to a Runner
 ├─ onnx_file ── an ONNX file read as bytes, before a runtime sees it
 ├─ converted ── Keras weights as ONNX; graph_cache ── optimized graphs (shape_names); both on disk
 ├─ cpu ── the processor, and how many threads suit it
+├─ frequent ── networks compiled for the sizes of canvas that come most often
 └─ keras, onnxruntime, openvino, tensorrt ── one Runner each (base)
 """
 

@@ -25,7 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import cv2
 import numpy as np
 
-from benchmarks.models import DEFAULT, RESULTS, ROOT, SPECS, model_files, photo_640, say
+from benchmarks.models import DEFAULT, RESULTS, ROOT, SPECS, model_files, models_of, photo_640, say
 from benchmarks.peers import keras_on_square
 from blu_export.benchmark.curves import encode
 from blu_export.benchmark.machine import describe
@@ -68,7 +68,7 @@ def main() -> None:
         insert_table(PERFORMANCE, table(result), MARKS)
         wrote(PERFORMANCE)
         return
-    write(arguments.models.split(","), arguments.repeats, arguments.dataset, arguments.out)
+    write(models_of(arguments.models), arguments.repeats, arguments.dataset, arguments.out)
 
 
 def write(models: Sequence[str], repeats: int, dataset: Path | None, folder: Path) -> None:

@@ -82,6 +82,14 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def models_of(names: str) -> list[str]:
+    """DEFAULT and names of SPECS, separated by commas; ends the program where there is none of a name."""
+    models = [name for name in names.split(",") if name]
+    if unknown := [name for name in models if name not in (DEFAULT, *SPECS)]:
+        raise SystemExit(f"There is no model '{unknown[0]}'; there are {', '.join((DEFAULT, *SPECS))}.")
+    return models
+
+
 def photo_640() -> Path:
     """The demo photo at 640×480, as a JPEG file in the cache."""
     from PIL import Image

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.canvases import MODELS
 from benchmarks.memory import resident_mib
-from benchmarks.models import DEFAULT, model_files, photo_640, say
+from benchmarks.models import DEFAULT, model_files, models_of, photo_640, say
 from blu_export.benchmark.recompose import recompose
 from blu_export.benchmark.timing import take_turns
 from blu_export.embedded import DEMO_PHOTO, embedded
@@ -42,10 +42,11 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="annotated photos: int8 of the default model")
     arguments = parser.parse_args()
     if arguments.repeats + WARM >= FREQUENT:
-        parser.error(f"--repeats must be below {FREQUENT - WARM}: the {FREQUENT}th canvas of a size compiles it")
+        parser.error(f"--repeats must be below {FREQUENT - WARM}: a size is compiled when it came {FREQUENT} times")
+    models = models_of(arguments.models)
     print("| model | canvas | precision | dynamic | fixed | fixed over dynamic | memory | onnxruntime | spread |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for model in arguments.models.split(","):
+    for model in models:
         _, onnx = model_files(model, photo_640(), arguments.dataset)
         for canvas in CANVASES[model]:
             for precision in ("float32", "int8", "bf16"):

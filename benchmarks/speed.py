@@ -20,7 +20,18 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from benchmarks.models import CACHE, DEFAULT, RESULTS, ROOT, SPECS, exports_folder, model_files, photo_640, say
+from benchmarks.models import (
+    CACHE,
+    DEFAULT,
+    RESULTS,
+    ROOT,
+    SPECS,
+    exports_folder,
+    model_files,
+    models_of,
+    photo_640,
+    say,
+)
 from benchmarks.peers import keras_on_square, peers_of
 from blu_export.benchmark.candidates import Candidate, file_candidates
 from blu_export.benchmark.report import headline, markdown, read_results, summary
@@ -60,10 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = QUICK if arguments.quick else Settings()
     if arguments.repeats:
         settings = replace(settings, repeats=arguments.repeats)
-    models = [name for name in arguments.models.split(",") if name]
-    models = models or ([DEFAULT] if arguments.quick else [DEFAULT, *SPECS])
-    if unknown := [name for name in models if name not in (DEFAULT, *SPECS)]:
-        raise SystemExit(f"There is no model '{unknown[0]}'; there are {', '.join((DEFAULT, *SPECS))}.")
+    models = models_of(arguments.models) or ([DEFAULT] if arguments.quick else [DEFAULT, *SPECS])
     photo = photo_640()
     candidates: list[Candidate] = []
     skipped: list[dict[str, str]] = []
